@@ -1,0 +1,1 @@
+"""Adapters to mmengine's training loop."""

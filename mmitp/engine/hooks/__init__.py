@@ -1,0 +1,1 @@
+"""Hooks: they schedule, and hold no mathematics."""

@@ -1,0 +1,120 @@
+"""Conversion of a built model: masks on its convolutions (S2), and back by folding."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from .layers import kind_of, masked_layers
+from .masks import GRANULARITIES, MaskedLayer
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a module name matches a glob (``'*.conv1'``) or lies in a named subtree (``'backbone'``)."""
+    return any(fnmatchcase(name, p) or name.startswith(p + ".") for p in patterns)
+
+
+def mask_model(
+    model: nn.Module,
+    granularity: str = "channel",
+    init: float = 1.0,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    linear: bool = False,
+) -> nn.Module:
+    """Gives every matching layer a trainable mask, in place, and returns the same model object.
+
+    Converted by exact type: ``nn.Conv2d``, ``nn.ConvTranspose2d``, what :func:`~mmitp.pruning.register_kind` added
+    (the modulated deformable convolution, its offset convolution under the same mask), and ``nn.Linear`` with
+    ``linear=True`` or where ``include`` names it exactly. Grouped and depthwise convolutions carry no mask of their
+    own; neither does the stem (the first convolution, if it reads an image of up to three channels) unless
+    ``include`` names it exactly. A layer changes its class only: parameters, hooks, keys and the places that share
+    it stay.
+
+    Args:
+        model: any module; not yet wrapped for distributed training, not yet given to an optimizer.
+        granularity: ``'channel'`` (one value an input channel) or ``'weight'`` (one a weight, irregular pruning).
+        init: initial mask value (S1: 1.0; 0.3 in its Fig. 1).
+        include: module-name patterns (globs, or names of subtrees); by default all.
+        exclude: patterns left dense even where ``include`` matches.
+        linear: whether linear layers get masks on their input features too.
+
+    Raises:
+        ValueError: no layer matches, the granularity is unknown, a pattern matches no module at all, or the model
+            already carries masks.
+    """
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"granularity must be one of {GRANULARITIES}, got {granularity!r}")
+    included = [include] if isinstance(include, str) else None if include is None else list(include)
+    excluded = [exclude] if isinstance(exclude, str) else list(exclude or ())
+    if masked_layers(model):
+        raise ValueError(f"the model already carries masks (on {next(iter(masked_layers(model)))!r} and others)")
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    for pattern in (included or []) + excluded:
+        if not any(matches(name, [pattern]) for name in names):
+            raise ValueError(f"include/exclude pattern {pattern!r} matches no module of {type(model).__name__}")
+
+    chosen: list[tuple[str, nn.Module]] = []
+    for name, module in _candidates(model):
+        kind = kind_of(module)
+        assert kind is not None
+        named = included is not None and name in included
+        if included is not None and not matches(name, included) or matches(name, excluded):
+            continue
+        if not kind.can_mask(module) or kind.linear and not (linear or named):
+            continue
+        if _is_stem(model, module) and not named:
+            continue
+        chosen.append((name, module))
+    if not chosen:
+        raise ValueError(
+            f"no layer of {type(model).__name__} to mask with include={included}, exclude={excluded}: masks go on "
+            "plain (not grouped) nn.Conv2d, nn.ConvTranspose2d and registered deformable convolutions by exact type, "
+            "the stem excepted, and on nn.Linear with linear=True"
+        )
+    for _, module in chosen:
+        _attach(module, granularity, init)
+    return model
+
+
+def fold_masks(model: nn.Module) -> nn.Module:
+    """Multiplies each weight by its binary mask and turns the layers dense again, in place; returns the model.
+
+    Shapes stay: the zeros remain in the weights. Its state dict loads into the dense model, and what reads
+    ``conv.weight`` directly (BatchNorm fusion, exporters) sees the pruned weights.
+    """
+    for layer in masked_layers(model).values():
+        layer.fold()
+    return model
+
+
+def _attach(module: nn.Module, granularity: str, init: float) -> None:
+    kind = kind_of(module)
+    assert kind is not None
+    dense = type(module)
+    module.__class__ = kind.masked
+    assert isinstance(module, MaskedLayer)
+    module.dense_type = dense
+    module.attach_mask(granularity, init)
+
+
+def _candidates(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Layers of a known kind, outermost ones only (not an offset convolution inside a deformable one), no tied weights."""
+    out: list[tuple[str, nn.Module]] = []
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(p + ".") for p in inside):
+            continue
+        if kind_of(module) is not None:
+            out.append((name, module))
+            inside.append(name)
+    uses = Counter(id(m.weight) for _, m in out)
+    return [(name, m) for name, m in out if uses[id(m.weight)] == 1]
+
+
+def _is_stem(model: nn.Module, module: nn.Module) -> bool:
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return module is first and isinstance(module.weight, Tensor) and module.weight.shape[1] <= 3

@@ -1,0 +1,165 @@
+"""The masked layers and what the channel graph must know of each kind of layer.
+
+A kind is one small object behind one interface: how many channels go in and out, what a pair of them costs, and how
+the layer looks when some of them are gone. Other packages add theirs with :func:`register_kind`, as the OpenMMLab
+adapter does for the modulated deformable convolution.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .masks import MaskedLayer
+
+
+class MaskedConv2d(MaskedLayer, nn.Conv2d):
+    """``nn.Conv2d`` whose weight is multiplied by a binary mask. Shapes and state-dict keys are those of the base."""
+
+    def __init__(self, *args: Any, mask_granularity: str = "channel", mask_init: float = 1.0, **kwargs: Any) -> None:
+        nn.Conv2d.__init__(self, *args, **kwargs)
+        if self.groups != 1:
+            raise ValueError(
+                f"a grouped convolution carries no mask of its own (groups={self.groups}): its groups live while a "
+                "reader keeps one of their outputs; use nn.Conv2d"
+            )
+        self.dense_type = nn.Conv2d
+        self.attach_mask(mask_granularity, mask_init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.masked_weight(), self.bias)
+
+
+class MaskedConvTranspose2d(MaskedLayer, nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` with a mask on its input channels (dimension 0 of the weight)."""
+
+    weight_in_dim = 0
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        padding = self._output_padding(x, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation)  # type: ignore[arg-type]
+        return F.conv_transpose2d(
+            x, self.masked_weight(), self.bias, self.stride, self.padding, padding, self.groups, self.dilation
+        )
+
+
+class MaskedLinear(MaskedLayer, nn.Linear):
+    """``nn.Linear`` with a mask on its input features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.masked_weight(), self.bias)
+
+
+class Conv2dKind:
+    """Dense, grouped and depthwise ``nn.Conv2d``."""
+
+    dense: tuple[type[nn.Module], ...] = (nn.Conv2d,)
+    masked: type[MaskedLayer] = MaskedConv2d
+    in_attr, out_attr = "in_channels", "out_channels"
+    in_dim, out_dim = 1, 0
+    linear = False
+
+    def can_mask(self, layer: nn.Module) -> bool:
+        """Whether the layer may carry a mask; grouped and depthwise ones follow their readers instead."""
+        return self.groups(layer) == 1
+
+    def groups(self, layer: nn.Module) -> int:
+        return int(getattr(layer, "groups", 1))
+
+    def channels(self, layer: nn.Module) -> tuple[int, int]:
+        return int(getattr(layer, self.in_attr)), int(getattr(layer, self.out_attr))
+
+    def pair_macs(self, layer: nn.Module, x: Tensor, out: Tensor) -> int:
+        """MACs a connected (input channel, output channel) pair costs in this call, the batch included."""
+        kh, kw = layer.weight.shape[2:]  # type: ignore[union-attr, misc]
+        return int(kh) * int(kw) * (out.numel() // out.shape[1])
+
+    def input_macs(self, layer: nn.Module, x: Tensor, out: Tensor) -> int:
+        """MACs an input channel costs besides, however many outputs are kept (an offset convolution)."""
+        return 0
+
+    def slice(self, layer: Any, in_keep: Tensor, out_keep: Tensor) -> None:
+        """Shrinks a dense layer in place to the kept channels (index tensors); ``groups`` follow."""
+        groups = self.groups(layer)
+        if groups == 1:
+            weight = layer.weight.data.index_select(self.in_dim, in_keep).index_select(self.out_dim, out_keep)
+        else:
+            # Whole groups go, and the rest keep their width: dimension 0 counts all channels, 1 those of a group.
+            first = out_keep if self.out_dim == 0 else in_keep
+            weight = layer.weight.data.index_select(0, first)
+            layer.groups = len(in_keep) * groups // self.channels(layer)[0]
+        layer.weight.data = weight.contiguous()
+        if layer.bias is not None:
+            layer.bias.data = layer.bias.data.index_select(0, out_keep)
+        setattr(layer, self.in_attr, len(in_keep))
+        setattr(layer, self.out_attr, len(out_keep))
+
+
+class ConvTranspose2dKind(Conv2dKind):
+    dense = (nn.ConvTranspose2d,)
+    masked = MaskedConvTranspose2d
+    in_dim, out_dim = 0, 1
+
+    def pair_macs(self, layer: nn.Module, x: Tensor, out: Tensor) -> int:
+        kh, kw = layer.weight.shape[2:]  # type: ignore[union-attr, misc]
+        return int(kh) * int(kw) * (x.numel() // x.shape[1])
+
+
+class LinearKind(Conv2dKind):
+    dense = (nn.Linear,)
+    masked = MaskedLinear
+    in_attr, out_attr = "in_features", "out_features"
+    linear = True
+
+    def pair_macs(self, layer: nn.Module, x: Tensor, out: Tensor) -> int:
+        return out.numel() // out.shape[-1]
+
+
+_KINDS: dict[type[nn.Module], Conv2dKind] = {}
+_CHANNELWISE: set[type[nn.Module]] = set()
+
+
+def register_kind(kind: Conv2dKind) -> None:
+    """Makes a kind of layer known to the conversion, the channel graph, the budget and the slimming."""
+    for cls in kind.dense:
+        _KINDS[cls] = kind
+    _KINDS[kind.masked] = kind
+
+
+def register_channelwise(*types: type[nn.Module]) -> None:
+    """Declares module types that treat every channel of their first input by itself and hold no channel parameters."""
+    _CHANNELWISE.update(types)
+
+
+def kind_of(module: nn.Module) -> Conv2dKind | None:
+    """The kind of a layer by its exact type (a subclass may compute something else), or None."""
+    return _KINDS.get(type(module))
+
+
+def is_channelwise(module: nn.Module) -> bool:
+    """Whether the exact type was declared with :func:`register_channelwise`."""
+    return type(module) in _CHANNELWISE
+
+
+for _kind in (Conv2dKind(), ConvTranspose2dKind(), LinearKind()):
+    register_kind(_kind)
+
+
+def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
+    """All masked layers of a model by name, each once, in registration order."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
+
+
+def masked_state(model: nn.Module) -> dict[str, Tensor]:
+    """The binary patterns in force by layer name, as boolean CPU tensors (for logs and comparisons)."""
+    return {name: layer.binary_mask().bool().cpu() for name, layer in masked_layers(model).items()}
+
+
+@torch.no_grad()
+def randomize_masks(model: nn.Module, keep: float, generator: torch.Generator | None = None) -> None:
+    """Sets every trainable mask to random values of which about the fraction ``keep`` is on (for checks and tests)."""
+    for layer in masked_layers(model).values():
+        shape = layer.prune_mask.shape
+        layer.prune_mask.copy_(keep - torch.rand(shape, generator=generator).to(layer.prune_mask.device))
