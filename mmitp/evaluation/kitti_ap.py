@@ -1,0 +1,577 @@
+"""KITTI 2D average precision, equal to the official development kit's.
+
+The rules are those of the C++ program in KITTI's object development kit (Geiger, Lenz and Urtasun, "Are we ready for
+autonomous driving? The KITTI vision benchmark suite", CVPR 2012; program of 2017), with its quirks: a precision curve
+is indexed by score threshold rather than by recall, so one perfect detection of one object gives R11 = 9.09 and
+R40 = 0. ``R11`` is the mean of every fourth of 41 curve slots, ``R40`` (the benchmark's rule since October 2019) the
+mean of all but the first.
+
+Only numpy is imported. Boxes are ``(x1, y1, x2, y2)`` in pixels, float64, with no pixel added to a width or a height.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    'CLASSES',
+    'DIFFICULTIES',
+    'ClassAP',
+    'Detections',
+    'GroundTruth',
+    'as_json',
+    'evaluate',
+    'evaluate_folders',
+    'format_table',
+    'list_frames',
+    'read_detections',
+    'read_ground_truth',
+    'read_split',
+    'result_folder',
+    'write_detections',
+]
+
+Float64Array = NDArray[np.float64]
+Int64Array = NDArray[np.int64]
+
+CLASSES = ('Car', 'Pedestrian', 'Cyclist')
+"""The classes the benchmark evaluates, in its order."""
+
+DIFFICULTIES = ('easy', 'moderate', 'hard')
+"""The order of every triple of figures in this module."""
+
+_MIN_OVERLAP = {'car': 0.7, 'pedestrian': 0.5, 'cyclist': 0.5}
+_NEIGHBOUR = {'car': 'van', 'pedestrian': 'person_sitting'}
+_MIN_HEIGHT = (40, 25, 25)
+_MAX_OCCLUSION = (0, 1, 2)
+_MAX_TRUNCATION = (0.15, 0.3, 0.5)
+_SLOTS = 41
+# The official program's "nothing found yet": a score that does not exceed it can match no ground truth.
+_NO_SCORE = -1e7
+# Pairs of boxes whose overlap is computed in one go; bounds the memory at about 100 MB.
+_PAIRS_AT_ONCE = 1 << 20
+
+_VALID, _IGNORED, _ABSENT = 0, 1, -1
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The labels of one frame, in the order of its file (matching depends on the order).
+
+    Attributes:
+        names: N class names, any case; ``DontCare`` marks a region where a detection is no false positive.
+        boxes: (N, 4) pixels, x1 y1 x2 y2.
+        truncation: (N,) fraction outside the image, 0 to 1; -1 where unknown.
+        occlusion: (N,) 0 fully visible, 1 partly, 2 largely occluded, 3 unknown; -1 for ``DontCare``.
+    """
+
+    names: Sequence[str]
+    boxes: Float64Array
+    truncation: Float64Array
+    occlusion: Int64Array
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The detections of one frame, in the order of its file (the first wins a tie).
+
+    Attributes:
+        names: M class names, any case.
+        boxes: (M, 4) pixels, x1 y1 x2 y2.
+        scores: (M,) confidences on any one scale, higher is surer.
+    """
+
+    names: Sequence[str]
+    boxes: Float64Array
+    scores: Float64Array
+
+
+@dataclass(frozen=True)
+class ClassAP:
+    """The figures of one class; triples are easy, moderate, hard.
+
+    Attributes:
+        r11: AP at 11 points, percent. NaN where the official program's is (a sampled slot is 0/0: no true and no
+            false positive left at its threshold, which takes a handful of objects to happen).
+        r40: AP at 40 points, percent.
+        num_gt: ground truths that count.
+        precision: (3, 41) the curves, 0 to 1, after taking the maximum from the right; index = score threshold.
+    """
+
+    r11: tuple[float, float, float]
+    r40: tuple[float, float, float]
+    num_gt: tuple[int, int, int]
+    precision: Float64Array
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def _numbers(tokens: list[bytes], where: str) -> list[float]:
+    try:
+        values = [float(token) for token in tokens]
+    except ValueError:
+        values = []
+    # Python's float() takes '1_0', no other program does.
+    if not values or b'_' in b''.join(tokens):
+        raise ValueError(f'{where}: every column after the class name must be a number')
+    return values
+
+
+def _rows(path: str | os.PathLike[str], columns: int, what: str) -> list[tuple[str, list[float]]]:
+    """(class name, numbers after it) of each line; blank lines do not count.
+
+    Read as bytes, because C's white space is ASCII while ``str.split`` knows more.
+    """
+    with open(path, 'rb') as file:
+        data = file.read()
+    rows = []
+    for number, line in enumerate(data.split(b'\n'), 1):
+        tokens = line.split()
+        if not tokens:
+            continue
+        where = f'{os.fspath(path)}, line {number}'
+        if len(tokens) != columns:
+            raise ValueError(f'{where}: {len(tokens)} columns where a {what} line has {columns}')
+        values = _numbers(tokens[1:], where)
+        if not all(map(isfinite, values[3:7])) or (columns == 16 and not isfinite(values[14])):
+            raise ValueError(f'{where}: the box and the score must be finite numbers')
+        rows.append((tokens[0].decode('latin-1'), values))
+    return rows
+
+
+def read_ground_truth(path: str | os.PathLike[str]) -> GroundTruth:
+    """Reads a KITTI label file: 15 columns a line, blank lines allowed, an empty file is a frame without objects.
+
+    Raises:
+        ValueError: a line that does not parse; the message has the file and the line number.
+        FileNotFoundError: no such file.
+    """
+    rows = _rows(path, 15, 'label')
+    for name, values in rows:
+        if values[0] != values[0] or not values[1].is_integer():
+            raise ValueError(
+                f'{os.fspath(path)}: a {name} has truncation {values[0]} and occlusion {values[1]}; '
+                'the first must be a number, the second a whole number'
+            )
+    table = np.array([values for _, values in rows], dtype=np.float64).reshape(-1, 14)
+    return GroundTruth([name for name, _ in rows], table[:, 3:7], table[:, 0], table[:, 1].astype(np.int64))
+
+
+def read_detections(path: str | os.PathLike[str]) -> Detections:
+    """Reads a KITTI result file: 16 columns a line (a label's 15 and the score), blank lines allowed.
+
+    Raises:
+        ValueError: a line that does not parse; the message has the file and the line number.
+        FileNotFoundError: no such file.
+    """
+    rows = _rows(path, 16, 'result')
+    table = np.array([values for _, values in rows], dtype=np.float64).reshape(-1, 15)
+    return Detections([name for name, _ in rows], table[:, 3:7], table[:, 14])
+
+
+def write_detections(path: str | os.PathLike[str], detections: Detections) -> None:
+    """Writes a KITTI result file; the 3D columns get the benchmark's values for "unknown" (-1, -10, -1000).
+
+    Boxes have four decimals, scores as many digits as identify them, so that reading back is exact for boxes rounded
+    to four decimals.
+    """
+    lines = [
+        f'{name} -1 -1 -10 {x1:.4f} {y1:.4f} {x2:.4f} {y2:.4f} -1 -1 -1 -1000 -1000 -1000 -10 {score!r}\n'
+        for name, (x1, y1, x2, y2), score in zip(
+            detections.names, detections.boxes.tolist(), detections.scores.tolist(), strict=True
+        )
+    ]
+    Path(path).write_text(''.join(lines), encoding='ascii')
+
+
+def read_split(path: str | os.PathLike[str]) -> list[str]:
+    """Frame ids of a split file, one a line; raises ValueError for an empty or repeating one."""
+    frames: list[str] = []
+    seen: set[str] = set()
+    for number, line in enumerate(Path(path).read_text(encoding='utf-8').splitlines(), 1):
+        frame = line.strip()
+        if not frame:
+            continue
+        if frame in seen or len(frame.split()) != 1:
+            raise ValueError(f'{os.fspath(path)}, line {number}: expected one new frame id a line, got {frame!r}')
+        seen.add(frame)
+        frames.append(frame)
+    if not frames:
+        raise ValueError(f'{os.fspath(path)}: no frame ids in the split file')
+    return frames
+
+
+def result_folder(dt_dir: str | os.PathLike[str]) -> Path:
+    """``DT_DIR/data``, the layout of a submission, if it exists, else ``DT_DIR`` itself."""
+    path = Path(dt_dir)
+    return path / 'data' if (path / 'data').is_dir() else path
+
+
+def list_frames(gt_dir: str | os.PathLike[str], dt_dir: str | os.PathLike[str]) -> list[str]:
+    """The frames of a ground truth folder, every one of which needs a result, and every result a ground truth.
+
+    Raises:
+        ValueError: a folder is missing or empty, or the two do not hold the same frames (a split file chooses some).
+    """
+    gt_path, dt_path = Path(gt_dir), result_folder(dt_dir)
+    for path in (gt_path, dt_path):
+        if not path.is_dir():
+            raise ValueError(f'{path} is not a folder')
+    frames = sorted(name[:-4] for name in os.listdir(gt_path) if name.endswith('.txt'))
+    if not frames:
+        raise ValueError(f'{gt_path} holds no label files (*.txt)')
+    results = {name[:-4] for name in os.listdir(dt_path) if name.endswith('.txt')}
+    missing = [frame for frame in frames if frame not in results]
+    if missing:
+        raise ValueError(
+            f'{dt_path / (missing[0] + ".txt")} is missing, a frame without detections needs an empty file '
+            f'({len(missing)} of {len(frames)} frames have none; give a split file to evaluate some of the frames)'
+        )
+    # Other text files (lists, statistics) lie beside results; frames are numbered.
+    extra = sorted(name for name in results.difference(frames) if name.isdigit())
+    if extra:
+        raise ValueError(f'{dt_path / (extra[0] + ".txt")} has no label file in {gt_path} ({len(extra)} such results)')
+    return frames
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Evaluation
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """All frames in flat arrays, and every pair of boxes whose overlap can matter to any class."""
+
+    gt_name: Int64Array
+    gt_height: Float64Array
+    truncation: Float64Array
+    occlusion: Int64Array
+    dt_name: Int64Array
+    dt_height: Float64Array
+    dt_left: Float64Array
+    scores: Float64Array
+    pair_gt: Int64Array
+    pair_dt: Int64Array
+    pair_iou: Float64Array
+    dontcare: Float64Array  # per detection, the largest share of its area that lies in one DontCare box
+    codes: Mapping[str, int]  # lower-case class name -> value in gt_name and dt_name
+
+
+def _array(parts: Sequence[object], width: int, what: str) -> Float64Array:
+    arrays = [np.asarray(part, dtype=np.float64) for part in parts]
+    shape = (0, 4) if width == 4 else (0,)
+    flat = np.concatenate([a.reshape(shape) if a.size == 0 else a for a in arrays]) if arrays else np.empty(shape)
+    if flat.ndim != len(shape) or flat.shape[1:] != shape[1:]:
+        raise ValueError(f'{what} must have shape {"(N, 4)" if width == 4 else "(N,)"} in every frame')
+    return flat
+
+
+def _lengths_agree(frame: int, what: str, lengths: Iterable[int]) -> None:
+    sizes = list(lengths)
+    if len(set(sizes)) > 1:
+        raise ValueError(f'{what} of frame number {frame}: its fields have different lengths {sizes}')
+
+
+def _finite(array: Float64Array, counts: Int64Array, what: str) -> None:
+    bad = ~np.isfinite(array.reshape(len(array), -1)).all(1)
+    if bad.any():
+        frame = int(np.searchsorted(np.cumsum(counts), int(bad.argmax()), side='right'))
+        raise ValueError(f'{what} of frame number {frame} are not all finite numbers')
+
+
+def _flatten(ground_truth: Sequence[GroundTruth], detections: Sequence[Detections]) -> _Scene:
+    if len(ground_truth) != len(detections):
+        raise ValueError(f'{len(ground_truth)} frames of ground truth but {len(detections)} of detections')
+    for i, (gt, dt) in enumerate(zip(ground_truth, detections, strict=True)):
+        _lengths_agree(i, 'ground truth', map(len, (gt.names, gt.boxes, gt.truncation, gt.occlusion)))
+        _lengths_agree(i, 'detections', map(len, (dt.names, dt.boxes, dt.scores)))
+
+    codes: dict[str, int] = {name: i for i, name in enumerate((*_MIN_OVERLAP, *_NEIGHBOUR.values(), 'dontcare'))}
+
+    def encode(frames: Iterable[Sequence[str]]) -> Int64Array:
+        return np.array([codes.get(name.lower(), -1) for names in frames for name in names], dtype=np.int64)
+
+    gt_count = np.array([len(gt.names) for gt in ground_truth], dtype=np.int64)
+    dt_count = np.array([len(dt.names) for dt in detections], dtype=np.int64)
+    gt_boxes = _array([gt.boxes for gt in ground_truth], 4, 'ground truth boxes')
+    dt_boxes = _array([dt.boxes for dt in detections], 4, 'detection boxes')
+    truncation = _array([gt.truncation for gt in ground_truth], 1, 'truncation')
+    occlusion = _array([gt.occlusion for gt in ground_truth], 1, 'occlusion').astype(np.int64)
+    scores = _array([dt.scores for dt in detections], 1, 'scores')
+    _finite(gt_boxes, gt_count, 'ground truth boxes')
+    _finite(dt_boxes, dt_count, 'detection boxes')
+    _finite(scores, dt_count, 'scores')
+    gt_name = encode(gt.names for gt in ground_truth)
+
+    # A ground truth meets the detections of its own frame; pairs come out ordered by ground truth, then detection.
+    frame = np.repeat(np.arange(len(gt_count)), gt_count)
+    first, partners = (np.cumsum(dt_count) - dt_count)[frame], dt_count[frame]
+    partners = np.where(gt_name < 0, 0, partners)
+    dontcare = np.zeros(len(dt_boxes))
+    dt_area = (dt_boxes[:, 2] - dt_boxes[:, 0]) * (dt_boxes[:, 3] - dt_boxes[:, 1])
+    gt_area = (gt_boxes[:, 2] - gt_boxes[:, 0]) * (gt_boxes[:, 3] - gt_boxes[:, 1])
+    total = np.cumsum(partners)
+    kept: list[tuple[Int64Array, Int64Array, Float64Array]] = []
+    start = 0
+    while start < len(partners):
+        before = int(total[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(total, before + _PAIRS_AT_ONCE, side='right')))
+        rows = np.arange(start, stop)
+        gi = np.repeat(rows, partners[start:stop])
+        di = np.arange(before, before + len(gi)) - np.repeat(total[start:stop] - partners[start:stop], partners[rows])
+        di += first[gi]
+        start = stop
+        a, b = gt_boxes[gi], dt_boxes[di]
+        width = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
+        height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
+        touch = np.flatnonzero((width > 0) & (height > 0))
+        gi, di, inter = gi[touch], di[touch], width[touch] * height[touch]
+        stuff = gt_name[gi] == codes['dontcare']
+        np.maximum.at(dontcare, di[stuff], inter[stuff] / dt_area[di[stuff]])
+        gi, di, inter = gi[~stuff], di[~stuff], inter[~stuff]
+        iou = inter / (dt_area[di] + gt_area[gi] - inter)
+        enough = iou > min(_MIN_OVERLAP.values())
+        kept.append((gi[enough], di[enough], iou[enough]))
+    return _Scene(
+        gt_name=gt_name,
+        gt_height=gt_boxes[:, 3] - gt_boxes[:, 1],
+        truncation=truncation,
+        occlusion=occlusion,
+        dt_name=encode(dt.names for dt in detections),
+        dt_height=np.abs(dt_boxes[:, 1] - dt_boxes[:, 3]),
+        dt_left=dt_boxes[:, 0],
+        scores=scores,
+        pair_gt=np.concatenate([gi for gi, _, _ in kept]) if kept else np.empty(0, np.int64),
+        pair_dt=np.concatenate([di for _, di, _ in kept]) if kept else np.empty(0, np.int64),
+        pair_iou=np.concatenate([iou for _, _, iou in kept]) if kept else np.empty(0),
+        dontcare=dontcare,
+        codes=codes,
+    )
+
+
+def _thresholds(scores: Sequence[float], num_gt: int) -> list[float]:
+    """The scores at which recall is nearest to 0, 1/40, 2/40, ..., in descending order; at most 41."""
+    ordered = sorted(scores, reverse=True)
+    last = len(ordered) - 1
+    chosen: list[float] = []
+    current = 0.0
+    for i, score in enumerate(ordered):
+        left = (i + 1) / num_gt
+        if i < last and (i + 2) / num_gt - current < current - left:
+            continue
+        chosen.append(score)
+        # Summed up, not multiplied: the official program's rounding decides some of the comparisons.
+        current += 1.0 / (_SLOTS - 1.0)
+    assert len(chosen) <= _SLOTS
+    return chosen
+
+
+def _bit_counts(masks: Sequence[int], bits: int) -> Int64Array:
+    """How many of the masks have bit 0, bit 1, ... set."""
+    shifts = np.arange(bits, dtype=np.uint64)
+    return ((np.array(masks, dtype=np.uint64)[:, None] >> shifts) & np.uint64(1)).sum(0).astype(np.int64)
+
+
+def _curve(scene: _Scene, name: str, difficulty: int) -> tuple[Float64Array, int]:
+    """The filtered precision curve (41,) of one lower-case class name at one difficulty, and the ground truths."""
+    min_overlap, min_height = _MIN_OVERLAP[name], _MIN_HEIGHT[difficulty]
+
+    own = scene.gt_name == scene.codes[name]
+    beyond = (
+        (scene.occlusion > _MAX_OCCLUSION[difficulty])
+        | (scene.truncation > _MAX_TRUNCATION[difficulty])
+        | (scene.gt_height <= min_height)
+    )
+    gt_state = np.full(len(own), _ABSENT)
+    gt_state[own] = np.where(beyond[own], _IGNORED, _VALID)
+    if name in _NEIGHBOUR:
+        gt_state[scene.gt_name == scene.codes[_NEIGHBOUR[name]]] = _IGNORED
+    num_gt = int((gt_state == _VALID).sum())
+
+    # The official program truncates the height to an integer first, which changes no comparison with an integer. It
+    # asks the height before the class, so small boxes of every class can absorb a ground truth.
+    small = scene.dt_height < min_height
+    dt_state = np.where(small, _IGNORED, np.where(scene.dt_name == scene.codes[name], _VALID, _ABSENT))
+
+    keep = (
+        (gt_state[scene.pair_gt] != _ABSENT) & (dt_state[scene.pair_dt] != _ABSENT) & (scene.pair_iou > min_overlap)
+    )
+    pair_gt, pair_dt, pair_iou = scene.pair_gt[keep], scene.pair_dt[keep], scene.pair_iou[keep]
+    gt_valid = (gt_state == _VALID).tolist()
+    dt_valid = (dt_state == _VALID).tolist()
+    scores = scene.scores.tolist()
+
+    precision = np.zeros(_SLOTS)
+    thresholds = _thresholds(_matched_scores(pair_gt, pair_dt, gt_valid, dt_valid, scores), num_gt)
+    if not thresholds:
+        return precision, num_gt
+    count = len(thresholds)
+
+    # Pass 2 at all thresholds at once: bit k of a mask is threshold k. A detection is there from the first threshold
+    # that its score reaches.
+    reached = np.searchsorted(-np.array(thresholds), -scene.scores, side='left').tolist()
+    every = (1 << count) - 1
+    # Valid detections by falling overlap, then ignored ones, each kind in file order among equals.
+    valid = dt_state[pair_dt] == _VALID
+    order = np.lexsort((pair_dt, np.where(valid, -pair_iou, 0.0), ~valid, pair_gt))
+    assigned: dict[int, int] = {}
+    hits: list[int] = []
+    current, open_at = -1, 0
+    for gt, dt in zip(pair_gt[order].tolist(), pair_dt[order].tolist(), strict=True):
+        if gt != current:
+            current, open_at = gt, every
+        taken = assigned.get(dt, 0)
+        found = open_at & (every >> reached[dt] << reached[dt]) & ~taken
+        if found:
+            open_at ^= found
+            assigned[dt] = taken | found
+            if gt_valid[gt] and dt_valid[dt]:
+                hits.append(found)
+
+    tp = _bit_counts(hits, count)
+    # False positives: valid detections that are there, not assigned and in no DontCare region.
+    candidate = (dt_state == _VALID) & (scene.dontcare <= min_overlap)
+    present = np.bincount(np.array(reached)[candidate], minlength=count + 1)[:count].cumsum()
+    fp = present - _bit_counts([mask for dt, mask in assigned.items() if candidate[dt]], count)
+
+    with np.errstate(invalid='ignore'):
+        raw = tp / (tp + fp)
+    # A 0/0 stays where it is but is passed over in the maxima to its left, as C++'s max_element does.
+    precision[:count] = np.where(np.isnan(raw), np.nan, np.fmax.accumulate(raw[::-1])[::-1])
+    return precision, num_gt
+
+
+def _matched_scores(
+    pair_gt: Int64Array, pair_dt: Int64Array, gt_valid: list[bool], dt_valid: list[bool], scores: list[float]
+) -> list[float]:
+    """Pass 1: scores of the true positives when each ground truth takes its surest free candidate."""
+    ends = np.flatnonzero(np.diff(pair_gt, append=-1)) + 1
+    candidates = pair_dt.tolist()
+    taken: set[int] = set()
+    matched: list[float] = []
+    start = 0
+    for gt, end in zip(pair_gt[ends - 1].tolist(), ends.tolist(), strict=True):
+        best, best_score = -1, _NO_SCORE
+        for dt in candidates[start:end]:
+            if scores[dt] > best_score and dt not in taken:
+                best, best_score = dt, scores[dt]
+        start = end
+        if best >= 0:
+            taken.add(best)
+            if gt_valid[gt] and dt_valid[best]:
+                matched.append(best_score)
+    return matched
+
+
+def canonical_class(name: str) -> str:
+    """The benchmark's spelling of an evaluated class; ValueError for any other name."""
+    for known in CLASSES:
+        if known.lower() == name.lower():
+            return known
+    raise ValueError(f'{name!r} is not an evaluated class, choose from {", ".join(CLASSES)}')
+
+
+def evaluate(
+    ground_truth: Sequence[GroundTruth], detections: Sequence[Detections], classes: Sequence[str] = CLASSES
+) -> dict[str, ClassAP | None]:
+    """2D AP by the official rules.
+
+    Args:
+        ground_truth: one entry a frame.
+        detections: one entry a frame, in the same order of frames.
+        classes: which of :data:`CLASSES` to evaluate, in any case.
+
+    Returns:
+        Class name -> figures, or ``None`` for a class of which there is no detection with x1 >= 0: the official program
+        does not evaluate such a class.
+
+    Raises:
+        ValueError: frames or fields that do not fit together, boxes or scores that are not finite, an unknown class.
+    """
+    names = [canonical_class(name) for name in classes]
+    scene = _flatten(ground_truth, detections)
+    result: dict[str, ClassAP | None] = {}
+    for name in names:
+        key = name.lower()
+        if not ((scene.dt_name == scene.codes[key]) & (scene.dt_left >= 0)).any():
+            result[name] = None
+            continue
+        curves, counts = zip(*(_curve(scene, key, d) for d in range(len(DIFFICULTIES))), strict=True)
+        precision = np.stack(curves)
+        r11 = 100 * precision[:, ::4].mean(1)
+        r40 = 100 * precision[:, 1:].mean(1)
+        result[name] = ClassAP(
+            (float(r11[0]), float(r11[1]), float(r11[2])),
+            (float(r40[0]), float(r40[1]), float(r40[2])),
+            (int(counts[0]), int(counts[1]), int(counts[2])),
+            precision,
+        )
+    return result
+
+
+def evaluate_folders(
+    gt_dir: str | os.PathLike[str],
+    dt_dir: str | os.PathLike[str],
+    frames: Sequence[str] | None = None,
+    classes: Sequence[str] = CLASSES,
+) -> dict[str, ClassAP | None]:
+    """:func:`evaluate` on folders of KITTI text files.
+
+    Args:
+        gt_dir: label files, ``<frame>.txt``.
+        dt_dir: result files, ``<frame>.txt``, in the folder itself or in its sub-folder ``data``.
+        frames: frame ids (see :func:`read_split`); by default all of ``gt_dir`` (see :func:`list_frames`).
+        classes: as in :func:`evaluate`.
+
+    Raises:
+        ValueError: a missing file or folder, or a malformed line.
+    """
+    chosen = list_frames(gt_dir, dt_dir) if frames is None else list(frames)
+    results = result_folder(dt_dir)
+    ground_truth, detections = [], []
+    for frame in chosen:
+        try:
+            ground_truth.append(read_ground_truth(os.path.join(gt_dir, f'{frame}.txt')))
+            detections.append(read_detections(os.path.join(results, f'{frame}.txt')))
+        except FileNotFoundError as error:
+            raise ValueError(
+                f'{error.filename} is missing: each frame needs a label file and a result file '
+                '(an empty one where nothing was detected)'
+            ) from None
+    return evaluate(ground_truth, detections, classes)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reporting
+
+
+def as_json(result: Mapping[str, ClassAP | None]) -> dict[str, dict[str, list[float | None]] | None]:
+    """``{'Car': {'R11': [easy, moderate, hard], 'R40': [...]}, ...}`` in percent.
+
+    A class that was not evaluated is null, so is a single figure that is not a number.
+    """
+
+    def figures(values: Sequence[float]) -> list[float | None]:
+        return [value if isfinite(value) else None for value in values]
+
+    return {name: ap and {'R11': figures(ap.r11), 'R40': figures(ap.r40)} for name, ap in result.items()}
+
+
+def format_table(result: Mapping[str, ClassAP | None]) -> str:
+    """A plain-text table: a row a class and rule, '-' where the class was not evaluated."""
+    rows = [f'{"2D AP (%)":<12}{"rule":<6}' + ''.join(f'{name:>10}' for name in DIFFICULTIES)]
+    for name, ap in result.items():
+        for rule in ('R11', 'R40'):
+            values = None if ap is None else (ap.r11 if rule == 'R11' else ap.r40)
+            cells = ['-'] * len(DIFFICULTIES) if values is None else [f'{value:.2f}' for value in values]
+            rows.append(f'{name:<12}{rule:<6}' + ''.join(f'{cell:>10}' for cell in cells))
+    return '\n'.join(rows)
