@@ -1,5 +1,289 @@
-"""Makes the OpenMMLab stack importable where compiled operators are missing."""
+"""Makes the OpenMMLab stack work where its compiled operators are missing.
+
+:func:`install`, called by ``import mmitp``, puts one finder in front of ``sys.meta_path``. It imports nothing and acts only when a
+module named here is imported later (or has been before):
+
+``mmcv._ext``
+    Missing (mmcv installed without a compiler) or not loadable: a module takes its place in which nms, soft nms, RoIAlign, the
+    deformable convolutions and the focal loss are plain torch, and everything else raises an error that says what to do.
+``mmcv.ops.modulated_deform_conv``, ``mmcv.ops.deform_conv``
+    The deformable convolutions go through :func:`mmitp.ops.modulated_deform_conv2d`, which picks the fastest exact
+    implementation for the device.
+``torchvision.extension``
+    A C++ library that does not load (built against another torch): the two operator schemas that torchvision needs to be imported
+    are declared. With a matching build nothing is touched.
+``mmengine.runner.checkpoint``
+    mmengine up to 0.10.7 on torch 2.6 and later: its own checkpoints load again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+logger = logging.getLogger("mmitp")
+
+_EXT = "mmcv._ext"
+_said: set[str] = set()
+
+
+def _say(message: str) -> None:
+    """Log what was mended, once in a process."""
+    if message not in _said:
+        _said.add(message)
+        logger.warning(message)
+
+
+def mended() -> list[str]:
+    """What has been mended in this process so far, as the log said it."""
+    return sorted(_said)
+
+
+# --- mmcv._ext -------------------------------------------------------------------------------------------------------
+
+
+def _nms(boxes: Any, scores: Any, iou_threshold: float, offset: int) -> Any:
+    from mmitp.ops.nms import nms
+
+    return nms(boxes, scores, iou_threshold, offset)
+
+
+def _softnms(
+    boxes: Any,
+    scores: Any,
+    dets: Any,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: int,
+    offset: int,
+) -> Any:
+    from mmitp.ops.nms import soft_nms
+
+    kept, indices = soft_nms(boxes, scores, iou_threshold, sigma, min_score, method, offset)
+    dets[: len(kept)] = kept
+    return indices
+
+
+def _roi_align_args(kwargs: dict[str, Any]) -> dict[str, Any]:
+    if kwargs["pool_mode"] != 1:
+        raise NotImplementedError("RoIAlign with pool_mode='max' needs mmcv's compiled operators; use pool_mode='avg'.")
+    return dict(
+        output_size=(kwargs["aligned_height"], kwargs["aligned_width"]),
+        spatial_scale=kwargs["spatial_scale"],
+        sampling_ratio=kwargs["sampling_ratio"],
+        aligned=kwargs["aligned"],
+    )
+
+
+def _roi_align_forward(x: Any, rois: Any, output: Any, argmax_y: Any, argmax_x: Any, **kwargs: Any) -> None:
+    from mmitp.ops.roi_align import roi_align
+
+    output.copy_(roi_align(x, rois, **_roi_align_args(kwargs)))
+
+
+def _roi_align_backward(grad: Any, rois: Any, argmax_y: Any, argmax_x: Any, grad_input: Any, **kwargs: Any) -> None:
+    import torch
+
+    from mmitp.ops.roi_align import roi_align
+
+    # pooling is linear in the feature map, so its gradient does not depend on the values of the map
+    with torch.enable_grad():
+        x = torch.zeros_like(grad_input, requires_grad=True)
+        grad_input.copy_(torch.autograd.grad(roi_align(x, rois, **_roi_align_args(kwargs)), x, grad)[0])
+
+
+def _class_weight(weight: Any, target: Any) -> Any:
+    """Weight of each row by its class; mmcv passes an empty tensor for none."""
+    return weight[target][:, None] if weight.numel() else 1.0
+
+
+def _sigmoid_focal_loss_forward(
+    x: Any, target: Any, weight: Any, output: Any, gamma: float, alpha: float
+) -> None:
+    from mmitp.ops.focal_loss import sigmoid_focal_loss
+
+    output.copy_(sigmoid_focal_loss(x, target, gamma, alpha) * _class_weight(weight, target))
+
+
+def _sigmoid_focal_loss_backward(
+    x: Any, target: Any, weight: Any, grad_input: Any, gamma: float, alpha: float
+) -> None:
+    import torch
+
+    from mmitp.ops.focal_loss import sigmoid_focal_loss
+
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        loss = (sigmoid_focal_loss(x, target, gamma, alpha) * _class_weight(weight, target)).sum()
+        grad_input.copy_(torch.autograd.grad(loss, x)[0])
+
+
+def _not_compiled() -> str:
+    return "not available (mmcv without compiled operators)"
+
+
+_OPS: dict[str, Callable[..., Any]] = {
+    "nms": _nms,
+    "softnms": _softnms,
+    "roi_align_forward": _roi_align_forward,
+    "roi_align_backward": _roi_align_backward,
+    "sigmoid_focal_loss_forward": _sigmoid_focal_loss_forward,
+    "sigmoid_focal_loss_backward": _sigmoid_focal_loss_backward,
+    "get_compiler_version": _not_compiled,
+    "get_compiling_cuda_version": _not_compiled,
+}
+
+
+def _missing_op(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+
+    def missing(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(
+            f"mmcv's operator '{name}' needs its compiled extension (mmcv._ext), which is not installed, and mmitp has no "
+            "plain-torch version of it. Install an mmcv that is built with operators (MMCV_WITH_OPS=1), or use a model "
+            "without this operator."
+        )
+
+    missing.__name__ = name
+    return missing
+
+
+class _PlainExt(importlib.abc.Loader):
+    """Loads the module that stands in for ``mmcv._ext``."""
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        vars(module).update(_OPS, __getattr__=_missing_op, __doc__="mmcv's operators in plain torch, by mmitp.compat.")
+        _say(
+            "mmcv has no compiled operators here: nms, soft_nms, roi_align, deformable convolution and focal loss run as "
+            "plain torch, other operators raise an error when called."
+        )
+
+
+def _loadable(spec: importlib.machinery.ModuleSpec) -> bool:
+    """Whether a compiled extension really loads (one built against another torch does not)."""
+    try:
+        importlib.util.module_from_spec(spec)
+    except ImportError as error:
+        _say(f"mmcv's compiled operators do not load and are left aside ({error}).")
+        return False
+    return True
+
+
+# --- after the import of a module --------------------------------------------------------------------------------------
+
+
+def _mend_modulated_deform_conv(module: ModuleType) -> None:
+    compiled = module.modulated_deform_conv2d
+    module.modulated_deform_conv2d = _modulated(compiled)  # type: ignore[attr-defined]
+
+
+def _modulated(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    def modulated_deform_conv2d(
+        input: Any,
+        offset: Any,
+        mask: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        deform_groups: int = 1,
+    ) -> Any:
+        from mmitp.ops import modulated_deform_conv2d as plain
+
+        return plain(input, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups)
+
+    return modulated_deform_conv2d
+
+
+def _mend_deform_conv(module: ModuleType) -> None:
+    def deform_conv2d(
+        input: Any,
+        offset: Any,
+        weight: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        deform_groups: int = 1,
+        bias: bool = False,
+        im2col_step: int = 32,
+    ) -> Any:
+        from mmitp.ops import modulated_deform_conv2d as plain
+
+        return plain(input, offset, None, weight, None, stride, padding, dilation, groups, deform_groups)
+
+    module.deform_conv2d = deform_conv2d  # type: ignore[attr-defined]
+
+
+_torchvision_schemas: list[Any] = []
+
+
+def _mend_torchvision(module: ModuleType) -> None:
+    if module._has_ops():
+        return
+    import torch
+
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _torchvision_schemas.append(library)  # the schemas live as long as this object
+    _say("torchvision's compiled operators do not load beside this torch: torchvision is imported without them.")
+
+
+def _mend_checkpoint(module: ModuleType) -> None:
+    return
+
+
+_AFTER: dict[str, Callable[[ModuleType], None]] = {
+    "mmcv.ops.modulated_deform_conv": _mend_modulated_deform_conv,
+    "mmcv.ops.deform_conv": _mend_deform_conv,
+    "torchvision.extension": _mend_torchvision,
+    "mmengine.runner.checkpoint": _mend_checkpoint,
+}
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != _EXT and fullname not in _AFTER:
+            return None
+        spec = None
+        for finder in sys.meta_path:
+            if finder is not self and (spec := finder.find_spec(fullname, path, target)) is not None:
+                break
+        if fullname == _EXT:
+            if spec is None or not _loadable(spec):
+                spec = importlib.machinery.ModuleSpec(fullname, _PlainExt(), origin="mmitp.compat")
+        elif spec is not None and spec.loader is not None:
+            # only this loader's exec_module: source, resources and reload keep working as before
+            execute, after = spec.loader.exec_module, _AFTER[fullname]
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                after(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
 
 
 def install() -> None:
-    """Install the import hooks (idempotent)."""
+    """Install the finder and mend what has already been imported (idempotent)."""
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _Finder())
