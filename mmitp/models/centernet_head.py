@@ -1,0 +1,204 @@
+"""mmdet's CenterNet head with CenterNet's own training details and KITTI's regions that do not count."""
+
+from typing import Any
+
+import torch
+from mmdet.models.dense_heads import CenterNetHead
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from mmitp.registry import MODELS
+
+
+def centernet_gaussian_radius(sizes: Tensor, min_overlap: float = 0.7) -> Tensor:
+    """The heat-map radius of CenterNet's code, in cells.
+
+    It keeps CornerNet's original solution of the three quadratic equations (denominator 2 where the roots' is 2a), which
+    mmdet has since corrected: the published results stem from this one.
+
+    Args:
+        sizes: heights and widths of the boxes in cells, shape (N, 2).
+        min_overlap: IoU that a box moved by the radius should keep in that derivation.
+
+    Returns:
+        Whole numbers >= 0, shape (N,), floating point.
+    """
+    height, width = sizes.ceil().unbind(1)
+    total, area = height + width, height * width
+    one_in_one_out = (total + (total**2 - 4 * area * (1 - min_overlap) / (1 + min_overlap)).sqrt()) / 2
+    inside = (2 * total + (4 * total**2 - 16 * (1 - min_overlap) * area).sqrt()) / 2
+    linear = 2 * min_overlap * total
+    outside = (-linear + (linear**2 + 16 * min_overlap * (1 - min_overlap) * area).sqrt()) / 2
+    return torch.minimum(torch.minimum(one_in_one_out, inside), outside).floor().clamp(min=0)
+
+
+def _gaussians(cells: Tensor, radii: Tensor, height: int, width: int) -> Tensor:
+    """Gaussians of standard deviation (2 radius + 1) / 6 around ``cells`` (x, y), zero beyond the radius: (N, height, width)."""
+    lines = []
+    for axis, length in ((1, height), (0, width)):
+        distance = torch.arange(length, device=cells.device) - cells[:, axis, None]
+        sigma = (2 * radii[:, None] + 1) / 6
+        lines.append((-(distance**2) / (2 * sigma**2)).exp() * (distance.abs() <= radii[:, None]))
+    return lines[0][:, :, None] * lines[1][:, None, :]
+
+
+@MODELS.register_module()
+class KittiCenterNetHead(CenterNetHead):
+    """mmdet's ``CenterNetHead``, trained and read out as CenterNet does it, with ignored regions.
+
+    Differences from mmdet's:
+
+    - The heat map is clamped to [1e-4, 1 - 1e-4] in the loss.
+    - Heat-map bias -2.19, biases of the size and offset branches 0; weights as torch initialises them.
+    - Gaussian radius: :func:`centernet_gaussian_radius`. A box without area, or whose centre is off the map, is no target.
+    - ``ignored_instances`` count: inside such a box the heat-map loss does not punish a response of the classes it
+      concerns. Its label is the class index for which it is ignored (Van for Car), or a negative number for all classes (DontCare).
+      Targets inside keep their loss.
+    - Prediction needs no ``border`` in the image's meta data (absent: padding at the right and bottom only), and clips boxes to the
+      image.
+
+    The arguments are those of ``CenterNetHead``. Sizes are in cells of the output map (stride 4 with ``mmitp.DLAUp``).
+    """
+
+    def init_weights(self) -> None:
+        """CenterNet's biases; the weights keep torch's initialisation."""
+        self.heatmap_head[-1].bias.data.fill_(-2.19)
+        for branch in (self.wh_head, self.offset_head):
+            for layer in (branch[0], branch[-1]):
+                layer.bias.data.zero_()
+
+    def loss_by_feat(
+        self,
+        center_heatmap_preds: list[Tensor],
+        wh_preds: list[Tensor],
+        offset_preds: list[Tensor],
+        batch_gt_instances: list[InstanceData],
+        batch_img_metas: list[dict[str, Any]],
+        batch_gt_instances_ignore: list[InstanceData | None] | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses of a batch of N images.
+
+        Args:
+            center_heatmap_preds: one map (N, classes, H, W), after the sigmoid.
+            wh_preds: one map (N, 2, H, W), widths and heights in cells.
+            offset_preds: one map (N, 2, H, W), x and y in cells.
+            batch_gt_instances: N times ``bboxes`` (x1, y1, x2, y2 in input pixels) and ``labels``.
+            batch_img_metas: N dicts with ``batch_input_shape``.
+            batch_gt_instances_ignore: N times the same fields, or None; labels as in the class's description.
+
+        Returns:
+            ``loss_center_heatmap``, ``loss_wh`` and ``loss_offset``, each a 0-dim tensor.
+        """
+        heatmap = center_heatmap_preds[0].float().clamp(1e-4, 1 - 1e-4)
+        targets, count = self.get_targets(
+            [instances.bboxes for instances in batch_gt_instances],
+            [instances.labels for instances in batch_gt_instances],
+            heatmap.shape,
+            batch_img_metas[0]["batch_input_shape"],
+        )
+        heatmap_target = targets["center_heatmap_target"]
+        weight = 1 - self.get_ignored_cells(
+            batch_gt_instances_ignore or [None] * len(batch_gt_instances),
+            heatmap_target,
+            batch_img_metas[0]["batch_input_shape"],
+        )
+        weight[heatmap_target == 1] = 1
+        box_weight = targets["wh_offset_target_weight"]
+        return dict(
+            loss_center_heatmap=self.loss_center_heatmap(heatmap, heatmap_target, weight=weight, avg_factor=count),
+            # Two numbers a target, x and y.
+            loss_wh=self.loss_wh(wh_preds[0], targets["wh_target"], box_weight, avg_factor=2 * count),
+            loss_offset=self.loss_offset(offset_preds[0], targets["offset_target"], box_weight, avg_factor=2 * count),
+        )
+
+    def get_targets(
+        self,
+        gt_bboxes: list[Tensor],
+        gt_labels: list[Tensor],
+        feat_shape: tuple[int, ...],
+        img_shape: tuple[int, ...],
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Target maps for N images: all boxes of an image at once.
+
+        Args:
+            gt_bboxes: N tensors (boxes, 4), input pixels.
+            gt_labels: N tensors (boxes,), class indices.
+            feat_shape: (N, classes, H, W) of the heat map.
+            img_shape: height and width of the input.
+
+        Returns:
+            ``center_heatmap_target`` (N, classes, H, W), ``wh_target``, ``offset_target`` and ``wh_offset_target_weight``
+            (N, 2, H, W), and the number of positive cells, at least 1, as a 0-dim tensor.
+        """
+        batch, _, height, width = feat_shape
+        like = gt_bboxes[0].float()
+        heatmap = like.new_zeros(batch, self.num_classes, height, width)
+        sizes, offsets, weights = (like.new_zeros(batch, 2, height, width) for _ in range(3))
+        scale = like.new_tensor([width / img_shape[1], height / img_shape[0]])
+        limit = like.new_tensor([width, height])
+
+        for image, (boxes, labels) in enumerate(zip(gt_bboxes, gt_labels, strict=True)):
+            corners = boxes.float().reshape(-1, 2, 2) * scale
+            size = corners[:, 1] - corners[:, 0]
+            centre = corners.mean(dim=1)
+            usable = ((size > 0) & (centre >= 0) & (centre < limit)).all(dim=1)
+            size, centre, labels = size[usable], centre[usable], labels[usable]
+            cell = centre.floor()
+            gaussians = _gaussians(cell, centernet_gaussian_radius(size.flip(1)), height, width)
+            for label in labels.unique():
+                heatmap[image, label] = gaussians[labels == label].amax(dim=0)
+            x, y = cell.long().unbind(1)
+            sizes[image, :, y, x] = size.T
+            offsets[image, :, y, x] = (centre - cell).T
+            weights[image, :, y, x] = 1
+
+        targets = dict(
+            center_heatmap_target=heatmap, wh_target=sizes, offset_target=offsets, wh_offset_target_weight=weights
+        )
+        return targets, (heatmap == 1).sum().clamp(min=1)
+
+    def get_ignored_cells(
+        self, ignored: list[InstanceData | None], heatmap: Tensor, img_shape: tuple[int, ...]
+    ) -> Tensor:
+        """1 in every cell that an ignored box touches, for the classes it concerns, else 0; same shape as ``heatmap``."""
+        height, width = heatmap.shape[2:]
+        cells = torch.zeros_like(heatmap)
+        for image, instances in enumerate(ignored):
+            if instances is None:
+                continue
+            scale = heatmap.new_tensor([width / img_shape[1], height / img_shape[0]])
+            corners = instances.bboxes.float().reshape(-1, 2, 2) * scale
+            starts = corners[:, 0].floor().clamp(min=0).long().tolist()
+            ends = corners[:, 1].ceil().clamp(min=0).long().tolist()
+            for label, (left, top), (right, bottom) in zip(instances.labels.tolist(), starts, ends, strict=True):
+                classes = slice(None) if label < 0 else slice(label, label + 1)
+                cells[image, classes, top:bottom, left:right] = 1
+        return cells
+
+    def _predict_by_feat_single(
+        self,
+        center_heatmap_pred: Tensor,
+        wh_pred: Tensor,
+        offset_pred: Tensor,
+        img_meta: dict[str, Any],
+        rescale: bool = True,
+        with_nms: bool = False,
+    ) -> InstanceData:
+        if rescale and "scale_factor" not in img_meta:
+            raise ValueError(
+                "boxes cannot be brought back to the original image: the meta data has no 'scale_factor'; "
+                "add it to meta_keys of PackDetInputs"
+            )
+        results = super()._predict_by_feat_single(
+            center_heatmap_pred,
+            wh_pred,
+            offset_pred,
+            {"border": (0.0, 0.0, 0.0, 0.0), **img_meta},
+            rescale=rescale,
+            with_nms=with_nms,
+        )
+        shape = img_meta.get("ori_shape" if rescale else "img_shape")
+        if shape is not None:
+            results.bboxes[:, 0::2] = results.bboxes[:, 0::2].clamp(0, shape[1])
+            results.bboxes[:, 1::2] = results.bboxes[:, 1::2].clamp(0, shape[0])
+        return results
