@@ -14,7 +14,7 @@ from pathlib import Path
 try:
     from mmitp.evaluation import kitti_ap
 except ModuleNotFoundError as error:
-    if error.name != 'mmitp':
+    if error.name != "mmitp":
         raise
     # Run from a checkout that is not installed.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,30 +24,32 @@ except ModuleNotFoundError as error:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status (0, or 1 after printing what is wrong with the files)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('gt_dir', metavar='GT_DIR', help='folder of label files (label_2)')
-    parser.add_argument('dt_dir', metavar='DT_DIR', help='folder of result files')
-    parser.add_argument('--split', metavar='FILE', help='frame ids to evaluate, one a line')
-    parser.add_argument('--classes', nargs='+', default=list(kitti_ap.CLASSES), metavar='CLASS')
-    parser.add_argument('--json', metavar='OUT', help='write {class: {"R11": [easy, moderate, hard], "R40": [...]}}')
+    parser.add_argument("gt_dir", metavar="GT_DIR", help="folder of label files (label_2)")
+    parser.add_argument("dt_dir", metavar="DT_DIR", help="folder of result files")
+    parser.add_argument("--split", metavar="FILE", help="frame ids to evaluate, one a line")
+    parser.add_argument(
+        "--classes", nargs="+", default=list(kitti_ap.CLASSES), metavar="CLASS", help="default: all three"
+    )
+    parser.add_argument("--json", metavar="OUT", help='write {class: {"R11": [easy, moderate, hard], "R40": [...]}}')
     args = parser.parse_args(argv)
 
     try:
         frames = kitti_ap.read_split(args.split) if args.split else kitti_ap.list_frames(args.gt_dir, args.dt_dir)
         result = kitti_ap.evaluate_folders(args.gt_dir, args.dt_dir, frames, args.classes)
     except (OSError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
 
-    print(f'{len(frames)} frames' + (f' of split {args.split}' if args.split else ''))
+    print(f"{len(frames)} frames" + (f" of split {args.split}" if args.split else ""))
     print(kitti_ap.format_table(result))
     skipped = [name for name, ap in result.items() if ap is None]
     if skipped:
-        print(f'- not evaluated: no detections of {", ".join(skipped)}')
+        print(f"- not evaluated: no detections of {', '.join(skipped)}")
     if args.json:
         text = json.dumps(kitti_ap.as_json(result), indent=2, allow_nan=False)
-        Path(args.json).write_text(text + '\n', encoding='utf-8')
+        Path(args.json).write_text(text + "\n", encoding="utf-8")
     return 0
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     sys.exit(main())

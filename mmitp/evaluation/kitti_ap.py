@@ -12,7 +12,7 @@ Only numpy is imported. Boxes are ``(x1, y1, x2, y2)`` in pixels, float64, with 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -21,38 +21,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    'CLASSES',
-    'DIFFICULTIES',
-    'ClassAP',
-    'Detections',
-    'GroundTruth',
-    'as_json',
-    'evaluate',
-    'evaluate_folders',
-    'format_table',
-    'list_frames',
-    'read_detections',
-    'read_ground_truth',
-    'read_split',
-    'result_folder',
-    'write_detections',
+    "CLASSES",
+    "DIFFICULTIES",
+    "ClassAP",
+    "Detections",
+    "GroundTruth",
+    "as_json",
+    "evaluate",
+    "evaluate_folders",
+    "format_table",
+    "list_frames",
+    "read_detections",
+    "read_ground_truth",
+    "read_split",
+    "result_folder",
+    "write_detections",
 ]
 
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
 
-CLASSES = ('Car', 'Pedestrian', 'Cyclist')
+CLASSES = ("Car", "Pedestrian", "Cyclist")
 """The classes the benchmark evaluates, in its order."""
 
-DIFFICULTIES = ('easy', 'moderate', 'hard')
+DIFFICULTIES = ("easy", "moderate", "hard")
 """The order of every triple of figures in this module."""
 
-_MIN_OVERLAP = {'car': 0.7, 'pedestrian': 0.5, 'cyclist': 0.5}
-_NEIGHBOUR = {'car': 'van', 'pedestrian': 'person_sitting'}
+_MIN_OVERLAP = {"car": 0.7, "pedestrian": 0.5, "cyclist": 0.5}
+_NEIGHBOUR = {"car": "van", "pedestrian": "person_sitting"}
 _MIN_HEIGHT = (40, 25, 25)
 _MAX_OCCLUSION = (0, 1, 2)
 _MAX_TRUNCATION = (0.15, 0.3, 0.5)
 _SLOTS = 41
+_LABEL_COLUMNS = 15
 # The official program's "nothing found yet": a score that does not exceed it can match no ground truth.
 _NO_SCORE = -1e7
 # Pairs of boxes whose overlap is computed in one go; bounds the memory at about 100 MB.
@@ -115,37 +116,40 @@ class ClassAP:
 # Files
 
 
-def _numbers(tokens: list[bytes], where: str) -> list[float]:
-    try:
-        values = [float(token) for token in tokens]
-    except ValueError:
-        values = []
-    # Python's float() takes '1_0', no other program does.
-    if not values or b'_' in b''.join(tokens):
-        raise ValueError(f'{where}: every column after the class name must be a number')
-    return values
+def _rows(
+    path: str | os.PathLike[str], what: str, columns: int, used: tuple[int, ...]
+) -> tuple[list[str], Float64Array]:
+    """Class names and the (N, columns - 1) numbers after them, one row a line; blank lines do not count.
 
-
-def _rows(path: str | os.PathLike[str], columns: int, what: str) -> list[tuple[str, list[float]]]:
-    """(class name, numbers after it) of each line; blank lines do not count.
-
-    Read as bytes, because C's white space is ASCII while ``str.split`` knows more.
+    Read as bytes, because C's white space and digits are ASCII while Python's ``str`` knows more of both.
     """
-    with open(path, 'rb') as file:
+    with open(path, "rb") as file:
         data = file.read()
-    rows = []
-    for number, line in enumerate(data.split(b'\n'), 1):
+    names: list[str] = []
+    table: list[list[float]] = []
+    for number, line in enumerate(data.split(b"\n"), 1):
         tokens = line.split()
         if not tokens:
             continue
-        where = f'{os.fspath(path)}, line {number}'
+        where = f"{os.fspath(path)}, line {number}"
         if len(tokens) != columns:
-            raise ValueError(f'{where}: {len(tokens)} columns where a {what} line has {columns}')
-        values = _numbers(tokens[1:], where)
-        if not all(map(isfinite, values[3:7])) or (columns == 16 and not isfinite(values[14])):
-            raise ValueError(f'{where}: the box and the score must be finite numbers')
-        rows.append((tokens[0].decode('latin-1'), values))
-    return rows
+            raise ValueError(f"{where}: {len(tokens)} columns where a {what} line has {columns}")
+        try:
+            values = [float(token) for token in tokens[1:]]
+            if columns == _LABEL_COLUMNS:
+                int(tokens[2])
+            # Python alone reads '1_0' as a number.
+            if b"_" in line and any(b"_" in token for token in tokens[1:]):
+                raise ValueError
+        except ValueError:
+            raise ValueError(
+                f"{where}: every column after the class name must be a number (a label's occlusion a whole one)"
+            ) from None
+        if not all(isfinite(values[column]) for column in used):
+            raise ValueError(f"{where}: the numbers of the box and its score or truncation must be finite")
+        names.append(tokens[0].decode("latin-1"))
+        table.append(values)
+    return names, np.array(table, dtype=np.float64).reshape(-1, columns - 1)
 
 
 def read_ground_truth(path: str | os.PathLike[str]) -> GroundTruth:
@@ -155,15 +159,8 @@ def read_ground_truth(path: str | os.PathLike[str]) -> GroundTruth:
         ValueError: a line that does not parse; the message has the file and the line number.
         FileNotFoundError: no such file.
     """
-    rows = _rows(path, 15, 'label')
-    for name, values in rows:
-        if values[0] != values[0] or not values[1].is_integer():
-            raise ValueError(
-                f'{os.fspath(path)}: a {name} has truncation {values[0]} and occlusion {values[1]}; '
-                'the first must be a number, the second a whole number'
-            )
-    table = np.array([values for _, values in rows], dtype=np.float64).reshape(-1, 14)
-    return GroundTruth([name for name, _ in rows], table[:, 3:7], table[:, 0], table[:, 1].astype(np.int64))
+    names, table = _rows(path, "label", _LABEL_COLUMNS, used=(0, 3, 4, 5, 6))
+    return GroundTruth(names, table[:, 3:7], table[:, 0], table[:, 1].astype(np.int64))
 
 
 def read_detections(path: str | os.PathLike[str]) -> Detections:
@@ -173,9 +170,8 @@ def read_detections(path: str | os.PathLike[str]) -> Detections:
         ValueError: a line that does not parse; the message has the file and the line number.
         FileNotFoundError: no such file.
     """
-    rows = _rows(path, 16, 'result')
-    table = np.array([values for _, values in rows], dtype=np.float64).reshape(-1, 15)
-    return Detections([name for name, _ in rows], table[:, 3:7], table[:, 14])
+    names, table = _rows(path, "result", _LABEL_COLUMNS + 1, used=(3, 4, 5, 6, 14))
+    return Detections(names, table[:, 3:7], table[:, 14])
 
 
 def write_detections(path: str | os.PathLike[str], detections: Detections) -> None:
@@ -185,35 +181,35 @@ def write_detections(path: str | os.PathLike[str], detections: Detections) -> No
     to four decimals.
     """
     lines = [
-        f'{name} -1 -1 -10 {x1:.4f} {y1:.4f} {x2:.4f} {y2:.4f} -1 -1 -1 -1000 -1000 -1000 -10 {score!r}\n'
+        f"{name} -1 -1 -10 {x1:.4f} {y1:.4f} {x2:.4f} {y2:.4f} -1 -1 -1 -1000 -1000 -1000 -10 {score!r}\n"
         for name, (x1, y1, x2, y2), score in zip(
             detections.names, detections.boxes.tolist(), detections.scores.tolist(), strict=True
         )
     ]
-    Path(path).write_text(''.join(lines), encoding='ascii')
+    Path(path).write_text("".join(lines), encoding="ascii")
 
 
 def read_split(path: str | os.PathLike[str]) -> list[str]:
     """Frame ids of a split file, one a line; raises ValueError for an empty or repeating one."""
     frames: list[str] = []
     seen: set[str] = set()
-    for number, line in enumerate(Path(path).read_text(encoding='utf-8').splitlines(), 1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         frame = line.strip()
         if not frame:
             continue
         if frame in seen or len(frame.split()) != 1:
-            raise ValueError(f'{os.fspath(path)}, line {number}: expected one new frame id a line, got {frame!r}')
+            raise ValueError(f"{os.fspath(path)}, line {number}: expected one new frame id a line, got {frame!r}")
         seen.add(frame)
         frames.append(frame)
     if not frames:
-        raise ValueError(f'{os.fspath(path)}: no frame ids in the split file')
+        raise ValueError(f"{os.fspath(path)}: no frame ids in the split file")
     return frames
 
 
 def result_folder(dt_dir: str | os.PathLike[str]) -> Path:
     """``DT_DIR/data``, the layout of a submission, if it exists, else ``DT_DIR`` itself."""
     path = Path(dt_dir)
-    return path / 'data' if (path / 'data').is_dir() else path
+    return path / "data" if (path / "data").is_dir() else path
 
 
 def list_frames(gt_dir: str | os.PathLike[str], dt_dir: str | os.PathLike[str]) -> list[str]:
@@ -225,21 +221,21 @@ def list_frames(gt_dir: str | os.PathLike[str], dt_dir: str | os.PathLike[str]) 
     gt_path, dt_path = Path(gt_dir), result_folder(dt_dir)
     for path in (gt_path, dt_path):
         if not path.is_dir():
-            raise ValueError(f'{path} is not a folder')
-    frames = sorted(name[:-4] for name in os.listdir(gt_path) if name.endswith('.txt'))
+            raise ValueError(f"{path} is not a folder")
+    frames = sorted(name[:-4] for name in os.listdir(gt_path) if name.endswith(".txt"))
     if not frames:
-        raise ValueError(f'{gt_path} holds no label files (*.txt)')
-    results = {name[:-4] for name in os.listdir(dt_path) if name.endswith('.txt')}
+        raise ValueError(f"{gt_path} holds no label files (*.txt)")
+    results = {name[:-4] for name in os.listdir(dt_path) if name.endswith(".txt")}
     missing = [frame for frame in frames if frame not in results]
     if missing:
         raise ValueError(
-            f'{dt_path / (missing[0] + ".txt")} is missing, a frame without detections needs an empty file '
-            f'({len(missing)} of {len(frames)} frames have none; give a split file to evaluate some of the frames)'
+            f"{dt_path / (missing[0] + '.txt')} is missing, a frame without detections needs an empty file "
+            f"({len(missing)} of {len(frames)} frames have none; give a split file to evaluate some of the frames)"
         )
     # Other text files (lists, statistics) lie beside results; frames are numbered.
     extra = sorted(name for name in results.difference(frames) if name.isdigit())
     if extra:
-        raise ValueError(f'{dt_path / (extra[0] + ".txt")} has no label file in {gt_path} ({len(extra)} such results)')
+        raise ValueError(f"{dt_path / (extra[0] + '.txt')} has no label file in {gt_path} ({len(extra)} such results)")
     return frames
 
 
@@ -271,45 +267,45 @@ def _array(parts: Sequence[object], width: int, what: str) -> Float64Array:
     shape = (0, 4) if width == 4 else (0,)
     flat = np.concatenate([a.reshape(shape) if a.size == 0 else a for a in arrays]) if arrays else np.empty(shape)
     if flat.ndim != len(shape) or flat.shape[1:] != shape[1:]:
-        raise ValueError(f'{what} must have shape {"(N, 4)" if width == 4 else "(N,)"} in every frame')
+        raise ValueError(f"{what} must have shape {'(N, 4)' if width == 4 else '(N,)'} in every frame")
     return flat
 
 
-def _lengths_agree(frame: int, what: str, lengths: Iterable[int]) -> None:
-    sizes = list(lengths)
+def _lengths_agree(frame: int, what: str, *fields: Sized) -> None:
+    sizes = [len(field) for field in fields]
     if len(set(sizes)) > 1:
-        raise ValueError(f'{what} of frame number {frame}: its fields have different lengths {sizes}')
+        raise ValueError(f"{what} of frame number {frame}: its fields have different lengths {sizes}")
 
 
 def _finite(array: Float64Array, counts: Int64Array, what: str) -> None:
     bad = ~np.isfinite(array.reshape(len(array), -1)).all(1)
     if bad.any():
-        frame = int(np.searchsorted(np.cumsum(counts), int(bad.argmax()), side='right'))
-        raise ValueError(f'{what} of frame number {frame} are not all finite numbers')
+        frame = int(np.searchsorted(np.cumsum(counts), int(bad.argmax()), side="right"))
+        raise ValueError(f"{what} of frame number {frame} are not all finite numbers")
 
 
 def _flatten(ground_truth: Sequence[GroundTruth], detections: Sequence[Detections]) -> _Scene:
     if len(ground_truth) != len(detections):
-        raise ValueError(f'{len(ground_truth)} frames of ground truth but {len(detections)} of detections')
+        raise ValueError(f"{len(ground_truth)} frames of ground truth but {len(detections)} of detections")
     for i, (gt, dt) in enumerate(zip(ground_truth, detections, strict=True)):
-        _lengths_agree(i, 'ground truth', map(len, (gt.names, gt.boxes, gt.truncation, gt.occlusion)))
-        _lengths_agree(i, 'detections', map(len, (dt.names, dt.boxes, dt.scores)))
+        _lengths_agree(i, "ground truth", gt.names, gt.boxes, gt.truncation, gt.occlusion)
+        _lengths_agree(i, "detections", dt.names, dt.boxes, dt.scores)
 
-    codes: dict[str, int] = {name: i for i, name in enumerate((*_MIN_OVERLAP, *_NEIGHBOUR.values(), 'dontcare'))}
+    codes: dict[str, int] = {name: i for i, name in enumerate((*_MIN_OVERLAP, *_NEIGHBOUR.values(), "dontcare"))}
 
     def encode(frames: Iterable[Sequence[str]]) -> Int64Array:
         return np.array([codes.get(name.lower(), -1) for names in frames for name in names], dtype=np.int64)
 
     gt_count = np.array([len(gt.names) for gt in ground_truth], dtype=np.int64)
     dt_count = np.array([len(dt.names) for dt in detections], dtype=np.int64)
-    gt_boxes = _array([gt.boxes for gt in ground_truth], 4, 'ground truth boxes')
-    dt_boxes = _array([dt.boxes for dt in detections], 4, 'detection boxes')
-    truncation = _array([gt.truncation for gt in ground_truth], 1, 'truncation')
-    occlusion = _array([gt.occlusion for gt in ground_truth], 1, 'occlusion').astype(np.int64)
-    scores = _array([dt.scores for dt in detections], 1, 'scores')
-    _finite(gt_boxes, gt_count, 'ground truth boxes')
-    _finite(dt_boxes, dt_count, 'detection boxes')
-    _finite(scores, dt_count, 'scores')
+    gt_boxes = _array([gt.boxes for gt in ground_truth], 4, "ground truth boxes")
+    dt_boxes = _array([dt.boxes for dt in detections], 4, "detection boxes")
+    truncation = _array([gt.truncation for gt in ground_truth], 1, "truncation")
+    occlusion = _array([gt.occlusion for gt in ground_truth], 1, "occlusion").astype(np.int64)
+    scores = _array([dt.scores for dt in detections], 1, "scores")
+    _finite(gt_boxes, gt_count, "ground truth boxes")
+    _finite(dt_boxes, dt_count, "detection boxes")
+    _finite(scores, dt_count, "scores")
     gt_name = encode(gt.names for gt in ground_truth)
 
     # A ground truth meets the detections of its own frame; pairs come out ordered by ground truth, then detection.
@@ -324,7 +320,7 @@ def _flatten(ground_truth: Sequence[GroundTruth], detections: Sequence[Detection
     start = 0
     while start < len(partners):
         before = int(total[start - 1]) if start else 0
-        stop = max(start + 1, int(np.searchsorted(total, before + _PAIRS_AT_ONCE, side='right')))
+        stop = max(start + 1, int(np.searchsorted(total, before + _PAIRS_AT_ONCE, side="right")))
         rows = np.arange(start, stop)
         gi = np.repeat(rows, partners[start:stop])
         di = np.arange(before, before + len(gi)) - np.repeat(total[start:stop] - partners[start:stop], partners[rows])
@@ -335,7 +331,7 @@ def _flatten(ground_truth: Sequence[GroundTruth], detections: Sequence[Detection
         height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
         touch = np.flatnonzero((width > 0) & (height > 0))
         gi, di, inter = gi[touch], di[touch], width[touch] * height[touch]
-        stuff = gt_name[gi] == codes['dontcare']
+        stuff = gt_name[gi] == codes["dontcare"]
         np.maximum.at(dontcare, di[stuff], inter[stuff] / dt_area[di[stuff]])
         gi, di, inter = gi[~stuff], di[~stuff], inter[~stuff]
         iou = inter / (dt_area[di] + gt_area[gi] - inter)
@@ -402,9 +398,7 @@ def _curve(scene: _Scene, name: str, difficulty: int) -> tuple[Float64Array, int
     small = scene.dt_height < min_height
     dt_state = np.where(small, _IGNORED, np.where(scene.dt_name == scene.codes[name], _VALID, _ABSENT))
 
-    keep = (
-        (gt_state[scene.pair_gt] != _ABSENT) & (dt_state[scene.pair_dt] != _ABSENT) & (scene.pair_iou > min_overlap)
-    )
+    keep = (gt_state[scene.pair_gt] != _ABSENT) & (dt_state[scene.pair_dt] != _ABSENT) & (scene.pair_iou > min_overlap)
     pair_gt, pair_dt, pair_iou = scene.pair_gt[keep], scene.pair_dt[keep], scene.pair_iou[keep]
     gt_valid = (gt_state == _VALID).tolist()
     dt_valid = (dt_state == _VALID).tolist()
@@ -418,7 +412,7 @@ def _curve(scene: _Scene, name: str, difficulty: int) -> tuple[Float64Array, int
 
     # Pass 2 at all thresholds at once: bit k of a mask is threshold k. A detection is there from the first threshold
     # that its score reaches.
-    reached = np.searchsorted(-np.array(thresholds), -scene.scores, side='left').tolist()
+    reached = np.searchsorted(-np.array(thresholds), -scene.scores, side="left").tolist()
     every = (1 << count) - 1
     # Valid detections by falling overlap, then ignored ones, each kind in file order among equals.
     valid = dt_state[pair_dt] == _VALID
@@ -443,7 +437,7 @@ def _curve(scene: _Scene, name: str, difficulty: int) -> tuple[Float64Array, int
     present = np.bincount(np.array(reached)[candidate], minlength=count + 1)[:count].cumsum()
     fp = present - _bit_counts([mask for dt, mask in assigned.items() if candidate[dt]], count)
 
-    with np.errstate(invalid='ignore'):
+    with np.errstate(invalid="ignore"):
         raw = tp / (tp + fp)
     # A 0/0 stays where it is but is passed over in the maxima to its left, as C++'s max_element does.
     precision[:count] = np.where(np.isnan(raw), np.nan, np.fmax.accumulate(raw[::-1])[::-1])
@@ -477,7 +471,7 @@ def canonical_class(name: str) -> str:
     for known in CLASSES:
         if known.lower() == name.lower():
             return known
-    raise ValueError(f'{name!r} is not an evaluated class, choose from {", ".join(CLASSES)}')
+    raise ValueError(f"{name!r} is not an evaluated class, choose from {', '.join(CLASSES)}")
 
 
 def evaluate(
@@ -540,12 +534,12 @@ def evaluate_folders(
     ground_truth, detections = [], []
     for frame in chosen:
         try:
-            ground_truth.append(read_ground_truth(os.path.join(gt_dir, f'{frame}.txt')))
-            detections.append(read_detections(os.path.join(results, f'{frame}.txt')))
+            ground_truth.append(read_ground_truth(os.path.join(gt_dir, f"{frame}.txt")))
+            detections.append(read_detections(os.path.join(results, f"{frame}.txt")))
         except FileNotFoundError as error:
             raise ValueError(
-                f'{error.filename} is missing: each frame needs a label file and a result file '
-                '(an empty one where nothing was detected)'
+                f"{error.filename} is missing: each frame needs a label file and a result file "
+                "(an empty one where nothing was detected)"
             ) from None
     return evaluate(ground_truth, detections, classes)
 
@@ -563,15 +557,17 @@ def as_json(result: Mapping[str, ClassAP | None]) -> dict[str, dict[str, list[fl
     def figures(values: Sequence[float]) -> list[float | None]:
         return [value if isfinite(value) else None for value in values]
 
-    return {name: ap and {'R11': figures(ap.r11), 'R40': figures(ap.r40)} for name, ap in result.items()}
+    return {
+        name: None if ap is None else {"R11": figures(ap.r11), "R40": figures(ap.r40)} for name, ap in result.items()
+    }
 
 
 def format_table(result: Mapping[str, ClassAP | None]) -> str:
     """A plain-text table: a row a class and rule, '-' where the class was not evaluated."""
-    rows = [f'{"2D AP (%)":<12}{"rule":<6}' + ''.join(f'{name:>10}' for name in DIFFICULTIES)]
+    rows = [f"{'2D AP (%)':<12}{'rule':<6}" + "".join(f"{name:>10}" for name in DIFFICULTIES)]
     for name, ap in result.items():
-        for rule in ('R11', 'R40'):
-            values = None if ap is None else (ap.r11 if rule == 'R11' else ap.r40)
-            cells = ['-'] * len(DIFFICULTIES) if values is None else [f'{value:.2f}' for value in values]
-            rows.append(f'{name:<12}{rule:<6}' + ''.join(f'{cell:>10}' for cell in cells))
-    return '\n'.join(rows)
+        for rule in ("R11", "R40"):
+            values = None if ap is None else (ap.r11 if rule == "R11" else ap.r40)
+            cells = ["-"] * len(DIFFICULTIES) if values is None else [f"{value:.2f}" for value in values]
+            rows.append(f"{name:<12}{rule:<6}" + "".join(f"{cell:>10}" for cell in cells))
+    return "\n".join(rows)
