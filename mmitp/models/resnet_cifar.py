@@ -1,0 +1,179 @@
+"""CIFAR residual networks (He et al., "Deep Residual Learning for Image Recognition", section 4.2).
+
+A 3x3 stem with 16 channels, three stages of ``n`` basic blocks with 16, 32 and 64 channels, ``depth = 6n + 2``. The
+network is a backbone: pooling and the classifier are mmpretrain's ``GlobalAveragePooling`` and ``LinearClsHead``.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmitp.registry import MODELS
+
+__all__ = ["BasicBlockCifar", "ResNetCifar", "ShortcutA", "convert_resnet_cifar"]
+
+
+class ShortcutA(nn.Module):
+    """Option A of He et al.: subsampled identity, new channels filled with zeros; no parameters, no multiplications.
+
+    Output channel ``j`` is input channel ``j - front`` where that exists, else zero. The attributes describe the map in
+    full. Any subset of input and output channels is such a map again, after a gather of the input channels that are
+    passed on: ``front`` counts the kept zero channels before them, and ``out_channels`` all that are kept.
+
+    Args:
+        in_channels: channels of the stream that is read.
+        out_channels: channels of the stream that is written, at least ``in_channels``.
+        stride: every ``stride``-th row and column is kept.
+        front: zero channels before the passed ones; by default half of the new channels, rounded down.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, front: int | None = None) -> None:
+        super().__init__()
+        if front is None:
+            front = (out_channels - in_channels) // 2
+        if not 0 <= front <= out_channels - in_channels:
+            raise ValueError(
+                f"ShortcutA maps {in_channels} channels into {out_channels} with {front} zero channels in front: "
+                "the output must hold every input channel and the zeros before it"
+            )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.stride = stride
+        self.front = front
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map N x in_channels x H x W to N x out_channels x ceil(H / stride) x ceil(W / stride)."""
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, self.front, self.out_channels - self.front - x.shape[1]))
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, stride={self.stride}, front={self.front}"
+
+
+class BasicBlockCifar(BaseModule):
+    """Two 3x3 convolutions and a shortcut, ReLU after the addition.
+
+    Args:
+        in_channels: channels of the input stream.
+        out_channels: channels of both convolutions and of the output stream.
+        stride: of the first convolution and the shortcut.
+        shortcut: 'A' or 'B', used where the stream changes its shape (see :class:`ResNetCifar`).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut: nn.Module
+        if stride == 1 and in_channels == out_channels:
+            self.shortcut = nn.Identity()
+        elif shortcut == "A":
+            self.shortcut = ShortcutA(in_channels, out_channels, stride)
+        else:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+@MODELS.register_module()
+class ResNetCifar(BaseModule):
+    """CIFAR residual network as an mmpretrain backbone.
+
+    Args:
+        depth: ``6n + 2``, for example 20, 32, 44, 56 or 110.
+        shortcut: where a stage changes the stream's shape, 'A' subsamples and pads with zero channels (parameter-free,
+            the paper's CIFAR networks), 'B' projects by a 1x1 convolution with batch normalisation.
+        in_channels: channels of the image.
+        base_channels: width of the first stage; the later ones have twice and four times as many.
+        init_cfg: mmengine initialisation; by default He's normal initialisation over the fan-in.
+
+    Raises:
+        ValueError: for a depth that is not ``6n + 2`` or an unknown shortcut.
+    """
+
+    def __init__(
+        self,
+        depth: int = 20,
+        shortcut: str = "A",
+        in_channels: int = 3,
+        base_channels: int = 16,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"ResNetCifar: depth={depth} is not 6n + 2; use 20, 32, 44, 56 or 110, for example")
+        if shortcut not in ("A", "B"):
+            raise ValueError(f"ResNetCifar: shortcut={shortcut!r}; use 'A' (zero padding) or 'B' (projection)")
+        if init_cfg is None:
+            init_cfg = [
+                {"type": "Kaiming", "layer": "Conv2d", "mode": "fan_in"},
+                {"type": "Constant", "layer": "BatchNorm2d", "val": 1.0},
+            ]
+        super().__init__(init_cfg)
+        self.depth = depth
+        self.conv1 = nn.Conv2d(in_channels, base_channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(base_channels)
+        blocks = (depth - 2) // 6
+        widths = [base_channels, 2 * base_channels, 4 * base_channels]
+        stages, stream = [], base_channels
+        for width, stride in zip(widths, (1, 2, 2), strict=True):
+            stages.append(
+                nn.Sequential(
+                    BasicBlockCifar(stream, width, stride, shortcut),
+                    *(BasicBlockCifar(width, width, 1, shortcut) for _ in range(blocks - 1)),
+                )
+            )
+            stream = width
+        self.layer1, self.layer2, self.layer3 = stages
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Map images N x in_channels x H x W to a one-tuple with N x 4*base_channels x ceil(H/4) x ceil(W/4)."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        return (self.layer3(self.layer2(self.layer1(x))),)
+
+
+def convert_resnet_cifar(checkpoint: Mapping[str, object]) -> dict[str, Tensor]:
+    """Rename a public CIFAR ResNet checkpoint's entries for mmpretrain's ``ImageClassifier`` over :class:`ResNetCifar`.
+
+    The source is the widespread layout ``conv1, bn1, layer{1,2,3}.{block}.{conv1,bn1,conv2,bn2}, linear`` (option-A
+    shortcuts), with or without ``DataParallel``'s ``module.`` and with or without a ``state_dict`` level. Key map::
+
+        [module.]conv1.*, bn1.*, layerS.B.*  ->  backbone.conv1.*, backbone.bn1.*, backbone.layerS.B.*
+        [module.]linear.*                    ->  head.fc.*
+
+    Args:
+        checkpoint: the loaded file.
+
+    Returns:
+        The state dict; tensors are shared with the source.
+
+    Raises:
+        ValueError: for a key outside that layout.
+    """
+    state = checkpoint.get("state_dict", checkpoint)
+    assert isinstance(state, Mapping)
+    converted = {}
+    for key, value in state.items():
+        name = key.removeprefix("module.")
+        stem = name.split(".")[0]
+        if not isinstance(value, Tensor) or stem not in ("conv1", "bn1", "layer1", "layer2", "layer3", "linear"):
+            raise ValueError(
+                f"key {key!r} does not belong to a CIFAR ResNet checkpoint: "
+                "conv1, bn1, layer1 to layer3 and linear are expected"
+            )
+        converted["head.fc" + name.removeprefix("linear") if stem == "linear" else f"backbone.{name}"] = value
+    return converted
+
+
+def convert_resnet_cifar_file(source: str, target: str) -> None:
+    """Write the converted checkpoint as ``{'state_dict': ...}`` (see :func:`convert_resnet_cifar`)."""
+    checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    torch.save({"state_dict": convert_resnet_cifar(checkpoint)}, target)
