@@ -1,0 +1,5 @@
+# ResNet-20 on CIFAR-10, pruned in training to at most 0.2 of its operations (b = 50).
+_base_ = ["./resnet20_cifar10.py"]
+
+model = dict(type="mmitp.MaskedModel", of="mmpretrain.ImageClassifier")
+custom_hooks = [dict(type="mmitp.PruneHook", target=0.2, b=50, begin=20, end=240, lr=0.01, interval="iter")]
