@@ -1,0 +1,192 @@
+"""Bridges to attack suites, which want a classifier on images in [0, 1] that returns logits."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmitp.attacks.mode import attack_mode
+
+
+class NormalizedClassifier(nn.Module):
+    """A classifier on images in [0, 1] made from one that takes normalised images.
+
+    ``forward(x) = model((x * pixel_range - mean) / std)``. The model's parameters are shared, and its mode is its own.
+
+    Args:
+        model: maps ``(N, C, H, W)`` normalised images to logits ``(N, K)``; a tuple of outputs counts by its last.
+        mean: per-channel mean in the units of ``pixel_range``, in the model's channel order (or one number for all).
+        std: per-channel standard deviation, likewise.
+        pixel_range: value of full white in those units: 255 for mean and std of uint8 images, 1 for images in [0, 1].
+
+    Raises:
+        ValueError: if ``std`` is not positive, or mean and std differ in length.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: nn.Module, mean: Sequence[float], std: Sequence[float], *, pixel_range: float = 255.0
+    ) -> None:
+        super().__init__()
+        if len(mean) != len(std) or any(value <= 0 for value in std):
+            raise ValueError(f"mean and std need the same length and a positive std, got mean={mean}, std={std}")
+        self.model = model
+        self.pixel_range = pixel_range
+        self.register_buffer("mean", torch.tensor([float(value) for value in mean]).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([float(value) for value in std]).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = self.model((x * self.pixel_range - self.mean) / self.std)
+        return output[-1] if isinstance(output, (tuple, list)) else output
+
+
+@dataclass
+class AutoAttackResult:
+    """What AutoAttack found.
+
+    Attributes:
+        clean: share of images classified correctly, in [0, 1].
+        robust: share still correct after every attack.
+        images: number of images.
+        attacks: names of the attacks that ran.
+        flags: the suite's own warnings that the figure may be unreliable (randomised or dynamic model, zero gradients,
+            probabilities where logits are wanted, square attack stronger than the gradient ones). Print them with it.
+        adversarial: the adversarial images ``(N, C, H, W)``, equal to the clean one where no attack worked.
+    """
+
+    clean: float
+    robust: float
+    images: int
+    attacks: list[str]
+    flags: list[str] = field(default_factory=list)
+    adversarial: Tensor | None = None
+
+
+def autoattack_accuracy(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    norm: Literal["Linf", "L2", "L1"] = "Linf",
+    version: Literal["standard", "plus", "rand", "custom"] = "standard",
+    attacks: Sequence[str] | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> AutoAttackResult:
+    """Accuracy under AutoAttack (Croce & Hein 2020), run by its authors' package.
+
+    With ten classes or more this is AutoAttack as published; with fewer, the targeted attacks aim at the classes there
+    are, and a flag says so.
+
+    Args:
+        model: classifier on images in [0, 1] that returns logits (see :class:`NormalizedClassifier`); run in eval mode.
+        x: images ``(N, C, H, W)`` in [0, 1].
+        y: class indices ``(N,)``.
+        eps: radius in [0, 1] units (8/255 for "eps 8").
+        norm: threat model.
+        version: the suite's version; ``"custom"`` runs ``attacks`` alone.
+        attacks: for ``"custom"``: of ``apgd-ce``, ``apgd-dlr``, ``apgd-t``, ``fab``, ``fab-t``, ``square``.
+        batch_size: images at a time.
+        seed: seed of every attack.
+        device: where to run; the model's own by default.
+
+    Raises:
+        ImportError: without the package; ``pip install "mmitp[autoattack]"``.
+        ValueError: for images outside [0, 1], an empty batch, ``attacks`` that do not fit ``version``, or a model with
+            too few classes for the DLR loss (fewer than 4 targeted, fewer than 3 untargeted).
+    """
+    try:
+        from pyautoattack import AutoAttack
+    except ImportError as error:
+        raise ImportError('AutoAttack needs its authors\' package: pip install "mmitp[autoattack]"') from error
+    if (version == "custom") != bool(attacks):
+        raise ValueError("give attacks together with version='custom', and only with it")
+    if not len(x) or len(x) != len(y):
+        raise ValueError(f"AutoAttack needs one label an image and at least one image, got {len(x)} and {len(y)}")
+    if x.min() < 0 or x.max() > 1:
+        raise ValueError(f"images must lie in [0, 1], got [{x.min():.3f}, {x.max():.3f}]: undo the normalisation first")
+    if device is None:
+        device = next(iter(model.parameters()), x).device
+
+    training = [(module, module.training) for module in model.modules()]
+    tracer = sys.gettrace()
+    model.eval()
+    try:
+        # Frozen, because the suite's FAB calls backward() and would leave gradients on the parameters.
+        with _SuiteLog() as log, attack_mode(model, freeze=True):
+            suite = AutoAttack(
+                model,
+                attacks=list(attacks) if attacks else None,
+                eps=eps,
+                norm=norm,
+                seed=seed,
+                version=version,
+                device=device,
+            )
+            with torch.no_grad():
+                classes = model(x[:1].to(device)).shape[-1]
+            log.flags += _fit_targets(suite, classes)
+            clean = _accuracy(model, x, y, batch_size, device)
+            adversarial, _ = suite.run_standard_evaluation(x, y, batch_size=batch_size)
+            robust = _accuracy(model, adversarial, y, batch_size, device)
+    finally:
+        # Its check for dynamic models leaves tracing off, which ends a debugger's or a coverage tool's watch.
+        sys.settrace(tracer)
+        for module, mode in training:
+            module.training = mode
+    ran = [str(name) for name in suite.attacks_to_run]
+    return AutoAttackResult(clean, robust, len(x), ran, list(dict.fromkeys(log.flags)), adversarial.detach())
+
+
+def _fit_targets(suite: Any, classes: int) -> list[str]:
+    names = set(suite.attacks_to_run)
+    needed = 4 if "apgd-t" in names else 3 if "apgd-dlr" in names else 2
+    if classes < needed:
+        raise ValueError(
+            f"{sorted(names)} need a classifier of at least {needed} classes (DLR loss), got {classes}: "
+            "use version='custom' with attacks=['apgd-ce', 'fab', 'square']"
+        )
+    flags = []
+    for attack, name in ((suite.apgd_targeted, "apgd-t"), (suite.fab, "fab-t")):
+        if name in names and attack.n_target_classes > classes - 1:
+            flags.append(f"{name} aims at {classes - 1} classes, not the published {attack.n_target_classes}")
+            attack.n_target_classes = classes - 1
+    return flags
+
+
+def _accuracy(model: nn.Module, x: Tensor, y: Tensor, batch_size: int, device: torch.device | str) -> float:
+    with torch.no_grad():
+        right = [
+            (model(images.to(device)).argmax(1) == labels.to(device)).sum().item()
+            for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True)
+        ]
+    return sum(right) / len(x)
+
+
+class _SuiteLog(logging.Handler):
+    """Collects the suite's warnings, which it only logs."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.flags: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # The document it names is not part of the package.
+        self.flags.append(record.getMessage().split(" See flags_doc.md")[0].strip())
+
+    def __enter__(self) -> _SuiteLog:
+        logging.getLogger("auto-attack").addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("auto-attack").removeHandler(self)

@@ -1,0 +1,107 @@
+"""What attack_mode promises about normalisation, dropout and parameters."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mmitp.attacks import attack_mode, cross_entropy, fgsm_rs
+
+
+class DropPath(nn.Module):
+    """Named as model zoos name it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 0 if self.training else x
+
+
+def make_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    frozen = nn.BatchNorm2d(4).eval()
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None), nn.Conv2d(4, 4, 1), frozen, nn.ReLU())
+    return nn.Sequential(net, nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+def attack(net: nn.Module, **mode: object) -> torch.Tensor:
+    x = torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(8) % 3
+    torch.manual_seed(1)
+    with attack_mode(net, **mode):  # type: ignore[arg-type]
+        return fgsm_rs(cross_entropy(net, y), x, eps=0.1, alpha=0.1, generator=torch.Generator().manual_seed(0))
+
+
+def test_batch_uses_batch_statistics_and_leaves_the_running_ones_exactly() -> None:
+    net, reference = make_net(), make_net()
+    before = copy.deepcopy(net.state_dict())
+    in_batch, in_train = attack(net, batchnorm="batch"), attack(reference, batchnorm="train")
+    assert torch.equal(in_batch, in_train)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert not torch.equal(reference[0][1].running_mean, before["0.1.running_mean"])
+    assert torch.equal(reference[0][3].running_mean, before["0.3.running_mean"])  # a layer the run keeps in eval mode
+
+
+def test_eval_uses_and_keeps_running_statistics_and_restores_modes() -> None:
+    net = make_net()
+    before = copy.deepcopy(net.state_dict())
+    modes = [module.training for module in net.modules()]
+    in_eval = attack(net, batchnorm="eval")
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert [module.training for module in net.modules()] == modes
+    assert not torch.equal(in_eval, attack(net, batchnorm="batch"))
+
+
+def test_dropout_can_be_switched_off() -> None:
+    net = nn.Sequential(DropPath(), nn.Dropout(0.9))
+    x = torch.ones(2, 3)
+    with attack_mode(net, dropout="eval"):
+        assert torch.equal(net(x), x)
+    assert not net(x).any()
+
+
+def test_freeze_restores_each_parameters_own_flag() -> None:
+    net = make_net()
+    net[0][0].weight.requires_grad_(False)
+    flags = [parameter.requires_grad for parameter in net.parameters()]
+    with attack_mode(net, freeze=True):
+        assert not any(parameter.requires_grad for parameter in net.parameters())
+    assert [parameter.requires_grad for parameter in net.parameters()] == flags
+
+
+def test_everything_is_restored_when_the_attack_fails() -> None:
+    net = make_net()
+    before = copy.deepcopy(net.state_dict())
+    x = torch.rand(4, 3, 6, 6)
+
+    def fail() -> None:
+        with attack_mode(net, batchnorm="batch", dropout="eval", freeze=True):
+            net(x)
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail()
+    assert net[1].training
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_gradients_of_a_later_pass_are_those_without_an_attack() -> None:
+    """Restored running statistics must not disturb the training pass that follows, forward or backward."""
+    grads = []
+    for attacked in (False, True):
+        net = make_net()
+        if attacked:
+            attack(net, batchnorm="batch")
+        torch.manual_seed(2)
+        net(torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(3))).square().sum().backward()
+        grads.append(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
+    assert torch.equal(*grads)
+
+
+def test_unknown_modes_are_refused() -> None:
+    with pytest.raises(ValueError, match="batchnorm must be"), attack_mode(nn.ReLU(), batchnorm="off"):  # type: ignore[arg-type]
+        pass
+    with pytest.raises(ValueError, match="dropout must be"), attack_mode(nn.ReLU(), dropout="off"):  # type: ignore[arg-type]
+        pass

@@ -1,0 +1,118 @@
+"""Bridges to attack suites."""
+
+from __future__ import annotations
+
+import builtins
+import importlib.util
+
+import pytest
+import torch
+from torch import nn
+
+from mmitp.attacks import NormalizedClassifier, autoattack_accuracy, cross_entropy, pgd
+
+needs_suite = pytest.mark.skipif(importlib.util.find_spec("pyautoattack") is None, reason="pyautoattack not installed")
+
+
+@pytest.fixture(scope="module")
+def setting() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    x = torch.rand(24, 3, 4, 4)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.Tanh(), nn.Linear(16, 5))
+    return net, x, net(x).argmax(1)
+
+
+def test_normalized_classifier_undoes_what_a_preprocessor_does() -> None:
+    pixels = torch.tensor([10.0, 100.0, 200.0]).view(1, 3, 1, 1)
+    mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    wrapped = NormalizedClassifier(nn.Flatten(), mean, std)
+    expected = [(p - m) / s for p, m, s in zip([10.0, 100.0, 200.0], mean, std, strict=True)]
+    assert wrapped(pixels / 255)[0].tolist() == pytest.approx(expected, abs=1e-5)
+    in_unit = NormalizedClassifier(nn.Flatten(), [0.5], [0.25], pixel_range=1.0)
+    assert in_unit(torch.tensor([[0.75]])[..., None, None]).item() == pytest.approx(1.0)
+    assert not wrapped.state_dict()  # shares the model's parameters and adds no keys of its own
+
+
+def test_normalized_classifier_takes_the_last_of_several_outputs() -> None:
+    class Tower(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x, x + 1
+
+    assert NormalizedClassifier(Tower(), [0.0], [255.0])(torch.ones(1, 1, 1, 1)).item() == 2.0
+
+
+def test_normalized_classifier_refuses_a_std_of_zero() -> None:
+    with pytest.raises(ValueError, match="positive std"):
+        NormalizedClassifier(nn.Flatten(), [0.0], [0.0])
+
+
+@needs_suite
+def test_autoattack_is_at_least_as_strong_as_pgd_and_leaves_the_model_alone(
+    setting: tuple[nn.Module, torch.Tensor, torch.Tensor],
+) -> None:
+    net, x, y = setting
+    net.train()
+    eps = 0.02
+    result = autoattack_accuracy(
+        net, x, y, eps=eps, version="custom", attacks=["apgd-ce", "fab-t"], batch_size=10, seed=1
+    )
+    assert result.clean == 1.0
+    assert result.images == 24
+    assert result.attacks == ["apgd-ce", "fab-t"]
+    by_pgd = net(pgd(cross_entropy(net, y), x, eps=eps, alpha=eps / 4, steps=10)).argmax(1) == y
+    assert 0 < result.robust <= by_pgd.float().mean().item()
+    assert result.adversarial is not None
+    assert (result.adversarial - x).abs().max() <= eps + 1e-6
+    assert "fab-t aims at 4 classes, not the published 9" in result.flags
+    assert net.training
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+
+
+@needs_suite
+def test_sanity_flags_are_surfaced(setting: tuple[nn.Module, torch.Tensor, torch.Tensor]) -> None:
+    net, x, y = setting
+
+    class Random(nn.Module):
+        def forward(self, v: torch.Tensor) -> torch.Tensor:
+            return net(v) + torch.randn(len(v), 5)
+
+    class Rounded(nn.Module):
+        def forward(self, v: torch.Tensor) -> torch.Tensor:
+            return (net(v) * 1000).round()
+
+    def flags(model: nn.Module) -> str:
+        result = autoattack_accuracy(model, x[:4], y[:4], eps=0.01, version="custom", attacks=["apgd-ce"])
+        return " ".join(result.flags)
+
+    assert flags(net) == ""
+    assert "probability distribution" in flags(nn.Sequential(net, nn.Softmax(1)))
+    assert "randomized" in flags(Random())
+    assert "zero gradient" in flags(Rounded())
+
+
+@needs_suite
+def test_wrong_use_of_autoattack_is_answered(setting: tuple[nn.Module, torch.Tensor, torch.Tensor]) -> None:
+    net, x, y = setting
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        autoattack_accuracy(net, x * 2, y, eps=0.1)
+    with pytest.raises(ValueError, match="version='custom'"):
+        autoattack_accuracy(net, x, y, eps=0.1, attacks=["square"])
+    with pytest.raises(ValueError, match="at least one image"):
+        autoattack_accuracy(net, x[:0], y[:0], eps=0.1)
+    with pytest.raises(ValueError, match="at least 4 classes"):
+        autoattack_accuracy(nn.Sequential(net, nn.Linear(5, 3)), x, y % 3, eps=0.1)
+
+
+def test_missing_package_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, setting: tuple[nn.Module, torch.Tensor, torch.Tensor]
+) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *args: object, **kwargs: object) -> object:
+        if name == "pyautoattack":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r"mmitp\[autoattack\]"):
+        autoattack_accuracy(*setting, eps=0.1)
