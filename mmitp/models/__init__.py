@@ -1,7 +1,7 @@
 """Networks and detector parts registered in :data:`mmitp.registry.MODELS`.
 
-Importing this package (mmengine does so at the first look-up of a ``mmitp.*`` type) imports every module in it, and thereby
-registers every class.
+Importing this package (mmengine does so at the first look-up of a ``mmitp.*`` type) imports every module in it, and
+thereby registers every class.
 """
 
 import importlib

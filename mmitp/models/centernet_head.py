@@ -13,8 +13,8 @@ from mmitp.registry import MODELS
 def centernet_gaussian_radius(sizes: Tensor, min_overlap: float = 0.7) -> Tensor:
     """The heat-map radius of CenterNet's code, in cells.
 
-    It keeps CornerNet's original solution of the three quadratic equations (denominator 2 where the roots' is 2a), which
-    mmdet has since corrected: the published results stem from this one.
+    It keeps CornerNet's original solution of the three quadratic equations (denominator 2 where the roots' is 2a),
+    which mmdet has since corrected: the published results stem from this one.
 
     Args:
         sizes: heights and widths of the boxes in cells, shape (N, 2).
@@ -33,7 +33,7 @@ def centernet_gaussian_radius(sizes: Tensor, min_overlap: float = 0.7) -> Tensor
 
 
 def _gaussians(cells: Tensor, radii: Tensor, height: int, width: int) -> Tensor:
-    """Gaussians of standard deviation (2 radius + 1) / 6 around ``cells`` (x, y), zero beyond the radius: (N, height, width)."""
+    """Gaussians around ``cells`` (x, y), sigma (2 radius + 1) / 6, zero beyond the radius: (N, height, width)."""
     lines = []
     for axis, length in ((1, height), (0, width)):
         distance = torch.arange(length, device=cells.device) - cells[:, axis, None]
@@ -50,12 +50,13 @@ class KittiCenterNetHead(CenterNetHead):
 
     - The heat map is clamped to [1e-4, 1 - 1e-4] in the loss.
     - Heat-map bias -2.19, biases of the size and offset branches 0; weights as torch initialises them.
-    - Gaussian radius: :func:`centernet_gaussian_radius`. A box without area, or whose centre is off the map, is no target.
+    - Gaussian radius: :func:`centernet_gaussian_radius`. A box without area, or whose centre is off the map, is no
+      target.
     - ``ignored_instances`` count: inside such a box the heat-map loss does not punish a response of the classes it
-      concerns. Its label is the class index for which it is ignored (Van for Car), or a negative number for all classes (DontCare).
-      Targets inside keep their loss.
-    - Prediction needs no ``border`` in the image's meta data (absent: padding at the right and bottom only), and clips boxes to the
-      image.
+      concerns. Its label is the class index for which it is ignored (Van for Car), or a negative number for all
+      classes (DontCare). Targets inside keep their loss.
+    - Prediction needs no ``border`` in the image's meta data (absent: padding at the right and bottom only), and
+      clips boxes to the image.
 
     The arguments are those of ``CenterNetHead``. Sizes are in cells of the output map (stride 4 with ``mmitp.DLAUp``).
     """
@@ -127,8 +128,8 @@ class KittiCenterNetHead(CenterNetHead):
             img_shape: height and width of the input.
 
         Returns:
-            ``center_heatmap_target`` (N, classes, H, W), ``wh_target``, ``offset_target`` and ``wh_offset_target_weight``
-            (N, 2, H, W), and the number of positive cells, at least 1, as a 0-dim tensor.
+            ``center_heatmap_target`` (N, classes, H, W), ``wh_target``, ``offset_target`` and
+            ``wh_offset_target_weight`` (N, 2, H, W), and the number of positive cells, at least 1, as a 0-dim tensor.
         """
         batch, _, height, width = feat_shape
         like = gt_bboxes[0].float()
@@ -160,7 +161,7 @@ class KittiCenterNetHead(CenterNetHead):
     def get_ignored_cells(
         self, ignored: list[InstanceData | None], heatmap: Tensor, img_shape: tuple[int, ...]
     ) -> Tensor:
-        """1 in every cell that an ignored box touches, for the classes it concerns, else 0; same shape as ``heatmap``."""
+        """A map like ``heatmap``: 1 in each cell that an ignored box touches, for the classes concerned, else 0."""
         height, width = heatmap.shape[2:]
         cells = torch.zeros_like(heatmap)
         for image, instances in enumerate(ignored):

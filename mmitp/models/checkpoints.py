@@ -26,8 +26,9 @@ def dla_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The backbone's part of a published checkpoint, with the key names of :class:`mmitp.models.dla.DLA`.
 
     Args:
-        checkpoint: the ImageNet checkpoint of DLA-34 (a flat dict), a CenterNet checkpoint (``{'epoch', 'state_dict'}``, backbone
-            under ``base.``) or one of a detector built from our modules (backbone under ``backbone.``).
+        checkpoint: the ImageNet checkpoint of DLA-34 (a flat dict), a CenterNet checkpoint (``{'epoch',
+            'state_dict'}``, backbone under ``base.``) or one of a detector built from our modules (backbone under
+            ``backbone.``).
 
     Returns:
         A flat dict without the ImageNet classifier (``fc.weight``, ``fc.bias``).
@@ -42,10 +43,10 @@ def dla_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 def convert_centernet_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Renames a checkpoint of the CenterNet project (DLA-34, "Objects as Points") to our detector's keys.
 
-    Ours is mmdet's ``CenterNet`` with the backbone ``mmitp.DLA``, the neck ``mmitp.DLAUp`` and mmdet's ``CenterNetHead`` or
-    ``mmitp.KittiCenterNetHead``. The result loads strictly when the class counts agree, except that checkpoints written before
-    torch 0.4.1 have no ``num_batches_tracked``. That project trained on images in blue-green-red order: to use such weights
-    unchanged, set ``bgr_to_rgb=False`` in the data preprocessor.
+    Ours is mmdet's ``CenterNet`` with the backbone ``mmitp.DLA``, the neck ``mmitp.DLAUp`` and mmdet's
+    ``CenterNetHead`` or ``mmitp.KittiCenterNetHead``. The result loads strictly when the class counts agree, except
+    that checkpoints written before torch 0.4.1 have no ``num_batches_tracked``. That project trained on images in
+    blue-green-red order: to use such weights unchanged, set ``bgr_to_rgb=False`` in the data preprocessor.
 
     Args:
         checkpoint: ``{'epoch', 'state_dict'}`` or the flat state dict, with or without the prefix ``module.``.

@@ -64,10 +64,10 @@ class _Root(nn.Module):
 class _Tree(nn.Module):
     """A tree of ``depth`` levels: two sub-trees (or blocks) and a root over them and all ``children`` handed in.
 
-    With ``level_root`` the (down-sampled) input of the tree is a child as well. In a tree deeper than one level the projected
-    residual is not used, since the inner tree makes its own: ``project`` then exists and runs because the published weights have
-    it and the published operation counts include it, but it gets no gradient, so its parameters are frozen (a distributed
-    wrapper otherwise waits for their gradients for ever).
+    With ``level_root`` the (down-sampled) input of the tree is a child as well. In a tree deeper than one level the
+    projected residual is not used, since the inner tree makes its own: ``project`` then exists and runs because the
+    published weights have it and the published operation counts include it, but it gets no gradient, so its
+    parameters are frozen (a distributed wrapper otherwise waits for their gradients for ever).
     """
 
     def __init__(
@@ -122,9 +122,10 @@ class _Tree(nn.Module):
 class DLA(BaseModule):
     """Deep Layer Aggregation: levels 0-5 at strides 1, 2, 4, 8, 16, 32.
 
-    Module names and parameter counts are those of the published ImageNet weights (``dla34-ba72cf86.pth``), which load through
-    ``init_cfg=dict(type='Pretrained', checkpoint='path/to/dla34-ba72cf86.pth')``; the backbone of a CenterNet checkpoint loads in
-    the same way. Random weights follow the paper's code: normal with variance 2 / (kernel area x output channels).
+    Module names and parameter counts are those of the published ImageNet weights (``dla34-ba72cf86.pth``), which load
+    through ``init_cfg=dict(type='Pretrained', checkpoint='path/to/dla34-ba72cf86.pth')``; the backbone of a CenterNet
+    checkpoint loads in the same way. Random weights follow the paper's code: normal with variance 2 / (kernel area x
+    output channels).
 
     Args:
         depth: 34.
@@ -132,11 +133,12 @@ class DLA(BaseModule):
         out_indices: the levels to return.
         conv_cfg: the convolution to build, ``nn.Conv2d`` if None.
         norm_cfg: the normalisation to build.
-        init_cfg: further initialisation; of the type ``Pretrained`` it names a local file or an address. If that cannot be read
-            (the weights' own server is down), the weights stay random and the log says so.
+        init_cfg: further initialisation; of the type ``Pretrained`` it names a local file or an address. If that
+            cannot be read (the weights' own server is down), the weights stay random and the log says so.
 
     Raises:
-        ValueError: an unknown depth or level, a width that leaves no whole channel number, or a checkpoint of another network.
+        ValueError: an unknown depth or level, a width that leaves no whole channel number, or a checkpoint of another
+            network.
     """
 
     def __init__(
@@ -154,7 +156,8 @@ class DLA(BaseModule):
         channels = [round(channel * width) for channel in full_channels]
         if any(channel < 1 or channel != full * width for channel, full in zip(channels, full_channels, strict=True)):
             raise ValueError(
-                f"DLA: width {width} times the channels {full_channels} must give whole positive numbers; try 0.25, 0.5 or 1"
+                f"DLA: width {width} times the channels {full_channels} must give whole positive numbers; "
+                "try 0.25, 0.5 or 1"
             )
         if not out_indices or not set(out_indices) <= set(range(len(channels))):
             raise ValueError(f"DLA: out_indices must be levels from 0 to {len(channels) - 1}, got {tuple(out_indices)}")
@@ -221,13 +224,13 @@ class DLA(BaseModule):
                 raise ValueError(f"{path} is not a checkpoint of DLA-34: it has no '{key}'")
             if state[key].shape != value.shape:
                 raise ValueError(
-                    f"{path}: '{key}' has the shape {tuple(state[key].shape)}, this network needs {tuple(value.shape)}; "
-                    "published weights fit width=1 only"
+                    f"{path}: '{key}' has the shape {tuple(state[key].shape)}, this network needs "
+                    f"{tuple(value.shape)}; published weights fit width=1 only"
                 )
         self.load_state_dict(state, strict=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Args: ``x`` of shape (N, 3, H, W), H and W multiples of 32. Returns the levels ``out_indices``, level i at stride 2**i."""
+        """Levels ``out_indices``, level i at stride 2**i, of images (N, 3, H, W); H and W are multiples of 32."""
         x = self.base_layer(x)
         outputs = []
         for level in range(len(self.channels)):

@@ -15,7 +15,7 @@ Config = dict[str, Any]
 
 
 def bilinear_upsampling(channels: int, factor: int) -> nn.ConvTranspose2d:
-    """A transposed convolution that starts as bilinear up-sampling, channel by channel: kernel 2f, stride f, padding f/2."""
+    """A channel-wise transposed convolution that starts as bilinear up-sampling by an even ``factor``."""
     layer = nn.ConvTranspose2d(
         channels, channels, 2 * factor, stride=factor, padding=factor // 2, groups=channels, bias=False
     )
@@ -70,7 +70,7 @@ class _IterativeAggregation(nn.Module):
 
 
 class _HierarchicalUpsampling(nn.Module):
-    """One aggregation for each step from the coarsest map to the finest: ``ida_0`` joins the last two maps, and so on."""
+    """One aggregation a step, from the coarsest map to the finest: ``ida_0`` joins the last two, and so on."""
 
     def __init__(self, in_channels: Sequence[int], conv_cfg: Config | None, norm_cfg: Config) -> None:
         super().__init__()
@@ -123,5 +123,5 @@ class DLAUp(BaseModule):
         self.ida_up = _IterativeAggregation(in_channels[0], fine, [2**i for i in range(len(fine))], conv_cfg, norm_cfg)
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor]:
-        """Args: ``inputs`` at strides 4, 8, 16, 32. Returns one map with ``in_channels[0]`` channels at stride 4."""
+        """One map (N, in_channels[0], H/4, W/4) from the backbone's levels at strides 4, 8, 16 and 32."""
         return (self.ida_up(self.dla_up(inputs)[:-1])[-1],)
