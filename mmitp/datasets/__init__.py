@@ -1,0 +1,13 @@
+"""Data sets and transforms; importing the package registers them where OpenMMLab is installed.
+
+:mod:`mmitp.datasets.scenes` needs numpy and OpenCV alone.
+"""
+
+from importlib.util import find_spec
+
+if find_spec("mmengine") is not None:
+    from mmitp.datasets.cifar import FastCIFAR10
+    from mmitp.datasets.kitti import KittiDataset
+    from mmitp.datasets.transforms import ScaleShiftCrop
+
+    __all__ = ["FastCIFAR10", "KittiDataset", "ScaleShiftCrop"]
