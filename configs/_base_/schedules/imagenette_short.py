@@ -3,7 +3,7 @@
 # How it is scaled from the 100-epoch schedule:
 # - Window (in the pruned config): 7 and 80 of 100, so epochs 1 to 8 of 10.
 # - Decay on masks, sum(lr) * decay / (1 - momentum): 100 epochs of 5005 iterations sum
-#   5005 * (30 * 0.111 + 10 * 0.0001) = 16,672, and decay 1e-4 shrinks a mask that the task does not hold up by exp(-16.7).
+#   5005 * (30 * 0.111 + 10 * 0.0001) = 16,672, and decay 1e-4 shrinks a mask the task leaves alone by exp(-16.7).
 #   One cycle sums only 1480 * 0.05 = 74; decay 1e-3 gives exp(-0.74), and more would harm the weights.
 # - Optimizer 2 (in the pruned config) therefore has to do most of the work in 1,036 iterations instead of 365,365:
 #   b = 'auto' finds the push that arrives in time.
