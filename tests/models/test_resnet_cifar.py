@@ -1,0 +1,129 @@
+"""ResNetCifar: shapes, counted parameters and multiplications, the option-A shortcut, the key map, converted files."""
+
+import pytest
+import torch
+from torch import nn
+
+from mmitp.models.resnet_cifar import ResNetCifar, ShortcutA, convert_resnet_cifar, convert_resnet_cifar_file
+
+
+def conv_macs(model: nn.Module, size: int) -> int:
+    """Multiplications of every convolution in one forward pass over a size x size image."""
+    total = 0
+
+    def count(module: nn.Conv2d, _, out: torch.Tensor) -> None:
+        nonlocal total
+        total += module.weight.numel() * out.shape[2] * out.shape[3]
+
+    handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, 3, size, size))
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+# ResNet-20, n = 3. Convolutions 3*16*9 = 432; stage 1: 6 * 16*16*9 = 13,824; stage 2: 16*32*9 + 5 * 32*32*9 = 50,688;
+# stage 3: 32*64*9 + 5 * 64*64*9 = 202,752. Norms 2 * (7*16 + 6*32 + 6*64) = 1,376. Classifier 650. Sum 269,722.
+# Multiplications: 432 * 1024 + 13,824 * 1024 + 50,688 * 256 + 202,752 * 64 = 40,550,400.
+# ResNet-56, n = 9, likewise: 848,304 + 4,064 + 650 = 853,018 and 125,485,056.
+@pytest.mark.parametrize(("depth", "parameters", "macs"), [(20, 269_722, 40_550_400), (56, 853_018, 125_485_056)])
+def test_parameters_and_macs_are_those_derived_by_hand(depth: int, parameters: int, macs: int) -> None:
+    model = ResNetCifar(depth)
+    classifier = 64 * 10 + 10
+    assert sum(p.numel() for p in model.parameters()) + classifier == parameters
+    assert conv_macs(model, 32) == macs
+
+
+def test_projection_shortcut_adds_two_convolutions_with_norms() -> None:
+    plain, projected = (sum(p.numel() for p in ResNetCifar(20, shortcut=s).parameters()) for s in "AB")
+    assert projected - plain == 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
+    assert conv_macs(ResNetCifar(20, shortcut="B"), 32) - 40_550_400 == 16 * 32 * 256 + 32 * 64 * 64
+
+
+@pytest.mark.parametrize("depth", [8, 20, 32, 44, 56, 110])
+def test_depth_counts_the_weighted_layers(depth: int) -> None:
+    convolutions = [m for m in ResNetCifar(depth, base_channels=2).modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) + 1 == depth
+
+
+@pytest.mark.parametrize(("size", "out"), [(32, 8), (33, 9), (64, 16)])
+def test_output_is_a_quarter_of_the_image_rounded_up(size: int, out: int) -> None:
+    features = ResNetCifar(8)(torch.zeros(2, 3, size, size))
+    assert isinstance(features, tuple)
+    assert [f.shape for f in features] == [(2, 64, out, out)]
+
+
+@pytest.mark.parametrize("kwargs", [{"depth": 18}, {"depth": 2}, {"shortcut": "C"}])
+def test_unknown_variants_are_refused(kwargs: dict) -> None:
+    with pytest.raises(ValueError, match="use "):
+        ResNetCifar(**kwargs)
+
+
+def test_shortcut_a_subsamples_and_centres_the_channels() -> None:
+    x = torch.arange(2 * 4 * 4, dtype=torch.float32).reshape(1, 2, 4, 4) + 1
+    y = ShortcutA(2, 4, stride=2)(x)
+    assert y.shape == (1, 4, 2, 2)
+    assert torch.equal(y[:, 1:3], x[:, :, ::2, ::2])
+    assert not y[:, [0, 3]].any()
+
+
+def test_shortcut_a_of_any_kept_channels_is_a_shortcut_a_after_a_gather() -> None:
+    """The rule by which the map is slimmed: kept zeros in front and kept outputs are all there is to say."""
+    full = ShortcutA(4, 10, stride=2)  # zeros 0-2, inputs 0-3 at 3-6, zeros 7-9
+    x = torch.randn(2, 4, 6, 6)
+    kept = [1, 2, 3, 5, 9]
+    read = [j - 3 for j in kept if 3 <= j < 7]
+    slim = ShortcutA(len(read), len(kept), stride=2, front=sum(j < 3 for j in kept))
+    assert torch.equal(slim(x[:, read]), full(x)[:, kept])
+
+
+@pytest.mark.parametrize("kwargs", [{"front": 3}, {"front": -1}])
+def test_shortcut_a_refuses_zeros_that_do_not_fit(kwargs: dict) -> None:
+    with pytest.raises(ValueError, match="must hold every input channel"):
+        ShortcutA(2, 4, 1, **kwargs)
+
+
+def reference_layout(model: ResNetCifar, prefix: str) -> dict[str, torch.Tensor]:
+    """Generated weights under the keys of the public checkpoints."""
+    state = {f"{prefix}{k}": v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    return state | {f"{prefix}linear.weight": torch.randn(10, 64), f"{prefix}linear.bias": torch.randn(10)}
+
+
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_key_map_renames_every_entry_and_keeps_the_values(prefix: str) -> None:
+    source = ResNetCifar(8)
+    state = reference_layout(source, prefix)
+    converted = convert_resnet_cifar({"state_dict": state, "best_prec1": 90.0})
+    assert len(converted) == len(state)
+    assert torch.equal(converted["head.fc.weight"], state[f"{prefix}linear.weight"])
+    assert torch.equal(converted["head.fc.bias"], state[f"{prefix}linear.bias"])
+    target = ResNetCifar(8)
+    backbone = {k.removeprefix("backbone."): v for k, v in converted.items() if k.startswith("backbone.")}
+    missing, unexpected = target.load_state_dict(backbone, strict=False)
+    assert not unexpected
+    assert all(k.endswith("num_batches_tracked") for k in missing)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(target.eval()(x)[0], source.eval()(x)[0])
+
+
+def test_a_foreign_checkpoint_is_refused_by_the_name_of_its_key() -> None:
+    with pytest.raises(ValueError, match=r"layer4\.0\.conv1\.weight"):
+        convert_resnet_cifar({"layer4.0.conv1.weight": torch.zeros(1)})
+
+
+def test_file_conversion_writes_a_loadable_checkpoint(tmp_path) -> None:
+    state = reference_layout(ResNetCifar(8), "module.")
+    torch.save({"state_dict": state, "best_prec1": 91.0}, tmp_path / "in.th")
+    convert_resnet_cifar_file(str(tmp_path / "in.th"), str(tmp_path / "out.pth"))
+    written = torch.load(tmp_path / "out.pth", weights_only=True)["state_dict"]
+    assert torch.equal(written["backbone.conv1.weight"], state["module.conv1.weight"])
+
+
+def test_initialisation_is_he_normal_over_the_fan_in() -> None:
+    torch.manual_seed(0)
+    model = ResNetCifar(20)
+    model.init_weights()
+    weight = model.layer3[1].conv1.weight
+    assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.03)
+    assert all((m.weight == 1).all() for m in model.modules() if isinstance(m, nn.BatchNorm2d))
