@@ -1,0 +1,38 @@
+"""In-train pruning (CVPRW 2021, S1/S2): trainable masks under an operation budget. torch only.
+
+``masks`` holds the equations of the mask, ``layers`` and ``convert`` put it on a model, ``graph`` and ``needs`` find out
+who reads whose channels, ``budget`` is the hardware loss, ``freeze`` fixes the masks under the target, ``slim``
+removes what they leave unread.
+"""
+
+from .budget import LayerRow, MacBudget
+from .convert import fold_masks, mask_model
+from .layers import (
+    MaskedConv2d,
+    MaskedConvTranspose2d,
+    MaskedLinear,
+    masked_layers,
+    randomize_masks,
+    register_channelwise,
+    register_kind,
+)
+from .masks import MaskedLayer
+from .slim import SlimPlan, apply_plan, slim
+
+__all__ = [
+    "LayerRow",
+    "MacBudget",
+    "MaskedConv2d",
+    "MaskedConvTranspose2d",
+    "MaskedLayer",
+    "MaskedLinear",
+    "SlimPlan",
+    "apply_plan",
+    "fold_masks",
+    "mask_model",
+    "masked_layers",
+    "randomize_masks",
+    "register_channelwise",
+    "register_kind",
+    "slim",
+]

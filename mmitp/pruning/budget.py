@@ -1,0 +1,367 @@
+"""The operation budget of the whole model, exact and differentiable in the masks (S2).
+
+    psi_t = MACs_t(masks) / MACs_dense,   L_HW = max(sum_t psi_t - psi*, 0)
+    MACs_t = k_h * k_w * H_out * W_out * n_in(t) * n_out(t) / groups
+
+``n_in`` counts the kept input channels, ``n_out`` the output channels that at least one reader keeps. All layers are
+evaluated at once on flat vectors, in float64, so that the figure is the exact integer an independent counter finds on
+the slimmed network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .graph import ChannelGraph, LayerRecord, call_model, record_graph, tensors_in
+from .masks import MaskedLayer, ste_derivative
+from .needs import Needs, channel_masked, solve_needs
+
+
+class LayerRow(NamedTuple):
+    """One layer of :meth:`MacBudget.table`; MACs at the example's input size, batch included."""
+
+    name: str
+    macs_dense: int
+    macs_kept: int
+    in_channels: int
+    in_kept: int
+    out_channels: int
+    out_kept: int
+    note: str
+
+
+@dataclass
+class _Tables:
+    """Index vectors of the budget, all on one device. ``pair``/``inp``: MACs a (input, output) pair / an input costs."""
+
+    pair: Tensor
+    inp: Tensor
+    in_const: Tensor
+    out_const: Tensor
+    literal_row: Tensor
+    class_of: Tensor
+    class_row: Tensor
+    class_weight: Tensor
+    pair_class: Tensor
+    pair_literal: Tensor
+    n_classes: int
+
+    def to(self, device: torch.device) -> _Tables:
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return _Tables(**moved)
+
+    def needs(self, on: Tensor) -> tuple[Tensor, Tensor]:
+        """How many readers keep each class of channels, and whether any does."""
+        readers = on.new_zeros(self.n_classes).index_add_(0, self.pair_class, on[self.pair_literal])
+        return readers, (readers > 0).to(on.dtype)
+
+    def channels(self, on: Tensor, needed: Tensor) -> tuple[Tensor, Tensor]:
+        """Kept inputs and needed outputs of every layer, from float64 literals."""
+        n_in = self.in_const.index_add(0, self.literal_row, on)
+        n_out = self.out_const.index_add(0, self.class_row, needed[self.class_of] * self.class_weight)
+        return n_in, n_out
+
+    def macs(self, on: Tensor) -> Tensor:
+        """MACs of every layer, float64."""
+        _, needed = self.needs(on)
+        n_in, n_out = self.channels(on, needed)
+        return n_in * (self.pair * n_out + self.inp)
+
+
+class _Ratio(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, masks: Tensor, on: Tensor, tables: _Tables, dense: int) -> Tensor:
+        readers, needed = tables.needs(on)
+        n_in, n_out = tables.channels(on, needed)
+        ctx.save_for_backward(masks, on, readers, n_in, n_out)
+        ctx.tables, ctx.dense = tables, dense
+        return (n_in * (tables.pair * n_out + tables.inp)).sum() / dense
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        masks, on, readers, n_in, n_out = ctx.saved_tensors
+        t: _Tables = ctx.tables
+        d_in = t.pair * n_out + t.inp
+        d_need = readers.new_zeros(t.n_classes).index_add_(
+            0, t.class_of, (t.pair * n_in)[t.class_row] * t.class_weight
+        )
+        # The marginal saving: a reader matters to a channel only where no other reader keeps it.
+        alone = (readers[t.pair_class] - on[t.pair_literal]) == 0
+        d_on = d_in[t.literal_row].index_add(0, t.pair_literal, d_need[t.pair_class] * alone)
+        return (d_on * (grads[0] / ctx.dense)).to(masks.dtype) * ste_derivative(masks), None, None, None
+
+
+class MacBudget:
+    """Multiply-accumulates of a masked model, dense and kept, from one recorded forward pass.
+
+    Convolutions, transposed and deformable convolutions (their offset convolutions too) and linear layers of the whole
+    model count, masked or not; normalisation, sampling and additions do not. A module that runs several times
+    counts each time. The batch of the example counts too: take a batch of one for MACs an image.
+
+    Args:
+        model: the masked (or dense) model; callable as ``model(example)``, ``model(*tuple)`` or ``model(**dict)``.
+        example_inputs: a tensor, tuple or dict of the size the MACs are stated for.
+        check: perturb what a random pattern drops and see that no output moves; layers that fail stay dense.
+
+    Attributes:
+        dense_macs: MACs of the unpruned model (int).
+        unfollowed: name -> why, for layers and operations the channel graph could not follow; they stay dense.
+
+    Raises:
+        ValueError: the pass runs no layer that counts or returns no tensor.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any, check: bool = True) -> None:
+        self.graph: ChannelGraph = record_graph(model, example_inputs)
+        self._prepare()
+        if check and self.n_literals:
+            self._check(model, example_inputs)
+
+    def _prepare(self) -> None:
+        self.needs: Needs = solve_needs(self.graph)
+        self.unfollowed = dict(self.graph.unfollowed)
+        self.layers: list[LayerRecord] = self.graph.layers
+        for index in self.needs.dead:
+            self.layers[index].note = "its output is never read: held at full size"
+        self.n_literals = self.needs.n_literals
+        self._masked = [
+            (r.name, r.mask) for r, s in zip(self.layers, self.needs.literal_start, strict=True) if s >= 0 and r.mask
+        ]
+        self.dense_macs = sum(record.dense_macs for record in self.layers)
+        self._tables: dict[torch.device, _Tables] = {}
+        self._tables[torch.device("cpu")] = self._build_tables()
+
+    def _build_tables(self) -> _Tables:
+        pair, inp, in_const, out_const = [], [], [], []
+        literal_row: list[Tensor] = []
+        class_of, class_row, class_weight = [], [], []
+        for row, (record, start) in enumerate(zip(self.layers, self.needs.literal_start, strict=True)):
+            masked = start >= 0 and record.mask is not None
+            per_weight = masked and not channel_masked(record)
+            pair.append(record.pair_macs // (1 if not per_weight else self._kernel_size(record)))
+            inp.append(record.input_macs)
+            if masked:
+                literal_row.append(torch.full((record.mask.prune_mask.numel(),), row))  # type: ignore[union-attr]
+            in_const.append(0 if masked else record.n_in // record.groups)
+            if per_weight:
+                out_const.append(1)
+                continue
+            nodes = record.group_nodes if record.groups > 1 else record.out_nodes
+            width = record.n_out // record.groups if record.groups > 1 else 1
+            classes, counts = self.needs.node_class[nodes].unique(return_counts=True)
+            out_const.append(int(counts[classes < 0].sum()) * width)
+            class_of.append(classes[classes >= 0])
+            class_weight.append(counts[classes >= 0] * width)
+            class_row.append(torch.full_like(class_of[-1], row))
+
+        def ints(chunks: Sequence[Tensor]) -> Tensor:
+            return torch.cat([*chunks, torch.empty(0, dtype=torch.long)])
+
+        def floats(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float64)
+
+        return _Tables(
+            floats(pair),
+            floats(inp),
+            floats(in_const),
+            floats(out_const),
+            ints(literal_row),
+            ints(class_of),
+            ints(class_row),
+            ints(class_weight).double(),
+            self.needs.pairs[0],
+            self.needs.pairs[1],
+            self.needs.n_classes,
+        )
+
+    @staticmethod
+    def _kernel_size(record: LayerRecord) -> int:
+        assert record.mask is not None
+        return record.mask.weight[0, 0].numel()
+
+    # -- flat vectors
+
+    @property
+    def masked(self) -> list[tuple[str, MaskedLayer]]:
+        """The masked layers that count, by name, in the order of the flat vectors."""
+        return self._masked
+
+    def tables(self, device: torch.device) -> _Tables:
+        """The budget's index vectors on a device (moved once)."""
+        if device not in self._tables:
+            self._tables[device] = self._tables[torch.device("cpu")].to(device)
+        return self._tables[device]
+
+    def flat_masks(self) -> Tensor:
+        """All counting masks ``M`` as one float32 vector, attached to the graph."""
+        return torch.cat([layer.prune_mask.reshape(-1) for _, layer in self._masked])
+
+    def flat_pattern(self) -> Tensor:
+        """The binary patterns in force as one bool vector of the same order."""
+        return torch.cat([layer.binary_mask().reshape(-1) > 0 for _, layer in self._masked])
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """Cuts a flat vector into the masks' shapes, by layer name."""
+        sizes = [layer.prune_mask.numel() for _, layer in self._masked]
+        return {
+            name: part.view(layer.prune_mask.shape)
+            for (name, layer), part in zip(self._masked, flat.split(sizes), strict=True)
+        }
+
+    def binarize(self, masks: Tensor) -> Tensor:
+        """:func:`~mmitp.pruning.masks.binarize` for all masks at once: bool, with each mask's first maximum on."""
+        row = self.tables(masks.device).literal_row
+        n = len(self.layers)
+        top = masks.new_full((n,), -torch.inf).scatter_reduce(0, row, masks, "amax")
+        index = torch.arange(len(masks), device=masks.device)
+        at_top = torch.where(masks == top[row], index, len(masks))
+        first = torch.full((n,), len(masks), device=masks.device).scatter_reduce(0, row, at_top, "amin")
+        return (masks > 0) | (index == first[row])
+
+    # -- figures
+
+    def macs_of(self, pattern: Tensor) -> int:
+        """MACs (int) with a flat bool pattern in place of the masks'."""
+        return int(self.tables(pattern.device).macs(pattern.double()).sum())
+
+    def ratio(self) -> Tensor:
+        """Fraction of the operations kept: 0-dim float64 tensor, differentiable in the trainable masks."""
+        if not self._masked:
+            return torch.ones((), dtype=torch.float64)
+        if all(layer.mask_frozen for _, layer in self._masked):
+            pattern = self.flat_pattern()
+            return self.tables(pattern.device).macs(pattern.double()).sum() / self.dense_macs
+        masks = self.flat_masks()
+        with torch.no_grad():
+            on = self.binarize(masks.detach())
+            if any(layer.mask_frozen for _, layer in self._masked):
+                on = self.flat_pattern()
+        return _Ratio.apply(masks, on.double(), self.tables(masks.device), self.dense_macs)
+
+    def kept_macs(self) -> int:
+        """MACs of the network that slimming leaves (int)."""
+        return self.macs_of(self.flat_pattern()) if self._masked else self.dense_macs
+
+    def hw_loss(self, target: float) -> Tensor:
+        """``L_HW = max(ratio - target, 0)`` (S2), 0-dim float64.
+
+        Raises:
+            ValueError: ``target`` outside (0, 1].
+        """
+        if not 0 < target <= 1:
+            raise ValueError(f"target must be a fraction of the dense operations in (0, 1], got {target}")
+        return (self.ratio() - target).clamp(min=0)
+
+    def min_ratio(self) -> float:
+        """The cheapest ratio the masks can reach: one (the first) input channel a layer."""
+        if not self._masked:
+            return 1.0
+        masks = torch.cat([torch.zeros(layer.prune_mask.numel()) - 1 for _, layer in self._masked])
+        return self.macs_of(self.binarize(masks)) / self.dense_macs
+
+    def table(self) -> list[LayerRow]:
+        """One row a layer, in the order of execution."""
+        tables = self._tables[torch.device("cpu")]
+        on = self.flat_pattern().cpu().double() if self._masked else torch.empty(0, dtype=torch.float64)
+        _, needed = tables.needs(on)
+        macs = tables.macs(on).tolist()
+        n_in, n_out = tables.channels(on, needed)
+        rows = []
+        for i, (record, start) in enumerate(zip(self.layers, self.needs.literal_start, strict=True)):
+            in_kept, out_kept, note = int(n_in[i]), int(n_out[i]), record.note
+            if start >= 0 and not channel_masked(record):
+                note = f"{in_kept} of {record.n_in * record.n_out * self._kernel_size(record)} weights kept"
+                in_kept, out_kept = record.n_in, record.n_out
+            elif record.groups > 1:
+                in_kept = out_kept * record.n_in // record.n_out
+            elif start < 0 and not note:
+                note = "dense"
+            rows.append(
+                LayerRow(
+                    record.name, record.dense_macs, int(macs[i]), record.n_in, in_kept, record.n_out, out_kept, note
+                )
+            )
+        return rows
+
+    def node_needs(self, pattern: Tensor | None = None) -> Tensor:
+        """``(n_nodes,)`` bool: the channels needed under a flat pattern (the present one by default)."""
+        tables = self._tables[torch.device("cpu")]
+        on = (self.flat_pattern() if pattern is None else pattern).cpu() if self._masked else torch.empty(0)
+        _, needed = tables.needs(on.double())
+        classes = self.needs.node_class
+        out = torch.ones(self.graph.n_nodes, dtype=torch.bool)
+        followed = classes >= 0
+        out[followed] = needed[classes[followed]] > 0
+        return out
+
+    # -- the check that the graph tells the truth
+
+    def _check(self, model: nn.Module, example_inputs: Any) -> None:
+        generator = torch.Generator().manual_seed(0)
+        pattern = torch.rand(self.n_literals, generator=generator) < 0.5
+        pattern = self.binarize(pattern.float() - 0.5)
+        moved = self._layers_that_move(model, example_inputs, pattern)
+        if moved:
+            for index in moved:
+                record = self.layers[index]
+                self.graph.always[record.out_nodes] = True
+                self.graph.unfollowed[record.name] = "its outputs are read in a way the channel graph did not see"
+            self._prepare()
+
+    @torch.no_grad()
+    def _layers_that_move(self, model: nn.Module, example_inputs: Any, pattern: Tensor) -> list[int]:
+        needed = self.node_needs(pattern)
+        frozen = {layer: (layer.mask_frozen, layer.prune_pattern.clone()) for _, layer in self._masked}
+        training = {m: m.training for m in model.modules()}
+        model.eval()
+        for name, part in self.split(pattern).items():
+            dict(self._masked)[name].freeze_mask(part.to(dict(self._masked)[name].prune_mask))
+        try:
+            still = _outputs(model, example_inputs)
+            candidates = [
+                i for i, r in enumerate(self.layers) if r.module is not None and not bool(needed[r.out_nodes].all())
+            ]
+            if not self._moves(model, example_inputs, candidates, needed, still):
+                return []
+            return [i for i in candidates if self._moves(model, example_inputs, [i], needed, still)] or candidates
+        finally:
+            for layer, (was, old) in frozen.items():
+                layer.prune_pattern.copy_(old)
+                layer.mask_frozen = was
+            for module, mode in training.items():
+                module.training = mode
+
+    def _moves(
+        self, model: nn.Module, example_inputs: Any, rows: list[int], needed: Tensor, still: list[Tensor]
+    ) -> bool:
+        handles = []
+        for i in rows:
+            record = self.layers[i]
+            assert record.module is not None and record.kind is not None
+            drop = ~needed[record.out_nodes]
+            dim = -1 if record.kind.linear else -3
+
+            def add_noise(module: nn.Module, args: Any, out: Tensor, drop: Tensor = drop, dim: int = dim) -> Tensor:
+                shape = [1] * out.dim()
+                shape[dim] = -1
+                return out + drop.to(out).view(shape) * (1 + out.abs().amax())
+
+            handles.append(record.module.register_forward_hook(add_noise))
+        try:
+            moved = _outputs(model, example_inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return len(moved) != len(still) or any(
+            a.shape != b.shape or not torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+            for a, b in zip(still, moved, strict=True)
+        )
+
+
+def _outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
+    return [t.detach().double() for t in tensors_in(call_model(model, example_inputs)) if t.is_floating_point()]

@@ -1,0 +1,693 @@
+"""The channel graph of a recorded forward pass: who reads whose channels.
+
+Every channel of every layer's output is a node. Each tensor of the pass is labelled with the nodes its elements belong
+to: an integer array that broadcasts to the tensor's shape, so that views, permutations, flattenings and shuffles are
+followed by doing to the labels what was done to the tensor. Operations that treat channels one by one pass the labels
+on; additions and their like make new nodes that need their sources; everything else is a barrier that reads all the
+channels it is given. Nothing is taken from names, and what cannot be followed stays whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.overrides import TorchFunctionMode
+
+from .layers import Conv2dKind, is_channelwise, kind_of
+from .masks import MaskedLayer
+
+_UNARY = frozenset(
+    """relu relu_ relu6 leaky_relu leaky_relu_ rrelu elu elu_ celu selu gelu silu mish hardswish hardsigmoid hardtanh
+    hardtanh_ sigmoid sigmoid_ tanh tanh_ softplus softsign logsigmoid threshold exp exp_ log sqrt rsqrt square
+    reciprocal abs neg sign erf round floor ceil clamp clamp_ clamp_min clamp_min_ clamp_max clip nan_to_num dropout
+    dropout_ dropout2d feature_dropout alpha_dropout contiguous clone detach detach_ float half double bfloat16 to type
+    type_as cpu cuda requires_grad_ positive __neg__ __pos__ __abs__ isnan isinf isfinite logical_not bool int
+    long""".split()
+)
+_ELEMENTWISE = frozenset(
+    """add sub mul div true_divide maximum minimum where lerp addcmul addcdiv pow atan2 fmod remainder masked_fill
+    gt lt ge le eq ne logical_and logical_or rsub multiply subtract divide""".split()
+)
+_POOLING = frozenset(
+    """max_pool2d max_pool2d_with_indices avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d
+    adaptive_max_pool2d_with_indices lp_pool2d interpolate upsample upsample_nearest upsample_bilinear
+    boolean_dispatch fn""".split()
+)
+_REDUCTIONS = frozenset("mean sum amax amin max min var std norm logsumexp prod any all argmax argmin".split())
+_ALONG = frozenset("softmax log_softmax cumsum cumprod".split())
+_LIKE = frozenset("zeros_like ones_like empty_like full_like rand_like randn_like".split())
+_FACTORIES = frozenset("new_zeros new_ones new_full new_empty new_tensor".split())
+_SHAPE_FREE_VIEWS = frozenset("permute transpose t squeeze unsqueeze swapaxes movedim flatten swapdims moveaxis".split())
+_VIEWS = _SHAPE_FREE_VIEWS | frozenset(
+    """view reshape view_as reshape_as __getitem__ chunk split split_with_sizes tensor_split narrow select unbind
+    expand expand_as repeat flip roll unflatten index_select repeat_interleave""".split()
+)
+_METADATA = frozenset(
+    """size dim numel nelement ndimension stride is_contiguous is_floating_point is_complex element_size get_device
+    storage_offset data_ptr __len__ __hash__ is_same_size register_hook __repr__ __format__ is_pinned is_shared
+    is_signed is_inference __dir__ is_tensor""".split()
+)
+
+
+@dataclass
+class LayerCall:
+    """One execution of a layer: labels of its input (None: of unknown or constant origin) and what it cost."""
+
+    in_ids: Tensor | None
+    pair_macs: int
+    input_macs: int
+
+
+@dataclass
+class LayerRecord:
+    """A convolution, transposed, deformable convolution or linear layer of the recorded pass."""
+
+    name: str
+    module: nn.Module | None  # None: a functional call
+    kind: Conv2dKind | None
+    n_in: int
+    n_out: int
+    groups: int = 1
+    out_nodes: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    group_nodes: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    calls: list[LayerCall] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def pair_macs(self) -> int:
+        """MACs a connected (input, output) pair of channels costs over all calls."""
+        return sum(call.pair_macs for call in self.calls)
+
+    @property
+    def input_macs(self) -> int:
+        return sum(call.input_macs for call in self.calls)
+
+    @property
+    def dense_macs(self) -> int:
+        return self.pair_macs * self.n_in * self.n_out // self.groups + self.input_macs * self.n_in
+
+    @property
+    def mask(self) -> MaskedLayer | None:
+        return self.module if isinstance(self.module, MaskedLayer) else None
+
+
+@dataclass
+class ChannelGraph:
+    """Nodes (channels) with their needs, the layers, and which channels have to stay side by side.
+
+    Attributes:
+        layers: in order of first execution.
+        n_nodes: number of nodes.
+        edges: ``(2, E)``; the source is needed where the destination is.
+        always: ``(n_nodes,)`` bool, nodes a barrier or the model's output reads.
+        rigid: ``(n_nodes,)`` bool, nodes whose place in the tensor is fixed by code with channel numbers in it.
+        together: ``(2, P)`` pairs of nodes that the unchanged code carries or drops only together.
+        norms: per-channel modules (BatchNorm, InstanceNorm, PReLU) with the labels of every call.
+        unfollowed: name -> reason, for what was kept whole.
+    """
+
+    layers: list[LayerRecord]
+    n_nodes: int
+    edges: Tensor
+    always: Tensor
+    rigid: Tensor
+    together: Tensor
+    norms: dict[nn.Module, list[Tensor | None]]
+    unfollowed: dict[str, str]
+
+
+def call_model(model: nn.Module, example_inputs: Any) -> Any:
+    """Runs ``model(x)``, ``model(*tuple)`` or ``model(**dict)``."""
+    if isinstance(example_inputs, dict):
+        return model(**example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return model(*example_inputs)
+    return model(example_inputs)
+
+
+def tensors_in(obj: Any, depth: int = 6) -> Iterator[Tensor]:
+    """All tensors in nested containers and plain objects."""
+    if isinstance(obj, Tensor):
+        yield obj
+    elif depth > 0:
+        if isinstance(obj, dict):
+            children: Any = obj.values()
+        elif isinstance(obj, (list, tuple, set)):
+            children = obj
+        elif hasattr(obj, "__dict__") and not isinstance(obj, (nn.Module, type)):
+            children = vars(obj).values()
+        else:
+            return
+        for child in children:
+            yield from tensors_in(child, depth - 1)
+
+
+def record_graph(model: nn.Module, example_inputs: Any) -> ChannelGraph:
+    """Records one evaluation-mode forward pass and returns its channel graph.
+
+    Raises:
+        ValueError: the pass runs no convolution or linear layer, or returns no tensor.
+    """
+    recorder = _Recorder(model)
+    training = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad(), recorder.hooks():
+            for tensor in tensors_in(example_inputs):
+                recorder.mark_derived(tensor)
+            with recorder:
+                out = call_model(model, example_inputs)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        recorder.clear()
+    outputs = list(tensors_in(out))
+    if not outputs:
+        raise ValueError(f"the forward pass of {type(model).__name__} returned no tensor ({type(out).__name__})")
+    return recorder.finish()
+
+
+class _Recorder(TorchFunctionMode):
+    """Labels tensors during one pass. Labels are kept by tensor identity, with a strong reference to each tensor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.names = {m: name for name, m in model.named_modules()}
+        self.depth = 0
+        self.n_nodes = 0
+        self.layers: dict[Any, LayerRecord] = {}
+        self.norms: dict[nn.Module, list[Tensor | None]] = {}
+        self.edges: list[Tensor] = []
+        self.together: list[Tensor] = []
+        self.always: list[Tensor] = []
+        self.rigid: list[Tensor] = []
+        self.unfollowed: dict[str, str] = {}
+        self._ids: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._stack: list[str] = []
+        self._parameters = {id(p): name for name, p in model.named_parameters()}
+
+    # -- labels
+
+    def ids(self, tensor: Any) -> Tensor | None:
+        entry = self._ids.get(id(tensor)) if isinstance(tensor, Tensor) else None
+        return entry[1] if entry is not None else None
+
+    def is_derived(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._ids
+
+    def label(self, tensor: Tensor, ids: Tensor) -> None:
+        assert ids.dim() == tensor.dim(), (ids.shape, tensor.shape)
+        self._ids[id(tensor)] = (tensor, ids)
+
+    def mark_derived(self, tensor: Tensor) -> None:
+        """Known to come from the input, with no channel to follow."""
+        self._ids.setdefault(id(tensor), (tensor, None))
+
+    def new_nodes(self, *shape: int) -> Tensor:
+        size = 1
+        for s in shape:
+            size *= s
+        nodes = torch.arange(self.n_nodes, self.n_nodes + size).view(shape)
+        self.n_nodes += size
+        return nodes
+
+    def need(self, source: Tensor, destination: Tensor) -> None:
+        self.edges.append(torch.stack([source.reshape(-1), destination.reshape(-1)]))
+
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        self.together.append(torch.stack([a.reshape(-1), b.reshape(-1)]))
+
+    def read_all(self, ids: Tensor) -> None:
+        self.always.append(ids.reshape(-1).unique())
+
+    def fix(self, ids: Tensor) -> None:
+        self.rigid.append(ids.reshape(-1).unique())
+
+    def clear(self) -> None:
+        self._ids.clear()
+
+    # -- modules
+
+    def hooks(self) -> _Hooks:
+        return _Hooks(self)
+
+    def on_atom(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        tensors = list(tensors_in((args, kwargs)))
+        if not tensors or not isinstance(output, Tensor):
+            self.barrier(tensors, tensors_in(output), f"module {self.names[module]!r} returns no plain tensor")
+            return
+        kind = kind_of(module)
+        for other in tensors[1:]:
+            if (ids := self.ids(other)) is not None:
+                self.read_all(ids)
+        if kind is not None:
+            self.on_layer(module, kind, tensors[0], output)
+        elif is_channelwise(module):
+            ids = self.ids(tensors[0])
+            if ids is None:
+                self.mark_derived(output)
+            else:
+                self.pass_on(ids, tensors[0], output)
+        else:
+            self.on_norm(module, tensors[0], output)
+
+    def on_norm(self, module: nn.Module, x: Tensor, out: Tensor) -> None:
+        ids = self.ids(x)
+        if ids is not None and not _only_dim(ids, 1):
+            self.barrier([x], [out], f"{self.names[module]!r} normalises along more than one followed dimension")
+            ids = None
+        calls = self.norms.setdefault(module, [])
+        calls.append(ids.reshape(-1) if ids is not None else None)
+        if ids is None:
+            self.mark_derived(out)
+            return
+        first = calls[0]
+        if first is None:
+            self.fix(ids)
+        elif len(calls) > 1:
+            self.tie(first, ids)
+        if calls[-1] is not None and None in calls:
+            self.fix(ids)
+        self.label(out, ids)
+
+    def on_layer(self, module: nn.Module, kind: Conv2dKind, x: Tensor, out: Tensor) -> None:
+        name = self.names[module]
+        n_in, n_out = kind.channels(module)
+        record = self.layers.get(module)
+        if record is None:
+            record = LayerRecord(name, module, kind, n_in, n_out, kind.groups(module))
+            record.out_nodes = self.new_nodes(n_out)
+            if record.groups > 1:
+                record.group_nodes = self.new_nodes(record.groups)
+            self.layers[module] = record
+        in_dim = x.dim() - 1 if kind.linear else x.dim() - 3
+        ids = self.ids(x)
+        if ids is None and not self.is_derived(x):
+            self.unfollowed[name] = "its input is of unknown origin, so everything before it stays whole"
+            self.read_all(torch.arange(self.n_nodes - record.out_nodes.numel()))
+        if ids is not None and not _only_dim(ids, in_dim):
+            self.read_all(ids)
+            self.fix(ids)
+            self.unfollowed[name] = "its input mixes followed dimensions"
+            ids = None
+        ids = ids.expand([n_in if d == in_dim else 1 for d in range(x.dim())]).reshape(-1) if ids is not None else None
+        record.calls.append(LayerCall(ids, kind.pair_macs(module, x, out), kind.input_macs(module, x, out)))
+        if ids is not None and record.calls[0].in_ids is not None:
+            self.tie(record.calls[0].in_ids, ids)
+        if any(call.in_ids is None for call in record.calls):
+            for call in record.calls:
+                if call.in_ids is not None:
+                    self.fix(call.in_ids)
+        call_out = self.new_nodes(n_out)
+        self.need(record.out_nodes, call_out)
+        self.tie(record.out_nodes, call_out)
+        if record.groups > 1:
+            group = record.group_nodes
+            self.need(group.repeat_interleave(n_out // record.groups), call_out)
+            if ids is not None:
+                self.need(ids, group.repeat_interleave(n_in // record.groups))
+        elif ids is not None and record.mask is None:
+            self.read_all(ids)
+        out_dim = out.dim() - 1 if kind.linear else out.dim() - 3
+        self.label(out, call_out.view([n_out if d == out_dim else 1 for d in range(out.dim())]))
+
+    def on_module(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """A module whose output no recorded operation explains read its inputs behind our back."""
+        if any(not self.is_derived(t) and id(t) not in self._parameters for t in tensors_in(output)):
+            tagged = [t for t in tensors_in((args, kwargs)) if self.ids(t) is not None]
+            if tagged:
+                self.barrier(tagged, tensors_in(output), f"module {self.names[module]!r} runs operations torch cannot show")
+
+    # -- functions
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.depth:
+            return func(*args, **kwargs)
+        # An in-place operation overwrites the label of its first argument: take the labels before the call.
+        name = getattr(func, "__name__", str(func))
+        inputs = list(tensors_in((args, kwargs), depth=3))
+        out = func(*args, **kwargs)
+        if name == "__get__" or name in _METADATA:
+            if isinstance(out, Tensor) and inputs:
+                self.on_attribute(inputs[0], out)
+            return out
+        if name == "__set__":
+            self.barrier(inputs, [], "assignment to a tensor attribute")
+            return out
+        outputs = list(tensors_in(out, depth=3))
+        labelled = [t for t in inputs if self.ids(t) is not None]
+        if name in ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "conv_transpose1d", "conv_transpose3d", "linear"):
+            self.on_functional_layer(name, inputs, outputs[0])
+            self.barrier(labelled, outputs, None)
+        elif labelled:
+            self.on_function(name, func, args, kwargs, inputs, labelled, out, outputs)
+        elif any(self.is_derived(t) for t in inputs):
+            for t in outputs:
+                self.mark_derived(t)
+        return out
+
+    def on_attribute(self, x: Tensor, out: Tensor) -> None:
+        ids = self.ids(x)
+        if ids is not None and out.shape == x.shape:
+            self.label(out, ids)
+        elif ids is not None:
+            self.barrier([x], [out], None)
+        elif self.is_derived(x):
+            self.mark_derived(out)
+
+    def on_functional_layer(self, name: str, inputs: list[Tensor], out: Tensor) -> None:
+        """A convolution called as a function: counted, never pruned."""
+        x, weight = inputs[0], inputs[1]
+        if name == "linear":
+            pair, (n_out, n_in), groups = out.numel() // out.shape[-1], weight.shape, 1
+        elif "transpose" in name:
+            groups = 1
+            n_in, n_out = x.shape[1], out.shape[1]
+            groups = max(n_out // weight.shape[1], 1)
+            pair = weight[0, 0].numel() * (x.numel() // n_in)
+        else:
+            n_in, n_out = x.shape[1], out.shape[1]
+            groups = n_in // weight.shape[1]
+            pair = weight[0, 0].numel() * (out.numel() // n_out)
+        key = self._parameters.get(id(weight)) or f"{'.'.join(filter(None, self._stack[-1:])) or 'model'}.{name}"
+        while key in self.layers:
+            key += "'"
+        record = LayerRecord(f"{key} ({name})", None, None, n_in, n_out, groups, note="called as a function")
+        record.out_nodes = self.new_nodes(n_out)
+        self.read_all(record.out_nodes)
+        record.calls.append(LayerCall(None, pair, 0))
+        self.layers[key] = record
+        self.unfollowed[record.name] = "called as a function with a weight of its own: counted, stays dense"
+
+    def barrier(self, inputs: Sequence[Tensor], outputs: Any, reason: str | None) -> None:
+        for t in inputs:
+            if (ids := self.ids(t)) is not None:
+                self.read_all(ids)
+                self.fix(ids)
+        for t in outputs:
+            self._ids[id(t)] = (t, None)
+        if reason is not None:
+            self.unfollowed.setdefault(self._stack[-1] if self._stack else "model", reason)
+
+    def on_function(
+        self,
+        name: str,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        inputs: list[Tensor],
+        labelled: list[Tensor],
+        out: Any,
+        outputs: list[Tensor],
+    ) -> None:
+        base = name.strip("_")
+        for prefix in ("r", "i"):
+            if name.startswith("__" + prefix) and base[1:] in ("add", "sub", "mul", "div", "truediv", "pow"):
+                base = base[1:]
+        base = {"truediv": "div", "and": "logical_and", "or": "logical_or"}.get(base, base)
+        x = inputs[0]
+        ids = self.ids(x)
+        if not outputs:
+            self.barrier(labelled, [], f"{name} takes values out of the graph")
+        elif base in _ELEMENTWISE and len(outputs) == 1:
+            self.on_elementwise(inputs, outputs[0])
+        elif base in ("cat", "concat", "concatenate") and len(outputs) == 1:
+            dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
+            self.on_cat(inputs, outputs[0], dim)
+        elif base == "stack":
+            dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+            self.on_stack(inputs, outputs[0], dim)
+        elif base in _FACTORIES:
+            for t in outputs:
+                self.mark_derived(t)
+        elif ids is None:
+            self.barrier(labelled, outputs, None)
+        elif name in _UNARY or base in _UNARY and base in ("neg", "abs"):
+            self.pass_on(ids, x, *outputs)
+        elif base in _LIKE:
+            nodes = self.new_nodes(*ids.shape)
+            self.tie(ids, nodes)
+            self.label(outputs[0], nodes)
+        elif (base in _POOLING or base == "grid_sample") and ids.shape[-1] == ids.shape[-2] == 1:
+            for other in labelled:
+                if other is not x:
+                    self.read_all(self.ids(other))  # type: ignore[arg-type]
+            self.pass_on(ids, x, *outputs)
+        elif base == "pad":
+            self.on_pad(x, ids, args, kwargs, outputs[0])
+        elif name in _VIEWS:
+            self.on_view(name, func, args, kwargs, x, ids, out)
+        elif base in _REDUCTIONS:
+            self.on_reduction(func, args, kwargs, x, ids, outputs)
+        elif base in _ALONG:
+            dim = args[1] if len(args) > 1 else kwargs.get("dim")
+            if isinstance(dim, int) and ids.shape[dim] == 1:
+                self.pass_on(ids, x, *outputs)
+            else:
+                self.barrier(labelled, outputs, f"{name} mixes channels")
+        else:
+            self.barrier(labelled, outputs, f"{name} is not known to treat channels one by one")
+
+    def pass_on(self, ids: Tensor, x: Tensor, *outputs: Tensor) -> None:
+        for t in outputs:
+            if t.dim() == ids.dim():
+                self.label(t, ids)
+            else:
+                self.barrier([x], [t], None)
+
+    def on_elementwise(self, inputs: list[Tensor], out: Tensor) -> None:
+        labels = [(t, _lift(ids, out.dim())) for t in inputs if (ids := self.ids(t)) is not None]
+        shape = torch.broadcast_shapes(*[ids.shape for _, ids in labels])
+        for t in inputs:
+            if self.ids(t) is None:
+                other = [1] * (out.dim() - t.dim()) + list(t.shape)
+                if any(o > 1 and s > 1 for o, s in zip(other, shape, strict=True)):
+                    for _, ids in labels:
+                        self.fix(ids)
+        merged = labels[0][1]
+        if any(ids.shape != merged.shape or not torch.equal(ids, merged) for _, ids in labels[1:]):
+            merged = self.new_nodes(*shape)
+            for _, ids in labels:
+                self.need(ids.expand(shape), merged)
+                if ids.shape == shape:
+                    self.tie(ids, merged)
+                elif ids.numel() > 1:
+                    self.fix(ids)
+                    self.fix(merged)
+        self.label(out, merged)
+
+    def on_cat(self, inputs: list[Tensor], out: Tensor, dim: int) -> None:
+        dim %= out.dim()
+        parts = [t for t in inputs if t.dim() == out.dim()]  # torch.cat skips empty one-dimensional tensors
+        varying = {
+            d for t in parts if (ids := self.ids(t)) is not None for d in range(out.dim()) if ids.shape[d] > 1
+        }
+        labels: list[Tensor] = []
+        for t in parts:
+            ids = self.ids(t)
+            if ids is None:
+                sizes = [t.shape[d] if d in varying or d == dim and not varying else 1 for d in range(out.dim())]
+                ids = self.new_nodes(*sizes)
+                self.read_all(ids)
+            labels.append(ids)
+        shape = [max(ids.shape[d] for ids in labels) for d in range(out.dim())]
+        if dim in varying or not varying:
+            labels = [
+                ids.expand([t.shape[d] if d == dim else shape[d] for d in range(out.dim())])
+                for t, ids in zip(parts, labels, strict=True)
+            ]
+            self.label(out, _compress(torch.cat(labels, dim)))
+            return
+        merged = self.new_nodes(*shape)
+        for ids in labels:
+            self.need(ids.expand(shape), merged)
+            self.tie(ids.expand(shape), merged)
+        self.label(out, merged)
+
+    def on_stack(self, inputs: list[Tensor], out: Tensor, dim: int) -> None:
+        dim %= out.dim()
+        lifted = []
+        for t in inputs:
+            ids = self.ids(t)
+            view = t.unsqueeze(dim)
+            if ids is not None:
+                self.label(view, ids.unsqueeze(dim))
+            lifted.append(view)
+        self.on_cat(lifted, out, dim)
+
+    def on_pad(self, x: Tensor, ids: Tensor, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> None:
+        pad = list(args[1] if len(args) > 1 else kwargs["pad"])
+        for k in range(len(pad) // 2):
+            dim = x.dim() - 1 - k
+            before, after = pad[2 * k], pad[2 * k + 1]
+            if not (before or after) or ids.shape[dim] == 1 and x.shape[dim] != 1:
+                continue
+            if before < 0 or after < 0:
+                self.barrier([x], [out], "a negative pad cuts channels off")
+                return
+            self.fix(ids)
+            parts = [ids.expand([x.shape[d] if d == dim else ids.shape[d] for d in range(x.dim())])]
+            for count, front in ((before, True), (after, False)):
+                shape = list(ids.shape)
+                shape[dim] = count
+                nodes = self.new_nodes(*shape)
+                self.read_all(nodes)
+                parts.insert(0, nodes) if front else parts.append(nodes)
+            ids = torch.cat(parts, dim)
+        self.label(out, ids)
+
+    def on_view(
+        self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], x: Tensor, ids: Tensor, out: Any
+    ) -> None:
+        """Does to the labels what was done to the tensor; code with channel numbers in it fixes their places."""
+        for other in tensors_in((args[1:], kwargs), depth=3):
+            if (other_ids := self.ids(other)) is not None and name not in ("view_as", "reshape_as", "expand_as"):
+                self.read_all(other_ids)
+        spread = ids.expand(x.shape)
+        moved = func(spread.contiguous() if name in ("view", "view_as") else spread, *args[1:], **kwargs)
+        pairs = list(zip(tensors_in(out, depth=2), tensors_in(moved, depth=2), strict=True))
+        squeezed = [_compress(m) for _, m in pairs]
+        if name not in _SHAPE_FREE_VIEWS:
+            kept_whole = all(s.numel() == ids.numel() and torch.equal(s.reshape(-1), ids.reshape(-1)) for s in squeezed)
+            if name in ("view", "reshape"):
+                shape = args[1:] if len(args) > 2 or not isinstance(args[1], (tuple, list)) else args[1]
+                shape = kwargs.get("shape", shape)
+                dims = [d for d, s in enumerate(squeezed[0].shape) if s > 1]
+                one = sum(s > 1 for s in ids.shape) == 1 == len(dims)
+                if not (one and list(shape)[dims[0]] == -1):
+                    self.fix(ids)
+            elif not kept_whole:
+                self.fix(ids)
+        for (t, _), label in zip(pairs, squeezed, strict=True):
+            self.label(t, label)
+
+    def on_reduction(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], x: Tensor, ids: Tensor, outputs: list[Tensor]
+    ) -> None:
+        dim = kwargs.get("dim", kwargs.get("axis", _positional_dim(func, args)))
+        if dim is None or isinstance(dim, Tensor):
+            self.barrier([x, *([dim] if isinstance(dim, Tensor) else [])], outputs, None)
+            return
+        dims = sorted(d % x.dim() for d in ([dim] if isinstance(dim, int) else dim))
+        if any(ids.shape[d] > 1 for d in dims) or not dims:
+            self.barrier([x], outputs, f"{getattr(func, '__name__', func)} mixes channels")
+            return
+        label = ids
+        if outputs[0].dim() < x.dim():
+            for d in reversed(dims):
+                label = label.squeeze(d)
+        self.pass_on(label, x, *outputs)
+
+    # -- result
+
+    def finish(self) -> ChannelGraph:
+        def flags(chunks: list[Tensor]) -> Tensor:
+            out = torch.zeros(self.n_nodes, dtype=torch.bool)
+            if chunks:
+                out[torch.cat(chunks)] = True
+            return out
+
+        layers = list(self.layers.values())
+        if not layers:
+            raise ValueError(f"the forward pass of {type(self.model).__name__} ran no convolution or linear layer")
+        empty = torch.empty(2, 0, dtype=torch.long)
+        called = {record.module for record in layers}
+        for name, module in self.model.named_modules():
+            if isinstance(module, MaskedLayer) and module not in called:
+                self.unfollowed[name] = "did not run in the recorded pass: not counted, stays dense"
+        return ChannelGraph(
+            layers,
+            self.n_nodes,
+            torch.cat(self.edges, 1) if self.edges else empty,
+            flags(self.always),
+            flags(self.rigid),
+            torch.cat(self.together, 1) if self.together else empty,
+            self.norms,
+            self.unfollowed,
+        )
+
+
+class _Hooks:
+    """Forward hooks of one recording, removed at its end whatever happens."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        self.recorder = recorder
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        rec = self.recorder
+
+        def enter_atom(module: nn.Module, args: Any, kwargs: Any) -> None:
+            rec.depth += 1
+
+        def leave_atom(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            rec.depth -= 1
+            if rec.depth == 0:
+                with torch._C.DisableTorchFunction():
+                    rec.on_atom(module, args, kwargs, output)
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            rec._stack.append(rec.names[module])
+
+        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            rec._stack.pop()
+            if rec.depth == 0:
+                with torch._C.DisableTorchFunction():
+                    # The model's own output is somebody's input: all of it is read.
+                    if module is rec.model:
+                        for t in tensors_in(output):
+                            if (ids := rec.ids(t)) is not None:
+                                rec.read_all(ids)
+                    rec.on_module(module, args, kwargs, output)
+
+        for module in rec.names:
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            atom = (
+                kind_of(module) is not None
+                or is_channelwise(module)
+                or isinstance(module, (_BatchNorm, _InstanceNorm))
+                or type(module) is nn.PReLU
+            )
+            before, after = (enter_atom, leave_atom) if atom else (enter, leave)
+            self.handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            self.handles.append(module.register_forward_hook(after, with_kwargs=True))
+
+    def __exit__(self, *exc: Any) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def _only_dim(ids: Tensor, dim: int) -> bool:
+    return all(s == 1 for d, s in enumerate(ids.shape) if d != dim % ids.dim())
+
+
+def _lift(ids: Tensor, dim: int) -> Tensor:
+    return ids.view([1] * (dim - ids.dim()) + list(ids.shape))
+
+
+def _compress(ids: Tensor) -> Tensor:
+    """Drops to size 1 every dimension along which the labels do not change."""
+    for d in range(ids.dim()):
+        if ids.shape[d] > 1:
+            first = ids.narrow(d, 0, 1)
+            if bool((ids == first).all()):
+                ids = first
+    return ids.contiguous()
+
+
+def _positional_dim(func: Callable[..., Any], args: Sequence[Any]) -> Any:
+    """The ``dim`` argument of a reduction given by position (``x.norm(p, dim)`` takes it third)."""
+    position = 2 if getattr(func, "__name__", "") in ("norm",) else 1
+    return args[position] if len(args) > position else None
+

@@ -1,0 +1,358 @@
+"""Physical removal of what the masks leave unread: a plain, smaller network that computes the same.
+
+Two questions are kept apart. *Which channels are computed* follows the needs alone, so the MACs equal the budget's
+as an integer. *Which channels a tensor carries* follows from the unchanged code of the model: channels that an
+addition or a shared module ties together are carried while any of them is needed, and tensors whose code has channel
+numbers in it keep their width. A layer that reads less than its input carries gathers; one that computes less than
+its output carries scatters into zeros that nobody reads.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .budget import MacBudget
+from .graph import call_model, tensors_in
+from .layers import Conv2dKind, kind_of, masked_layers
+from .needs import channel_masked
+
+logger = logging.getLogger(__name__)
+
+
+class SlimLayer(nn.Module):
+    """A layer behind a gather of its input channels and before a scatter of its output channels, where needed.
+
+    Attributes:
+        in_index: buffer of input positions to read, or None to read the whole input.
+        out_index: buffer of positions of the computed channels in an output of ``out_width`` channels, or None.
+    """
+
+    in_index: Tensor | None
+    out_index: Tensor | None
+    out_width: int
+    channel_dim = -3
+
+    def wire(self, in_index: Tensor | None, out_index: Tensor | None, out_width: int) -> None:
+        self.register_buffer("in_index", in_index)
+        self.register_buffer("out_index", out_index)
+        self.out_width = out_width
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.in_index is not None:
+            x = x.index_select(self.channel_dim, self.in_index)
+        if self.out_index is None:
+            return super().forward(x, *args, **kwargs)
+        if len(self.out_index) == 0:
+            return self._nothing(x)
+        out = super().forward(x, *args, **kwargs)
+        shape = list(out.shape)
+        shape[self.channel_dim] = self.out_width
+        return out.new_zeros(shape).index_copy(self.channel_dim, self.out_index, out)
+
+    def _nothing(self, x: Tensor) -> Tensor:
+        """Zeros in the output's shape, at no cost: no reader keeps a channel of this layer."""
+        raise NotImplementedError
+
+
+class SlimConv2d(SlimLayer, nn.Conv2d):
+    """``nn.Conv2d`` with gather and scatter."""
+
+    def _nothing(self, x: Tensor) -> Tensor:
+        if self.padding == "same":
+            size = list(x.shape[-2:])
+        else:
+            padding = (0, 0) if isinstance(self.padding, str) else self.padding
+            geometry = zip(x.shape[-2:], padding, self.dilation, self.kernel_size, self.stride, strict=True)
+            size = [(s + 2 * p - d * (k - 1) - 1) // t + 1 for s, p, d, k, t in geometry]
+        return x.new_zeros(*x.shape[:-3], self.out_width, *size)
+
+
+class SlimConvTranspose2d(SlimLayer, nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` with gather and scatter."""
+
+    def _nothing(self, x: Tensor) -> Tensor:
+        size = [
+            (s - 1) * t - 2 * p + d * (k - 1) + o + 1
+            for s, t, p, d, k, o in zip(
+                x.shape[-2:],
+                self.stride,
+                self.padding,  # type: ignore[arg-type]  # never a string in a transposed convolution
+                self.dilation,
+                self.kernel_size,
+                self.output_padding,
+                strict=True,
+            )
+        ]
+        return x.new_zeros(*x.shape[:-3], self.out_width, *size)
+
+
+class SlimLinear(SlimLayer, nn.Linear):
+    """``nn.Linear`` with gather and scatter of features."""
+
+    channel_dim = -1
+
+    def _nothing(self, x: Tensor) -> Tensor:
+        return x.new_zeros(*x.shape[:-1], self.out_width)
+
+
+_SLIM: dict[type[nn.Module], type[SlimLayer]] = {
+    nn.Conv2d: SlimConv2d,
+    nn.ConvTranspose2d: SlimConvTranspose2d,
+    nn.Linear: SlimLinear,
+}
+
+
+def register_slim(dense: type[nn.Module], slim: type[SlimLayer]) -> None:
+    """Names the gathering/scattering form of a layer type added with ``register_kind``."""
+    _SLIM[dense] = slim
+
+
+@dataclass
+class LayerPlan:
+    """What stays of one layer: kept channels (index tensors), and where they sit in the tensors beside it."""
+
+    in_keep: Tensor
+    out_keep: Tensor
+    in_index: Tensor | None
+    out_index: Tensor | None
+    out_width: int
+
+
+@dataclass
+class SlimPlan:
+    """What stays of every layer and per-channel module, by module name."""
+
+    layers: dict[str, LayerPlan] = field(default_factory=dict)
+    norms: dict[str, Tensor] = field(default_factory=dict)
+
+    def spec(self) -> dict[str, Any]:
+        """The structure alone as plain dicts of ints (JSON-able); the indices travel in the state dict."""
+        layers = {}
+        for name, p in self.layers.items():
+            entry: dict[str, Any] = dict(inputs=len(p.in_keep), outputs=len(p.out_keep))
+            if p.in_index is not None:
+                entry["gather"] = True
+            if p.out_index is not None:
+                entry["scatter"] = p.out_width
+            layers[name] = entry
+        return dict(layers=layers, norms={name: len(keep) for name, keep in self.norms.items()})
+
+    @staticmethod
+    def from_spec(spec: dict[str, Any]) -> SlimPlan:
+        """The plan that gives a dense model the structure of a spec; which channels is left to the state dict."""
+        plan = SlimPlan()
+        for name, entry in spec["layers"].items():
+            n_in, n_out = int(entry["inputs"]), int(entry["outputs"])
+            plan.layers[name] = LayerPlan(
+                torch.arange(n_in),
+                torch.arange(n_out),
+                torch.arange(n_in) if entry.get("gather") else None,
+                torch.arange(n_out) if "scatter" in entry else None,
+                int(entry.get("scatter", n_out)),
+            )
+        for name, n in spec["norms"].items():
+            plan.norms[name] = torch.arange(int(n))
+        return plan
+
+
+def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) -> SlimPlan:
+    """Decides what stays under the masks' present patterns.
+
+    Args:
+        model: the model ``budget`` was recorded on.
+        budget: its budget.
+        whole_tensors: let every tensor keep its full width (gathers and scatters everywhere). MACs are the same; this is
+            the way for models whose code does not bear narrower tensors.
+    """
+    graph = budget.graph
+    needed = budget.node_needs()
+    computed = needed.clone()
+    carried = needed | graph.rigid
+    if whole_tensors:
+        carried[:] = True
+    for record in graph.layers:
+        if record.groups > 1 and record.module is not None:
+            # A live group computes all its outputs, also those no reader keeps.
+            live = computed[record.group_nodes].repeat_interleave(record.n_out // record.groups)
+            carried[record.out_nodes[live]] = True
+        if record.module is not None and not bool(carried[record.out_nodes].any()):
+            # A layer of which nothing is needed still has to hand on a tensor of at least one channel.
+            carried[record.out_nodes[0]] = True
+    carried = _spread(graph.together, carried)
+
+    names = {m: name for name, m in model.named_modules()}
+    plan = SlimPlan()
+    for record, start in zip(graph.layers, budget.needs.literal_start, strict=True):
+        if record.module is None:
+            continue
+        if record.groups > 1:
+            live = computed[record.group_nodes]
+            in_on = live.repeat_interleave(record.n_in // record.groups)
+            out_on = live.repeat_interleave(record.n_out // record.groups)
+        else:
+            in_on = torch.ones(record.n_in, dtype=torch.bool)
+            if start >= 0 and channel_masked(record):
+                assert record.mask is not None
+                in_on = record.mask.binary_mask().cpu() > 0
+            out_on = computed[record.out_nodes]
+        ids = record.calls[0].in_ids
+        in_here = carried[ids] if ids is not None else torch.ones(record.n_in, dtype=torch.bool)
+        out_here = carried[record.out_nodes]
+        assert not bool((in_on & ~in_here).any()), f"{record.name} reads channels that are gone"
+        in_index = None if torch.equal(in_on, in_here) else _positions(in_on, in_here)
+        out_index = None if torch.equal(out_on, out_here) else _positions(out_on, out_here)
+        plan.layers[names[record.module]] = LayerPlan(
+            in_on.nonzero().flatten(), out_on.nonzero().flatten(), in_index, out_index, int(out_here.sum())
+        )
+    for module, calls in graph.norms.items():
+        if calls[0] is not None:
+            keep = carried[calls[0]]
+            plan.norms[names[module]] = keep.nonzero().flatten()
+    return plan
+
+
+def apply_plan(model: nn.Module, plan: SlimPlan) -> nn.Module:
+    """Shrinks a model in place by a plan (masks, where present, are dropped: the plan already holds their pattern).
+
+    Raises:
+        ValueError: the plan names a module the model lacks, or one of another type or size.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in [*plan.layers, *plan.norms]:
+        if name not in modules:
+            raise ValueError(f"the slim spec names a module {name!r} that {type(model).__name__} does not have")
+    for layer in masked_layers(model).values():
+        if layer.mask_granularity == "weight":
+            layer.fold()
+        else:
+            layer.detach_mask()
+    for name, entry in plan.layers.items():
+        layer = modules[name]
+        kind = kind_of(layer)
+        if kind is None:
+            raise ValueError(f"the slim spec shrinks {name!r}, but it is a {type(layer).__name__}, no layer known to it")
+        n_in, n_out = kind.channels(layer)
+        if len(entry.in_keep) > n_in or len(entry.out_keep) > n_out:
+            raise ValueError(
+                f"the slim spec gives {name!r} {len(entry.in_keep)} -> {len(entry.out_keep)} channels, but the dense "
+                f"layer has only {n_in} -> {n_out}: it was made from another model"
+            )
+        _shrink(layer, kind, entry)
+    for name, keep in plan.norms.items():
+        _shrink_norm(modules[name], keep)
+    return model
+
+
+def slim(model: nn.Module, example_inputs: Any, budget: MacBudget | None = None) -> nn.Module:
+    """Returns a copy of the model without masks and without what they leave unread; the model itself is untouched.
+
+    The copy holds plain layers (with gathers and scatters where a residual stream needs them), computes the same in
+    evaluation mode (checked here on the example), and costs exactly ``budget.kept_macs()``. Masks of granularity
+    ``weight`` are folded: scattered zeros cannot be removed.
+
+    Args:
+        model: masked model; its present binary patterns count, frozen or not.
+        example_inputs: as for :class:`MacBudget`.
+        budget: the model's budget, if there is one already.
+
+    Raises:
+        ValueError: the model carries no mask.
+        RuntimeError: the slimmed model does not compute the same (never seen; nothing wrong is returned).
+    """
+    small, _ = slim_with_plan(model, example_inputs, budget)
+    return small
+
+
+def slim_with_plan(
+    model: nn.Module, example_inputs: Any, budget: MacBudget | None = None
+) -> tuple[nn.Module, SlimPlan]:
+    """:func:`slim`, with the plan whose :meth:`SlimPlan.spec` rebuilds the structure."""
+    if not masked_layers(model):
+        raise ValueError(f"{type(model).__name__} carries no mask: nothing says what to remove (see mask_model)")
+    budget = budget or MacBudget(model, example_inputs)
+    problem = ""
+    for whole_tensors in (False, True):
+        plan = plan_slim(model, budget, whole_tensors)
+        small = apply_plan(copy.deepcopy(model), plan)
+        problem = difference(model, small, example_inputs)
+        if not problem:
+            return small, plan
+        logger.warning("narrow tensors do not suit %s (%s): keeping their widths", type(model).__name__, problem)
+    raise RuntimeError(f"the slimmed {type(model).__name__} does not compute what the masked one does: {problem}")
+
+
+@torch.no_grad()
+def difference(model: nn.Module, small: nn.Module, example_inputs: Any, rtol: float = 1e-4) -> str:
+    """Empty if both models give the same tensors in evaluation mode, to ``rtol`` of each tensor's largest value."""
+    outs = []
+    for m in (model, small):
+        training = {sub: sub.training for sub in m.modules()}
+        m.eval()
+        try:
+            outs.append([t.detach() for t in tensors_in(call_model(m, example_inputs))])
+        except (RuntimeError, ValueError, IndexError) as error:
+            if m is model:
+                raise
+            return f"{type(error).__name__}: {error}"
+        finally:
+            for sub, mode in training.items():
+                sub.training = mode
+    if len(outs[0]) != len(outs[1]):
+        return f"{len(outs[1])} output tensors instead of {len(outs[0])}"
+    for i, (a, b) in enumerate(zip(*outs, strict=True)):
+        if a.shape != b.shape:
+            return f"output {i} has shape {tuple(b.shape)} instead of {tuple(a.shape)}"
+        scale = float(a.abs().max()) if a.numel() else 0.0
+        gap = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+        if not gap <= rtol * max(scale, 1e-6):
+            return f"output {i} differs by {gap:.3g} at a scale of {scale:.3g}"
+    return ""
+
+
+def _spread(pairs: Tensor, flags: Tensor) -> Tensor:
+    flags = flags.clone()
+    a, b = pairs
+    count = -1
+    while (now := int(flags.sum())) != count:
+        count = now
+        flags[a[flags[b]]] = True
+        flags[b[flags[a]]] = True
+    return flags
+
+
+def _positions(on: Tensor, here: Tensor) -> Tensor:
+    """Where the channels ``on`` stand among those that are ``here``."""
+    return (here.long().cumsum(0) - 1)[on]
+
+
+def _shrink(layer: nn.Module, kind: Conv2dKind, entry: LayerPlan) -> None:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    device = weight.device
+    kind.slice(layer, entry.in_keep.to(device), entry.out_keep.to(device))
+    if entry.in_index is None and entry.out_index is None:
+        return
+    layer.__class__ = _SLIM[type(layer)]
+    assert isinstance(layer, SlimLayer)
+    layer.wire(
+        entry.in_index.to(device) if entry.in_index is not None else None,
+        entry.out_index.to(device) if entry.out_index is not None else None,
+        entry.out_width,
+    )
+
+
+def _shrink_norm(norm: Any, keep: Tensor) -> None:
+    if isinstance(norm, nn.PReLU) and norm.num_parameters == 1:
+        return
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        value = getattr(norm, name, None)
+        if isinstance(value, Tensor):
+            value.data = value.data.index_select(0, keep.to(value.device))
+    setattr(norm, "num_parameters" if isinstance(norm, nn.PReLU) else "num_features", len(keep))
