@@ -9,6 +9,7 @@ windows of a whole batch. The data loader then only passes lists of indices abou
         dataset=dict(type='mmitp.FastCIFAR10', data_root='data/cifar10', split='train'))
 """
 
+import codecs
 import hashlib
 import pickle
 from collections.abc import Sequence
@@ -34,15 +35,17 @@ FILES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_
 class _ArrayUnpickler(pickle.Unpickler):
     """Reads what the CIFAR batches hold, numpy arrays and plain containers, and nothing that could run code."""
 
-    allowed = {  # noqa: RUF012
-        "_reconstruct": np.zeros(0).__reduce__()[0],
-        "ndarray": np.ndarray,
-        "dtype": np.dtype,
-    }
+    allowed = (
+        ("numpy", "_reconstruct", np.zeros(0).__reduce__()[0]),
+        ("numpy", "ndarray", np.ndarray),
+        ("numpy", "dtype", np.dtype),
+        ("_codecs", "encode", codecs.encode),  # bytes in files rewritten by Python 3
+    )
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "numpy" and name in self.allowed:
-            return self.allowed[name]
+        for package, allowed, value in self.allowed:
+            if (module.split(".")[0], name) == (package, allowed):
+                return value
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a CIFAR batch")
 
 
