@@ -12,9 +12,10 @@ Only numpy is imported. Boxes are ``(x1, y1, x2, y2)`` in pixels, float64, with 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from math import isfinite
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -117,39 +118,42 @@ class ClassAP:
 
 
 def _rows(
-    path: str | os.PathLike[str], what: str, columns: int, used: tuple[int, ...]
+    path: str | os.PathLike[str], what: str, columns: int, used: Callable[[list[float]], tuple[float, ...]]
 ) -> tuple[list[str], Float64Array]:
-    """Class names and the (N, columns - 1) numbers after them, one row a line; blank lines do not count.
+    """Class name and used numbers of each line, the latter (N, columns used); blank lines do not count.
 
     Read as bytes, because C's white space and digits are ASCII while Python's ``str`` knows more of both.
     """
     with open(path, "rb") as file:
         data = file.read()
     names: list[str] = []
-    table: list[list[float]] = []
+    table: list[tuple[float, ...]] = []
     for number, line in enumerate(data.split(b"\n"), 1):
-        tokens = line.split()
-        if not tokens:
+        name, *numbers = line.split() or [b""]
+        if not name:
             continue
-        where = f"{os.fspath(path)}, line {number}"
-        if len(tokens) != columns:
-            raise ValueError(f"{where}: {len(tokens)} columns where a {what} line has {columns}")
-        try:
-            values = [float(token) for token in tokens[1:]]
-            if columns == _LABEL_COLUMNS:
-                int(tokens[2])
-            # Python alone reads '1_0' as a number.
-            if b"_" in line and any(b"_" in token for token in tokens[1:]):
-                raise ValueError
-        except ValueError:
-            raise ValueError(
-                f"{where}: every column after the class name must be a number (a label's occlusion a whole one)"
-            ) from None
-        if not all(isfinite(values[column]) for column in used):
-            raise ValueError(f"{where}: the numbers of the box and its score or truncation must be finite")
-        names.append(tokens[0].decode("latin-1"))
-        table.append(values)
-    return names, np.array(table, dtype=np.float64).reshape(-1, columns - 1)
+        problem = ""
+        if len(numbers) != columns - 1:
+            problem = f"{len(numbers) + 1} columns where a {what} line has {columns}"
+        else:
+            try:
+                values = list(map(float, numbers))
+                if columns == _LABEL_COLUMNS:
+                    int(numbers[1])
+                # Python alone reads "1_0" as a number.
+                if b"_" in line and any(b"_" in token for token in numbers):
+                    raise ValueError
+            except ValueError:
+                problem = "every column after the class name must be a number (a label's occlusion a whole one)"
+            else:
+                kept = used(values)
+                if not all(map(isfinite, kept)):
+                    problem = "the numbers of the box and its score or truncation must be finite"
+        if problem:
+            raise ValueError(f"{os.fspath(path)}, line {number}: {problem}")
+        names.append(name.decode("latin-1"))
+        table.append(kept)
+    return names, np.array(table, dtype=np.float64)
 
 
 def read_ground_truth(path: str | os.PathLike[str]) -> GroundTruth:
@@ -159,8 +163,9 @@ def read_ground_truth(path: str | os.PathLike[str]) -> GroundTruth:
         ValueError: a line that does not parse; the message has the file and the line number.
         FileNotFoundError: no such file.
     """
-    names, table = _rows(path, "label", _LABEL_COLUMNS, used=(0, 3, 4, 5, 6))
-    return GroundTruth(names, table[:, 3:7], table[:, 0], table[:, 1].astype(np.int64))
+    names, table = _rows(path, "label", _LABEL_COLUMNS, itemgetter(3, 4, 5, 6, 0, 1))
+    table = table.reshape(-1, 6)
+    return GroundTruth(names, table[:, :4], table[:, 4], table[:, 5].astype(np.int64))
 
 
 def read_detections(path: str | os.PathLike[str]) -> Detections:
@@ -170,8 +175,9 @@ def read_detections(path: str | os.PathLike[str]) -> Detections:
         ValueError: a line that does not parse; the message has the file and the line number.
         FileNotFoundError: no such file.
     """
-    names, table = _rows(path, "result", _LABEL_COLUMNS + 1, used=(3, 4, 5, 6, 14))
-    return Detections(names, table[:, 3:7], table[:, 14])
+    names, table = _rows(path, "result", _LABEL_COLUMNS + 1, itemgetter(3, 4, 5, 6, 14))
+    table = table.reshape(-1, 5)
+    return Detections(names, table[:, :4], table[:, 4])
 
 
 def write_detections(path: str | os.PathLike[str], detections: Detections) -> None:
@@ -278,7 +284,7 @@ def _lengths_agree(frame: int, what: str, *fields: Sized) -> None:
 
 
 def _finite(array: Float64Array, counts: Int64Array, what: str) -> None:
-    bad = ~np.isfinite(array.reshape(len(array), -1)).all(1)
+    bad = ~np.isfinite(array).all(tuple(range(1, array.ndim)))
     if bad.any():
         frame = int(np.searchsorted(np.cumsum(counts), int(bad.argmax()), side="right"))
         raise ValueError(f"{what} of frame number {frame} are not all finite numbers")
@@ -466,7 +472,7 @@ def _matched_scores(
     return matched
 
 
-def canonical_class(name: str) -> str:
+def _canonical(name: str) -> str:
     """The benchmark's spelling of an evaluated class; ValueError for any other name."""
     for known in CLASSES:
         if known.lower() == name.lower():
@@ -491,7 +497,7 @@ def evaluate(
     Raises:
         ValueError: frames or fields that do not fit together, boxes or scores that are not finite, an unknown class.
     """
-    names = [canonical_class(name) for name in classes]
+    names = [_canonical(name) for name in classes]
     scene = _flatten(ground_truth, detections)
     result: dict[str, ClassAP | None] = {}
     for name in names:

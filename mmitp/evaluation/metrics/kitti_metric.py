@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from mmitp.evaluation import kitti_ap
 from mmitp.registry import METRICS
 
 
-class _Prediction(NamedTuple):
+# Not a tuple: mmengine rebuilds those as plain ones when it gathers results.
+@dataclass(frozen=True)
+class _Prediction:
     frame: str
     detections: kitti_ap.Detections
     dropped: int  # detections with a box or score that is not finite

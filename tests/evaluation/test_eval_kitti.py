@@ -1,0 +1,123 @@
+"""The command line ``tools/eval_kitti.py``, as a user runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "eval_kitti.py"
+LABEL = "{} 0.00 0 -10 0.00 0.00 100.00 100.00 -1 -1 -1 -1000 -1000 -1000 -10\n"
+RESULT = "{} -1 -1 -10 0.00 0.00 100.00 100.00 -1 -1 -1 -1000 -1000 -1000 -10 {}\n"
+
+
+def run(*arguments, python=()):
+    command = [sys.executable, *python, str(TOOL), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(sys.executable).anchor)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    gt_dir, dt_dir = tmp_path / "label_2", tmp_path / "results"
+    gt_dir.mkdir()
+    dt_dir.mkdir()
+    for i in range(41):
+        (gt_dir / f"{i:06d}.txt").write_text(LABEL.format("Car") + LABEL.format("Cyclist"))
+        (dt_dir / f"{i:06d}.txt").write_text(RESULT.format("Car", i / 64))
+    return gt_dir, dt_dir
+
+
+def test_table_and_json(folders, tmp_path):
+    out = tmp_path / "ap.json"
+    done = run(*folders, "--json", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("41 frames\n")
+    assert ["Car", "R40", "100.00", "100.00", "100.00"] in [line.split() for line in done.stdout.splitlines()]
+    assert ["Cyclist", "R11", "-", "-", "-"] in [line.split() for line in done.stdout.splitlines()]
+    perfect = [pytest.approx(100)] * 3
+    assert json.loads(out.read_text()) == {"Car": {"R11": perfect, "R40": perfect}, "Pedestrian": None, "Cyclist": None}
+
+
+def test_classes_in_any_case(folders, tmp_path):
+    out = tmp_path / "ap.json"
+    assert run(*folders, "--classes", "car", "CYCLIST", "--json", out).returncode == 0
+    assert list(json.loads(out.read_text())) == ["Car", "Cyclist"]
+
+
+def test_split_chooses_frames_and_results_may_lie_in_data(folders, tmp_path):
+    gt_dir, dt_dir = folders
+    for path in dt_dir.glob("*.txt"):
+        if path.stem not in ("000003", "000007"):
+            path.unlink()
+    dt_dir.rename(tmp_path / "data")
+    split, out = tmp_path / "val.txt", tmp_path / "ap.json"
+    split.write_text("000007\n000003")
+    done = run(gt_dir, tmp_path, "--split", split, "--json", out)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"2 frames of split {split}\n")
+    assert json.loads(out.read_text())["Car"]["R40"] == [2.5, 2.5, 2.5]
+
+
+def test_empty_result_file_is_a_frame_without_detections(folders, tmp_path):
+    (folders[1] / "000000.txt").write_text("")
+    out = tmp_path / "ap.json"
+    assert run(*folders, "--json", out).returncode == 0
+    # 40 of 41 found: 40 thresholds.
+    assert json.loads(out.read_text())["Car"]["R40"] == [97.5, 97.5, 97.5]
+
+
+@pytest.mark.parametrize("with_split", [False, True])
+def test_missing_result_file_is_an_error_that_names_it(folders, tmp_path, with_split):
+    (folders[1] / "000005.txt").unlink()
+    split = tmp_path / "val.txt"
+    split.write_text("000004\n000005\n")
+    done = run(*folders, *(["--split", split] if with_split else []))
+    assert done.returncode == 1
+    assert str(folders[1] / "000005.txt") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_result_without_label_is_an_error_but_other_text_files_are_not(folders):
+    (folders[1] / "ids.txt").write_text("000000\n")
+    assert run(*folders).returncode == 0
+    (folders[1] / "000099.txt").write_text("")
+    done = run(*folders)
+    assert done.returncode == 1
+    assert str(folders[1] / "000099.txt") in done.stderr
+
+
+def test_malformed_line_is_reported_with_file_and_line(folders):
+    (folders[1] / "000005.txt").write_text(RESULT.format("Car", 0.5) + "Car 1 2\n")
+    done = run(*folders)
+    assert done.returncode == 1
+    assert f"{folders[1] / '000005.txt'}, line 2: 3 columns" in done.stderr
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_missing_folder(folders, position):
+    arguments = list(folders)
+    arguments[position] = folders[position] / "nowhere"
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert "nowhere is not a folder" in done.stderr
+
+
+def test_missing_split_and_unknown_class(folders):
+    done = run(*folders, "--split", "nowhere.txt")
+    assert (done.returncode, "nowhere.txt" in done.stderr) == (1, True)
+    done = run(*folders, "--classes", "Tram")
+    assert (done.returncode, "'Tram' is not an evaluated class" in done.stderr) == (1, True)
+
+
+def test_imports_neither_openmmlab_nor_torch(folders):
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:];\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as done: assert done.code == 0, done.code\n"
+        "heavy = {'mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'torch', 'scipy'} & set(sys.modules)\n"
+        "print('heavy:', sorted(heavy))"
+    )
+    done = run(*folders, python=("-c", code))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "heavy: []"
