@@ -70,7 +70,7 @@ class KittiDataset(BaseDataset):
         ValueError: a malformed label or split file (with line number), an unknown class or split.
     """
 
-    METAINFO = {  # noqa: RUF012
+    METAINFO: dict = {  # noqa: RUF012
         "classes": ("Pedestrian", "Car", "Cyclist"),
         "palette": [(220, 20, 60), (0, 0, 142), (255, 170, 0)],
     }

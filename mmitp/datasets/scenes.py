@@ -226,8 +226,29 @@ class _Mesh:
     camera: Camera
     light: _Light
     pose: _Pose
-    polygons: list[Polygon] = field(default_factory=list)
     too_near: bool = False
+    _parts: list[tuple[np.ndarray, Fill, bool]] = field(default_factory=list)
+
+    def polygons(self) -> list[Polygon]:
+        """What was added so far, in the image; all points are projected in one go."""
+        if not self._parts:
+            return []
+        placed = [points for points, _, _ in self._parts]
+        spatial = [i for i, points in enumerate(placed) if points.shape[1] == 3]
+        if spatial:
+            if min(float(placed[i][:, 2].min()) for i in spatial) < _NEAR:
+                self.too_near = True
+                for i in spatial:
+                    placed[i] = _clip_near(placed[i])
+            ends = np.cumsum([len(placed[i]) for i in spatial])[:-1]
+            flat = np.split(self.camera.project(np.concatenate([placed[i] for i in spatial])), ends)
+            for i, points in zip(spatial, flat, strict=True):
+                placed[i] = points
+        return [
+            (points, fill, solid)
+            for points, (_, fill, solid) in zip(placed, self._parts, strict=True)
+            if len(points) >= 3
+        ]
 
     def face(self, points: np.ndarray, colour: Colour, inside: np.ndarray | None = None) -> _Face | None:
         """Adds a planar polygon. With ``inside``, a model point behind it, it is left out when seen from behind."""
@@ -252,12 +273,7 @@ class _Mesh:
         return face
 
     def _add(self, world: np.ndarray, face: _Face, colour: Colour, solid: bool) -> None:
-        if world[:, 2].min() < _NEAR:
-            self.too_near = True
-            world = _clip_near(world)
-        if len(world) >= 3:
-            fill = self.light.lit(colour, face.strength, face.distance)
-            self.polygons.append((self.camera.project(world), fill, solid))
+        self._parts.append((world, self.light.lit(colour, face.strength, face.distance), solid))
 
     def prism(self, profile: np.ndarray, half_widths: Sequence[float], colour: Colour) -> dict[str, _Face]:
         """Extrudes a convex side profile (n, 2) of (x, y up) to +-half_widths; returns its visible faces by name
@@ -278,11 +294,11 @@ class _Mesh:
 
     def patch(self, face: _Face, u0: float, v0: float, u1: float, v1: float, colour: Colour) -> None:
         """A rectangle in the bilinear coordinates of a quadrilateral (a, b, c, d; u from a to b, v from a to d)."""
-        u, v = np.array([[u0], [u1], [u1], [u0]]), np.array([[v0], [v0], [v1], [v1]])
-        weights = np.hstack([(1 - u) * (1 - v), u * (1 - v), u * v, (1 - u) * v])
+        corners = ((u0, v0), (u1, v0), (u1, v1), (u0, v1))
+        weights = np.array([[(1 - u) * (1 - v), u * (1 - v), u * v, (1 - u) * v] for u, v in corners])
         self._add(weights @ face.world, face, colour, False)
 
-    def disc(self, centre: Sequence[float], radius: float, colour: Colour, solid: bool = False) -> None:
+    def disc(self, centre: Sequence[float] | np.ndarray, radius: float, colour: Colour, solid: bool = False) -> None:
         """An upright disc in the model's x-y plane."""
         world = self.pose(_CIRCLE * radius + np.asarray(centre))
         c, s = math.cos(self.pose.rotation_y), math.sin(self.pose.rotation_y)
@@ -302,7 +318,7 @@ class _Mesh:
         fill = self.light.shade(colour, (0.0, -1.0, 0.0), float(world[:, 2].mean()))
         outer, inner = pixels[: len(loop)], pixels[len(loop) :]
         for i in range(len(_CIRCLE)):
-            self.polygons.append((np.array([outer[i], outer[i + 1], inner[i + 1], inner[i]]), fill, True))
+            self._parts.append((np.array([outer[i], outer[i + 1], inner[i + 1], inner[i]]), fill, True))
 
     def limb(self, start: Sequence[float], end: Sequence[float], r0: float, r1: float, colour: Colour) -> None:
         """A tapered capsule between two model points, with a lit side."""
@@ -316,8 +332,8 @@ class _Mesh:
         dark = self.light.shade(colour * 0.72, (0.0, 0.0, -1.0), distance)
         side = np.array(self.light.sun[:2]) / math.hypot(*self.light.sun[:2])
         lit = self.light.shade(colour, (float(side[0]), float(side[1]), 0.0), distance)
-        self.polygons.append((_capsule(pixels, radii), dark, True))
-        self.polygons.append((_capsule(pixels + 0.35 * radii[:, None] * side, radii * 0.6), lit, False))
+        self._parts.append((_capsule(pixels, radii), dark, True))
+        self._parts.append((_capsule(pixels + 0.35 * radii[:, None] * side, radii * 0.6), lit, False))
 
 
 def _capsule(centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
@@ -388,7 +404,7 @@ _SKINS = [_colour(150, 175, 215), _colour(120, 150, 195), _colour(70, 95, 140), 
 
 
 def _pick(rng: np.random.Generator, items: Sequence[Colour]) -> Colour:
-    return np.clip(items[rng.integers(len(items))] * rng.uniform(0.85, 1.15), 5, 245)
+    return np.clip(items[int(rng.integers(len(items)))] * rng.uniform(0.85, 1.15), 5, 245)
 
 
 def _wheels(mesh: _Mesh, dims: tuple[float, float, float], axles: Sequence[float], radius: float) -> None:
@@ -656,7 +672,7 @@ def _building(camera: Camera, light: _Light, rng: np.random.Generator, pose: _Po
                 u, v = (i + 0.28) / columns, (j + 0.3) / rows
                 tone = 0.85 + 0.1 * ((i * 7 + j * 3) % 4)
                 mesh.patch(wall_face, u, v, u + 0.44 / columns, v + 0.45 / rows, pane * tone)
-    return _Thing(pose.z, mesh.polygons, shadow=_cast_shadow(_rectangle(pose, length, depth), height, light))
+    return _Thing(pose.z, mesh.polygons(), shadow=_cast_shadow(_rectangle(pose, length, depth), height, light))
 
 
 def _blobs(
@@ -696,7 +712,7 @@ def _tree(camera: Camera, light: _Light, rng: np.random.Generator, x: float, z: 
     green = _pick(rng, [_colour(45, 95, 60), _colour(35, 75, 45), _colour(50, 115, 95), _colour(40, 110, 130)])
     centre = np.array([x, _CAMERA_HEIGHT - (trunk + height) / 2, z])
     radii = np.array([spread, (height - trunk) / 2, spread])
-    polygons = mesh.polygons + _blobs(camera, light, rng, centre, radii, green, 40 if z < 30 else 18)
+    polygons = mesh.polygons() + _blobs(camera, light, rng, centre, radii, green, 40 if z < 30 else 18)
     shadow = _cast_shadow(_rectangle(pose, spread, spread), height * 0.8, light)
     return _Thing(z, polygons, shadow=shadow)
 
@@ -723,7 +739,7 @@ def _pole(camera: Camera, light: _Light, rng: np.random.Generator, x: float, z: 
         mesh.prism(np.array([[-0.15, height - 0.9], [-0.15, height], [0.15, height], [0.15, height - 0.9]]), [0.15] * 4,
                    _colour(30, 30, 30))  # fmt: skip
         mesh.disc((0, height - 0.2, -0.17), 0.09, _colour(40, 40, 240))
-    return _Thing(z, mesh.polygons)
+    return _Thing(z, mesh.polygons())
 
 
 def _fence(camera: Camera, light: _Light, rng: np.random.Generator, pose: _Pose, length: float) -> _Thing:
@@ -738,7 +754,7 @@ def _fence(camera: Camera, light: _Light, rng: np.random.Generator, pose: _Pose,
             for i in range(int(length / 1.5)):
                 u = i * 1.5 / length
                 mesh.patch(panel, u, 0.0, u + 0.1 / length * 1.5, 1.0, colour * 0.7)
-    return _Thing(pose.z, mesh.polygons)
+    return _Thing(pose.z, mesh.polygons())
 
 
 @lru_cache(maxsize=8)
@@ -839,8 +855,8 @@ def _background(camera: Camera, light: _Light, road: _Road, rng: np.random.Gener
         t -= road.lane
     if rng.random() < 0.25:  # a zebra crossing
         s = rng.uniform(8, 35)
-        for t in np.arange(road.left + 0.3, road.right - 0.5, 1.0):
-            _fill_ground(canvas, camera, road.quad(s, s + 3.0, t, t + 0.5), paint)
+        for stripe in np.arange(road.left + 0.3, road.right - 0.5, 1.0).tolist():
+            _fill_ground(canvas, camera, road.quad(s, s + 3.0, stripe, stripe + 0.5), paint)
 
     x, z, first = _ground_grid(camera)
     noise = rng.normal(0, 1, (256, 256)).astype(np.float32)
@@ -878,12 +894,13 @@ def _build(
     """The object at a pose, or None where it would stand at or behind the camera."""
     mesh = _Mesh(camera, light, pose)
     _MODELS[name](mesh, dims, rng)
-    if mesh.too_near or not mesh.polygons:
+    polygons = mesh.polygons()
+    if mesh.too_near or not polygons:
         return None
     outline = _rectangle(pose, dims[2], dims[1])
     return _Thing(
         pose.z,
-        mesh.polygons,
+        polygons,
         name,
         dimensions=dims,
         location=(pose.x, _CAMERA_HEIGHT, pose.z),
@@ -927,7 +944,7 @@ def _place(name: str, dims: tuple[float, float, float], camera: Camera, road: _R
         else:  # turning
             heading = rng.uniform(-math.pi, math.pi)
     else:
-        heading = forward + rng.choice([0.0, math.pi]) + rng.normal(0, 0.25)
+        heading = forward + (math.pi if rng.random() < 0.5 else 0.0) + rng.normal(0, 0.25)
         if name == "Cyclist" and rng.random() < 0.6:
             across = (road.right if rng.random() < 0.6 else road.left) + rng.uniform(-1.2, 1.2)
         elif rng.random() < 0.6:
@@ -1039,7 +1056,10 @@ def _compose(canvas: np.ndarray, things: list[_Thing], camera: Camera) -> tuple[
     """Paints the things onto the background, the farthest first, and measures what remains visible of each."""
     order = sorted(range(len(things)), key=lambda i: -things[i].depth)
     owners = np.full((camera.height, camera.width), -1, np.int16)
-    fixed = [[_fixed(points) for points, _, _ in thing.polygons] for thing in things]
+    fixed = []
+    for thing in things:
+        ends = np.cumsum([len(points) for points, _, _ in thing.polygons])[:-1]
+        fixed.append(np.split(_fixed(np.concatenate([points for points, _, _ in thing.polygons])), ends))
     for i in order:
         for points, (_, colour, solid) in zip(fixed[i], things[i].polygons, strict=True):
             cv2.fillConvexPoly(canvas, points, colour, cv2.LINE_AA, _SHIFT)

@@ -1,0 +1,102 @@
+"""Curves and bars of a pruning run. Needs matplotlib, which is imported when something is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["plot_budget", "plot_channels"]
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("drawing curves needs matplotlib: pip install matplotlib") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, out_path: str | Path) -> Path:
+    path = Path(out_path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def plot_budget(
+    steps: Sequence[float],
+    ratio: Sequence[float],
+    out_path: str | Path,
+    target: float | None = None,
+    hw_loss: Sequence[float] | None = None,
+    xlabel: str = "iteration",
+) -> Path:
+    """The share of operations kept over a run, its target, and the budget loss L_HW on a second axis.
+
+    Args:
+        steps: (N,) iterations or epochs.
+        ratio: (N,) kept MACs / dense MACs, in [0, 1].
+        out_path: picture to write (png, pdf, svg); its folder is made.
+        target: psi*, drawn as a dashed line.
+        hw_loss: (N,) values of L_HW.
+        xlabel: unit of ``steps``.
+
+    Raises:
+        ValueError: no or unequally many values.
+        ImportError: without matplotlib.
+    """
+    if not len(steps) or len(ratio) != len(steps) or (hw_loss is not None and len(hw_loss) != len(steps)):
+        raise ValueError(f"need equally many steps, ratios and losses, at least one: {len(steps)}, {len(ratio)}")
+    figure = _figure(7, 3.6)
+    axes = figure.add_subplot()
+    axes.plot(steps, ratio, color="tab:blue", label="operations kept")
+    if target is not None:
+        axes.axhline(target, color="tab:blue", linestyle="--", linewidth=1, label=f"target {target:g}")
+    axes.set(xlabel=xlabel, ylabel="MACs kept / dense", ylim=(0, 1.05))
+    axes.grid(alpha=0.3)
+    handles, labels = axes.get_legend_handles_labels()
+    if hw_loss is not None:
+        twin = axes.twinx()
+        (line,) = twin.plot(steps, hw_loss, color="tab:orange", linewidth=1)
+        twin.set(ylabel="L_HW")
+        twin.set_ylim(bottom=0)
+        handles, labels = [*handles, line], [*labels, "L_HW"]
+    axes.legend(handles, labels, loc="best")
+    return _save(figure, out_path)
+
+
+def plot_channels(
+    names: Sequence[str], kept: Sequence[int], total: Sequence[int], out_path: str | Path, title: str = ""
+) -> Path:
+    """A bar a layer: channels (or operations) kept of all.
+
+    Args:
+        names: (L,) layers, first on top.
+        kept, total: (L,) numbers of channels, 0 <= kept <= total.
+        out_path: picture to write; its folder is made.
+        title: above the bars.
+
+    Raises:
+        ValueError: no or unequally many values, or a layer that keeps more than it has.
+        ImportError: without matplotlib.
+    """
+    if not names or len(names) != len(kept) or len(names) != len(total):
+        raise ValueError(f"need as many kept and total numbers as layers: {len(names)}, {len(kept)}, {len(total)}")
+    for name, part, whole in zip(names, kept, total, strict=True):
+        if not 0 <= part <= whole:
+            raise ValueError(f"layer {name} cannot keep {part} of {whole}")
+    figure = _figure(8, 1.2 + 0.2 * len(names))
+    axes = figure.add_subplot()
+    rows = range(len(names))
+    axes.barh(rows, total, color="0.85", label="all")
+    axes.barh(rows, kept, color="tab:blue", label="kept")
+    for row, part, whole in zip(rows, kept, total, strict=True):
+        share = f" {100 * part / whole:.0f} %" if whole else ""
+        axes.text(whole, row, share, va="center", fontsize=7)
+    axes.set_yticks(rows, names, fontsize=7)
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.set(xlabel="channels", title=title)
+    axes.legend(loc="lower right")
+    return _save(figure, out_path)
