@@ -305,6 +305,11 @@ class _Recorder(TorchFunctionMode):
             for call in record.calls:
                 if call.in_ids is not None:
                     self.fix(call.in_ids)
+        if kind.whole(module):
+            self.unfollowed[name] = "its structure forbids removing single channels: counted, stays dense"
+            for nodes in (record.out_nodes, record.group_nodes, ids):
+                if nodes is not None and len(nodes):
+                    self.read_all(nodes)
         call_out = self.new_nodes(n_out)
         self.need(record.out_nodes, call_out)
         self.tie(record.out_nodes, call_out)

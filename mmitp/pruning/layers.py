@@ -65,6 +65,10 @@ class Conv2dKind:
         """Whether the layer may carry a mask; grouped and depthwise ones follow their readers instead."""
         return self.groups(layer) == 1
 
+    def whole(self, layer: nn.Module) -> bool:
+        """Whether this layer's structure forbids removing single channels; it is counted and stays dense."""
+        return False
+
     def groups(self, layer: nn.Module) -> int:
         return int(getattr(layer, "groups", 1))
 

@@ -336,7 +336,8 @@ def _shrink(layer: nn.Module, kind: Conv2dKind, entry: LayerPlan) -> None:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     device = weight.device
-    kind.slice(layer, entry.in_keep.to(device), entry.out_keep.to(device))
+    if (len(entry.in_keep), len(entry.out_keep)) != kind.channels(layer):
+        kind.slice(layer, entry.in_keep.to(device), entry.out_keep.to(device))
     if entry.in_index is None and entry.out_index is None:
         return
     layer.__class__ = _SLIM[type(layer)]

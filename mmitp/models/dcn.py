@@ -1,0 +1,85 @@
+"""The modulated deformable convolution (DCNv2) as a layer the pruning core can mask, count and slim.
+
+One mask serves the whole layer: the offset convolution reads the same input, so a channel that only it read could
+never leave the network. All taps of an output position move together for every channel (one deformable group), which
+makes dropping a channel exact.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmcv.ops import ModulatedDeformConv2dPack
+from torch import Tensor, nn
+
+from mmitp.ops import modulated_deform_conv2d
+from mmitp.pruning import MaskedLayer, register_kind
+from mmitp.pruning.layers import Conv2dKind
+from mmitp.pruning.slim import SlimLayer, register_slim
+
+
+class MaskedDCNv2(MaskedLayer, ModulatedDeformConv2dPack):
+    """mmcv's ``DCNv2`` whose input channels carry a mask; keys and shapes are those of the base."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = self.effective_mask()
+        offset_weight = self.conv_offset.weight
+        if self.mask_granularity == "channel":
+            offset_weight = offset_weight * mask.view(1, -1, 1, 1).to(offset_weight.dtype)
+        geometry = (self.stride, self.padding, self.dilation)
+        out = F.conv2d(x, offset_weight, self.conv_offset.bias, *geometry)
+        y, x_offset, modulation = torch.chunk(out, 3, dim=1)
+        weight = self.weight * self._expand(mask).to(self.weight.dtype)
+        return modulated_deform_conv2d(
+            x,
+            torch.cat((y, x_offset), dim=1),
+            torch.sigmoid(modulation),
+            weight,
+            self.bias,
+            *geometry,
+            self.groups,
+            self.deform_groups,
+        )
+
+    def fold(self) -> None:
+        if self.mask_granularity == "channel":
+            with torch.no_grad():
+                self.conv_offset.weight.mul_(self.binary_mask().view(1, -1, 1, 1))
+        super().fold()
+
+
+class SlimDCNv2(SlimLayer, ModulatedDeformConv2dPack):
+    """mmcv's ``DCNv2`` with gather and scatter."""
+
+    def _nothing(self, x: Tensor) -> Tensor:
+        geometry = zip(x.shape[-2:], self.padding, self.dilation, self.kernel_size, self.stride, strict=True)
+        size = [(s + 2 * p - d * (k - 1) - 1) // t + 1 for s, p, d, k, t in geometry]
+        return x.new_zeros(*x.shape[:-3], self.out_width, *size)
+
+
+class DCNv2Kind(Conv2dKind):
+    """Counts the deformable product and the offset convolution; several deformable groups stay dense."""
+
+    dense = (ModulatedDeformConv2dPack,)
+    masked = MaskedDCNv2
+
+    def can_mask(self, layer: nn.Module) -> bool:
+        return not self.whole(layer)
+
+    def whole(self, layer: nn.Module) -> bool:
+        return int(layer.groups) != 1 or int(layer.deform_groups) != 1  # type: ignore[arg-type]
+
+    def input_macs(self, layer: nn.Module, x: Tensor, out: Tensor) -> int:
+        weight = layer.conv_offset.weight  # type: ignore[union-attr]
+        return weight.shape[0] * weight[0, 0].numel() * (out.numel() // out.shape[1])  # type: ignore[index, operator]
+
+    def slice(self, layer: Any, in_keep: Tensor, out_keep: Tensor) -> None:
+        super().slice(layer, in_keep, out_keep)
+        offset = layer.conv_offset
+        super().slice(offset, in_keep, torch.arange(offset.out_channels, device=in_keep.device))
+
+
+register_kind(DCNv2Kind())
+register_slim(ModulatedDeformConv2dPack, SlimDCNv2)

@@ -1,0 +1,38 @@
+"""Builds any registered model with masks in place: one line composes pruning with an existing config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.registry import MODELS as ROOT_MODELS
+from torch import nn
+
+from mmitp.pruning import MaskedConv2d, mask_model
+from mmitp.registry import MODELS
+
+from . import dcn  # noqa: F401  registers the deformable convolution with the core
+
+_ = MODELS.register_module(name="MaskedConv2d", module=MaskedConv2d)
+
+
+@MODELS.register_module()
+def MaskedModel(of: str, prune: dict[str, Any] | None = None, **model: Any) -> nn.Module:  # noqa: N802  a registry type
+    """Builds the model of type ``of`` from the remaining keys and gives its convolutions trainable masks.
+
+    The model itself is returned, not a wrapper: names and checkpoints stay those of the original. Masks exist before
+    the Runner wraps the model for distributed training and builds the optimizer, as both need.
+
+    Args:
+        of: the original ``type``, with its scope (``'mmdet.CenterNet'``).
+        prune: keyword arguments of :func:`mmitp.pruning.mask_model` (``granularity``, ``init``, ``include``, ...).
+        **model: the original model config.
+
+    Raises:
+        ValueError: ``mask_model`` finds nothing to mask, or ``prune`` has an unknown key.
+    """
+    built = ROOT_MODELS.build(dict(type=of, **model))
+    options = dict(prune or {})
+    unknown = set(options) - {"granularity", "init", "include", "exclude", "linear"}
+    if unknown:
+        raise ValueError(f"unknown key(s) {sorted(unknown)} in model.prune; see mmitp.pruning.mask_model")
+    return mask_model(built, **options)
