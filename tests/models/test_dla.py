@@ -164,6 +164,20 @@ def test_unfitting_checkpoints_are_refused_by_name(imagenet_checkpoint, tmp_path
         DLA(init_cfg=dict(type="Pretrained", checkpoint=str(path))).init_weights()
 
 
+def test_convolutions_come_from_conv_cfg_and_take_pretrained_weights(imagenet_checkpoint, tmp_path):
+    path = tmp_path / "dla34.pth"
+    torch.save(imagenet_checkpoint, path)
+    model = DLA(conv_cfg=dict(type="mmitp.MaskedConv2d"), init_cfg=dict(type="Pretrained", checkpoint=str(path)))
+    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    assert len(convolutions) == sum(len(shape) == 4 for shape in published_shapes().values()) - 1  # without fc
+    assert {type(layer) for layer in convolutions} == {MODELS.get("MaskedConv2d")}
+    model.init_weights()
+    assert torch.equal(model.level5.root.conv.weight, imagenet_checkpoint["level5.root.conv.weight"])
+    dead = [p for name, p in model.named_parameters() if name.startswith(DEAD)]
+    assert len(dead) == 2 * 4
+    assert not any(parameter.requires_grad for parameter in dead)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
