@@ -80,14 +80,14 @@ def test_sanity_flags_are_surfaced(setting: tuple[nn.Module, torch.Tensor, torch
         def forward(self, v: torch.Tensor) -> torch.Tensor:
             return (net(v) * 1000).round()
 
-    def flags(model: nn.Module) -> str:
-        result = autoattack_accuracy(model, x[:4], y[:4], eps=0.01, version="custom", attacks=["apgd-ce"])
+    def flags(model: nn.Module, attack: str = "apgd-ce") -> str:
+        result = autoattack_accuracy(model, x[:4], y[:4], eps=0.01, version="custom", attacks=[attack])
         return " ".join(result.flags)
 
     assert flags(net) == ""
     assert "probability distribution" in flags(nn.Sequential(net, nn.Softmax(1)))
     assert "randomized" in flags(Random())
-    assert "zero gradient" in flags(Rounded())
+    assert "zero gradient" in flags(Rounded(), "apgd-dlr")
 
 
 @needs_suite

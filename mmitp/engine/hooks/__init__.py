@@ -1,1 +1,6 @@
 """Hooks: they schedule, and hold no mathematics."""
+
+from mmitp.engine.hooks.adversarial_hook import AdversarialHook
+from mmitp.engine.hooks.collapse_guard import CollapseGuardHook
+
+__all__ = ["AdversarialHook", "CollapseGuardHook"]
