@@ -3,7 +3,7 @@
     python benchmarks/cifar_loader.py [--data-root data/cifar10] [--batch-size 128] [--batches 100] [--rounds 5]
 
 Both loaders are built by mmengine, crop with padding 4, mirror, and end in ClsDataPreprocessor. The rounds alternate,
-so that a change in the machine's load meets both; printed are the median rates and the ratio of each round's rates (min,
+so that a change in the machine's load meets both; printed are the median rates and each round's ratio (min,
 median, max).
 """
 
