@@ -36,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         frames = kitti_ap.read_split(args.split) if args.split else kitti_ap.list_frames(args.gt_dir, args.dt_dir)
         result = kitti_ap.evaluate_folders(args.gt_dir, args.dt_dir, frames, args.classes)
+        if args.json:
+            text = json.dumps(kitti_ap.as_json(result), indent=2, allow_nan=False)
+            Path(args.json).write_text(text + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -45,9 +48,6 @@ def main(argv: list[str] | None = None) -> int:
     skipped = [name for name, ap in result.items() if ap is None]
     if skipped:
         print(f"- not evaluated: no detections of {', '.join(skipped)}")
-    if args.json:
-        text = json.dumps(kitti_ap.as_json(result), indent=2, allow_nan=False)
-        Path(args.json).write_text(text + "\n", encoding="utf-8")
     return 0
 
 

@@ -185,14 +185,20 @@ def write_detections(path: str | os.PathLike[str], detections: Detections) -> No
 
     Boxes have four decimals, scores as many digits as identify them, so that reading back is exact for boxes rounded
     to four decimals.
+
+    Raises:
+        ValueError: a class name with white space in it, or none, which the format cannot hold.
     """
+    for name in set(detections.names):
+        if len(name.split()) != 1:
+            raise ValueError(f"{os.fspath(path)}: {name!r} cannot be written, KITTI's class names have no white space")
     lines = [
         f"{name} -1 -1 -10 {x1:.4f} {y1:.4f} {x2:.4f} {y2:.4f} -1 -1 -1 -1000 -1000 -1000 -10 {score!r}\n"
         for name, (x1, y1, x2, y2), score in zip(
             detections.names, detections.boxes.tolist(), detections.scores.tolist(), strict=True
         )
     ]
-    Path(path).write_text("".join(lines), encoding="ascii")
+    Path(path).write_text("".join(lines), encoding="utf-8")
 
 
 def read_split(path: str | os.PathLike[str]) -> list[str]:
@@ -422,7 +428,7 @@ def _curve(scene: _Scene, name: str, difficulty: int) -> tuple[Float64Array, int
     every = (1 << count) - 1
     # Valid detections by falling overlap, then ignored ones, each kind in file order among equals.
     valid = dt_state[pair_dt] == _VALID
-    order = np.lexsort((pair_dt, np.where(valid, -pair_iou, 0.0), ~valid, pair_gt))
+    order = np.lexsort((pair_dt, np.where(valid, -pair_iou, 0.0), pair_gt))
     assigned: dict[int, int] = {}
     hits: list[int] = []
     current, open_at = -1, 0

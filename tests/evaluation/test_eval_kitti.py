@@ -110,6 +110,12 @@ def test_missing_split_and_unknown_class(folders):
     assert (done.returncode, "'Tram' is not an evaluated class" in done.stderr) == (1, True)
 
 
+def test_json_that_cannot_be_written(folders, tmp_path):
+    done = run(*folders, "--json", tmp_path / "nowhere" / "ap.json")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "nowhere" in done.stderr
+
+
 def test_imports_neither_openmmlab_nor_torch(folders):
     code = (
         "import runpy, sys; sys.argv = sys.argv[1:];\n"

@@ -12,7 +12,7 @@ import pytest
 from mmitp.evaluation import kitti_ap
 from mmitp.evaluation.kitti_ap import ClassAP, Detections, GroundTruth, evaluate
 
-EASY, MODERATE, HARD = range(3)
+EASY, MODERATE = 0, 1
 BOX = (0, 0, 100, 100)
 
 
@@ -117,8 +117,8 @@ class TestGroundTruth:
     @pytest.mark.parametrize("beyond", [("Car", BOX, 0.0, 3), ("Car", BOX, 0.6, 0), ("Car", (0, 0, 100, 25), 0.0, 0)])
     def test_beyond_a_limit_it_absorbs_its_detection(self, beyond):
         detections = [FOUND_DT, dt(("Car", beyond[1], 0.9))]
-        assert first_precision([FOUND_GT, gt(beyond)], detections) == 1
-        assert first_precision([FOUND_GT, gt()], detections, difficulty=EASY) == (1 if beyond[1][3] == 25 else 0.5)
+        assert first_precision([FOUND_GT, gt(beyond)], detections, difficulty=MODERATE) == 1
+        assert first_precision([FOUND_GT, gt()], detections, difficulty=MODERATE) == 0.5
 
     @pytest.mark.parametrize(
         ("neighbour", "name", "precision"),
@@ -178,6 +178,12 @@ class TestDetections:
         assert ap.num_gt[EASY] == 1
         assert ap.r11[EASY] == pytest.approx(r11)
 
+    def test_at_a_threshold_a_too_small_one_is_no_true_positive(self):
+        # One car found, one covered by a small box, one false positive: 1 of 2, not 2 of 3.
+        ground_truth = [FOUND_GT, gt(("Car", (0, 0, 100, 41))), gt()]
+        detections = [FOUND_DT, dt(("Car", (0, 0, 100, 39), 0.9)), dt(("Car", BOX, 0.9))]
+        assert first_precision(ground_truth, detections) == 0.5
+
     def test_a_small_box_of_any_class_can_absorb_an_object(self):
         frame = [gt(("Car", (0, 0, 100, 48)))]
         car = ("Car", (0, 0, 100, 48), 0.5)
@@ -215,9 +221,8 @@ class TestDetections:
 class TestDontCare:
     @pytest.mark.parametrize(("name", "limit"), [("Car", 70), ("Pedestrian", 50), ("Cyclist", 50)])
     def test_a_detection_inside_by_more_than_the_class_limit_is_no_false_positive(self, name, limit):
-        ground_truth = [gt((name, BOX)), gt(("DontCare", (-500, 0, limit, 500), -1, -1))]
         for right, precision in ((limit, 0.5), (limit + 1, 1)):
-            ground_truth[1] = gt(("DontCare", (-500, 0, right, 500), -1, -1))
+            ground_truth = [gt((name, BOX)), gt(("DontCare", (-500, 0, right, 500), -1, -1))]
             detections = [dt((name, BOX, 0.5)), dt((name, BOX, 0.9))]
             assert first_precision(ground_truth, detections, name) == precision
 
@@ -358,6 +363,10 @@ class TestFiles:
         assert read.scores.tolist() == scores
         line = path.read_text().splitlines()[2]
         assert line == "Car -1 -1 -10 0.0000 0.1234 1000.0000 7.7777 -1 -1 -1 -1000 -1000 -1000 -10 -3.0"
+
+    def test_class_name_with_white_space_cannot_be_written(self, tmp_path):
+        with pytest.raises(ValueError, match="'traffic light' cannot be written"):
+            kitti_ap.write_detections(tmp_path / "a.txt", dt(("traffic light", BOX, 0.5)))
 
     def test_split_file_lists_ids(self, tmp_path):
         path = tmp_path / "val.txt"

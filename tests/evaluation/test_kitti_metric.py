@@ -114,7 +114,7 @@ def test_boxes_are_clipped_to_the_image(label_dir, tmp_path):
     outside = sample(0, (CAR, (-50, -3, 1300, 380), 0.5))
     run(evaluator(label_dir=str(label_dir), outfile_prefix=str(tmp_path / "out")), [outside])
     written = kitti_ap.read_detections(tmp_path / "out" / "000000.txt")
-    assert written.boxes.tolist() == [[0, 0, 1242, 375]]
+    assert written.boxes.tolist() == [[0, 0, 1241, 374]]
 
 
 def test_format_only_needs_no_labels(tmp_path):

@@ -31,8 +31,9 @@ class KittiMetric(BaseMetric):
 
     Ground truth is read from the label files, not from the data samples: no transform of the pipeline can alter it,
     and classes that the data set does not train on (Van, DontCare) still play their part. Predictions are evaluated
-    as they are written to result files: clipped to the image where ``ori_shape`` is known, boxes rounded to four
-    decimals; so :mod:`mmitp.evaluation.kitti_ap` finds the same figures in the files.
+    as they are written to result files: boxes clipped to the image where ``ori_shape`` is known (from 0 to width - 1
+    and height - 1, as KITTI's labels are) and rounded to four decimals; so :mod:`mmitp.evaluation.kitti_ap` finds the
+    same figures in the files.
 
     The metrics are percentages: ``kitti/Car_R40_easy``, ``_moderate``, ``_hard``, the same with ``R11``, for each of
     the detector's classes that the benchmark evaluates, and ``kitti/mAP_R40_moderate``, the mean over these classes. A
@@ -95,7 +96,7 @@ class KittiMetric(BaseMetric):
             boxes, scores, labels = boxes[finite], scores[finite], labels[finite]
             if sample.get("ori_shape") is not None:
                 height, width = sample["ori_shape"][:2]
-                boxes = boxes.clip(0, np.array([width, height, width, height], dtype=np.float64))
+                boxes = boxes.clip(0, np.array([width - 1, height - 1] * 2, dtype=np.float64))
             detections = kitti_ap.Detections([names[label] for label in labels], boxes.round(4), scores)
             self.results.append(_Prediction(_frame(sample), detections, int((~finite).sum())))
 
