@@ -98,5 +98,5 @@ def plot_channels(
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.set(xlabel="channels", title=title)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper right", ncols=2)
     return _save(figure, out_path)
