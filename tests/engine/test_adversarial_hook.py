@@ -1,0 +1,401 @@
+"""AdversarialHook in real Runners: classifiers, detectors, mixed precision, accumulation, resume."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("mmengine", reason="the OpenMMLab stack is not installed")
+
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+from torch.utils.data import Dataset
+
+from mmitp.engine.attack import image_area, pixel_units, select_losses
+from mmitp.engine.hooks.adversarial_hook import AdversarialHook
+from mmitp.registry import HOOKS
+
+MEAN, STD = [120.0, 110.0, 100.0], [60.0, 50.0, 40.0]
+
+
+class Images(Dataset):
+    """uint8 images of four classes; optionally of different sizes."""
+
+    metainfo: dict = {}  # noqa: RUF012
+
+    def __init__(self, n: int = 8, sizes: tuple[tuple[int, int], ...] = ((8, 8),)) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.images = [torch.randint(0, 256, (3, *sizes[i % len(sizes)]), generator=generator).byte() for i in range(n)]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict:
+        sample = BaseDataElement(metainfo={"index": index})
+        sample.gt_label = torch.tensor([index % 4])
+        return {"inputs": self.images[index], "data_samples": sample}
+
+
+class Net(BaseModel):
+    """A small classifier that keeps what it was given, attack passes included."""
+
+    def __init__(self, preprocessor: dict | None = None, dropout: float = 0.0) -> None:
+        super().__init__(preprocessor or dict(type="ImgDataPreprocessor", mean=MEAN, std=STD, bgr_to_rgb=True))
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.drop, self.head = nn.Dropout(dropout), nn.Linear(4, 4)
+        self.seen: list[tuple[str, torch.Tensor, torch.dtype]] = []
+
+    def forward(self, inputs: torch.Tensor, data_samples: list | None = None, mode: str = "tensor") -> Any:
+        features = self.conv(inputs)
+        self.seen.append((mode, inputs.detach().clone(), features.dtype))
+        logits = self.head(self.drop(self.norm(features).relu().mean((2, 3))))
+        if mode == "loss":
+            labels = torch.cat([sample.gt_label for sample in data_samples])
+            cross = nn.functional.cross_entropy(logits, labels)
+            return {"loss_cls": cross, "loss_bright": [inputs.sum() * 1e-3], "accuracy": cross.detach() * 0}
+        return logits if mode == "tensor" else data_samples
+
+
+def make_runner(work_dir: Path, hooks: list[Hook | dict], model: BaseModel | None = None, **kwargs: Any) -> Runner:
+    defaults: dict[str, Any] = dict(
+        model=model or Net(),
+        work_dir=str(work_dir),
+        train_dataloader=loader(Images()),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.1, momentum=0.9)),
+        custom_hooks=hooks,
+        default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=1)),
+        randomness=dict(seed=3),
+        experiment_name="_".join(work_dir.parts[-3:]),
+        log_level="WARNING",
+    )
+    return Runner(**{**defaults, **kwargs})
+
+
+def loader(dataset: Dataset, batch_size: int = 4) -> dict:
+    return dict(
+        dataset=dataset,
+        batch_size=batch_size,
+        num_workers=0,
+        sampler=dict(type="DefaultSampler", shuffle=False),
+        collate_fn=dict(type="pseudo_collate"),
+    )
+
+
+def clean_inputs(model: BaseModel, indices: range, dataset: Images) -> torch.Tensor:
+    items = [dataset[index] for index in indices]
+    data = {"inputs": [item["inputs"] for item in items], "data_samples": [item["data_samples"] for item in items]}
+    return model.data_preprocessor(data, False)["inputs"]
+
+
+def passes(model: Net, mode: str = "loss") -> list[torch.Tensor]:
+    return [inputs for seen, inputs, _ in model.seen if seen == mode]
+
+
+def test_the_model_trains_on_attacked_images_in_pixel_units(tmp_path: Path) -> None:
+    runner = make_runner(tmp_path, [AdversarialHook(eps=8, alpha=10)])
+    runner.train()
+    model = runner.model
+    attack_1, trained_1, _attack_2, trained_2 = passes(model)
+    std, mean = torch.tensor(STD).view(1, 3, 1, 1), torch.tensor(MEAN).view(1, 3, 1, 1)
+    for batch, trained in enumerate((trained_1, trained_2)):
+        clean = clean_inputs(model, range(batch * 4, batch * 4 + 4), runner.train_dataloader.dataset)
+        moved = (trained - clean) * std  # in pixels, whatever the channel
+        assert moved.abs().max() <= 8 + 1e-3
+        assert (moved.abs() > 7.99).float().mean() > 0.5
+        pixels = trained * std + mean
+        assert pixels.min() >= -1e-3
+        assert pixels.max() <= 255 + 1e-3
+    assert not torch.equal(attack_1, trained_1)
+    assert runner.message_hub.get_scalar("train/adv_eps").current() == 8.0
+
+
+def test_the_attack_raises_the_loss_it_is_told_to(tmp_path: Path) -> None:
+    """loss_bright is the sum of the inputs: raising it alone moves everything up by eps."""
+    runner = make_runner(tmp_path, [AdversarialHook(eps=4, alpha=8, losses=["*_bright"])])
+    runner.train()
+    clean = clean_inputs(runner.model, range(4), runner.train_dataloader.dataset)
+    std, mean = torch.tensor(STD).view(1, 3, 1, 1), torch.tensor(MEAN).view(1, 3, 1, 1)
+    expected = ((clean * std + mean) + 4).clamp(max=255)
+    torch.testing.assert_close(passes(runner.model)[1] * std + mean, expected, atol=1e-3, rtol=0)
+
+
+def test_weights_equal_those_of_plain_training_on_the_attacked_images(tmp_path: Path) -> None:
+    """Nothing of the attack leaks into gradients or statistics, accumulation over two batches included."""
+    wrapper = dict(
+        type="OptimWrapper", optimizer=dict(type="Adam", lr=0.01), clip_grad=dict(max_norm=0.1), accumulative_counts=2
+    )
+    config: dict[str, Any] = dict(optim_wrapper=wrapper, train_cfg=dict(by_epoch=True, max_epochs=3))
+    attacked = make_runner(tmp_path / "attacked", [AdversarialHook(batchnorm="batch")], **config)
+    attacked.train()
+    images = iter(passes(attacked.model)[1::2])
+
+    class Replay(Hook):
+        def before_train(self, runner: Runner) -> None:
+            runner.model.data_preprocessor.register_forward_hook(lambda *a: {**a[2], "inputs": next(images)})
+
+    replayed = make_runner(tmp_path / "replayed", [Replay()], **config)
+    replayed.train()
+    for (key, value), other in zip(
+        attacked.model.state_dict().items(), replayed.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, other), key
+
+
+@pytest.mark.parametrize(("mode", "updates"), [("train", 4), ("batch", 2), ("eval", 2)])
+def test_batchnorm_switch(tmp_path: Path, mode: str, updates: int) -> None:
+    runner = make_runner(tmp_path, [AdversarialHook(batchnorm=mode)])  # type: ignore[arg-type]
+    runner.train()
+    assert runner.model.norm.num_batches_tracked == updates
+
+
+def test_padding_is_untouched_for_images_of_different_sizes(tmp_path: Path) -> None:
+    dataset = Images(4, sizes=((8, 6), (5, 8)))
+    preprocessor = dict(type="ImgDataPreprocessor", mean=MEAN, std=STD, pad_size_divisor=8, pad_value=114)
+    runner = make_runner(
+        tmp_path, [AdversarialHook()], model=Net(preprocessor), train_dataloader=loader(dataset)
+    )  # fmt: skip
+    runner.train()
+    _, trained = passes(runner.model)
+    clean = clean_inputs(runner.model, range(4), dataset)
+    assert (trained[0, :, :, 6:] == 114).all()
+    assert (trained[1, :, 5:, :] == 114).all()
+    changed = (trained != clean).any(1)
+    assert changed[0, :, :6].float().mean() > 0.9
+    assert changed[1, :5].float().mean() > 0.9
+
+
+def test_detectors_say_themselves_where_their_image_ends() -> None:
+    """img_shape after a batch augmentation resized the batch; raw sizes are of no use then."""
+
+    sample = BaseDataElement(metainfo=dict(img_shape=(4, 6), batch_input_shape=(8, 8)))
+    area = image_area(torch.zeros(1, 3, 8, 8), [sample], raw=[torch.zeros(3, 2, 3)])
+    assert area is not None
+    assert area.sum() == 24
+    assert area[0, 0, :4, :6].all()
+    assert image_area(torch.zeros(1, 3, 8, 8), None) is None
+
+
+def test_pixel_units_of_an_unnormalising_preprocessor() -> None:
+    class Raw(nn.Module):
+        pass
+
+    unit, low, high = pixel_units(Raw(), torch.zeros(1, 3, 2, 2))
+    assert (unit.item(), low.item(), high.item()) == (1.0, 0.0, 255.0)
+    unit, low, high = pixel_units(Raw(), torch.zeros(1, 3, 2, 2), pixel_range=1.0)
+    assert (round(unit.item() * 255, 5), low.item(), high.item()) == (1.0, 0.0, 1.0)
+
+
+def test_evaluation_is_never_attacked(tmp_path: Path) -> None:
+    from mmengine.evaluator import BaseMetric
+
+    class Nothing(BaseMetric):
+        def process(self, data_batch: Any, data_samples: Any) -> None:
+            self.results.append(0)
+
+        def compute_metrics(self, results: list) -> dict:
+            return {}
+
+    class Nosy(Hook):
+        """Calls the model as if in training, outside an iteration (as precise-BN hooks do)."""
+
+        def after_train_epoch(self, runner: Runner) -> None:
+            batch = next(iter(runner.train_dataloader))
+            runner.model(**runner.model.data_preprocessor(batch, True), mode="tensor")
+
+    dataset = Images(4)
+    runner = make_runner(
+        tmp_path,
+        [AdversarialHook(), Nosy()],
+        train_dataloader=loader(dataset),
+        val_dataloader=loader(dataset),
+        val_cfg=dict(),
+        val_evaluator=[Nothing()],
+        test_dataloader=loader(dataset),
+        test_cfg=dict(),
+        test_evaluator=[Nothing()],
+    )
+    runner.train()
+    runner.test()
+    clean = clean_inputs(runner.model, range(4), dataset)
+    assert len(passes(runner.model, "predict")) == 2
+    for inputs in passes(runner.model, "predict") + passes(runner.model, "tensor"):
+        assert torch.equal(inputs, clean)
+    runner.model.seen.clear()
+    runner.model.data_preprocessor(next(iter(runner.train_dataloader)), True)
+    assert not runner.model.seen  # detached after training
+
+
+def test_schedule_begins_warms_up_and_ends(tmp_path: Path) -> None:
+    """Two iterations an epoch: epochs 1 and 2 grow over four iterations, epoch 4 is no longer attacked."""
+    eps = []
+
+    class Watch(Hook):
+        priority = "LOW"
+
+        def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+            eps.append(runner.message_hub.get_scalar("train/adv_eps").current())
+
+    hook = AdversarialHook(eps=8, begin=1, warmup=2, end=4)
+    runner = make_runner(tmp_path, [hook, Watch()], train_cfg=dict(by_epoch=True, max_epochs=5))
+    runner.train()
+    assert eps == [0, 0, 2, 4, 6, 8, 8, 8, 0, 0]
+    assert len(passes(runner.model)) == 10 + 6
+
+
+def test_schedule_in_iterations_on_an_iteration_loop(tmp_path: Path) -> None:
+    hook = AdversarialHook(begin=1, end=3, by_epoch=False)
+    runner = make_runner(tmp_path, [hook], train_cfg=dict(by_epoch=False, max_iters=5))
+    runner.train()
+    assert len(passes(runner.model)) == 5 + 2
+    with pytest.raises(ValueError, match="by_epoch=False"):
+        make_runner(tmp_path / "b", [AdversarialHook()], train_cfg=dict(by_epoch=False, max_iters=1)).train()
+
+
+def test_a_resumed_run_goes_on_as_it_would_have(tmp_path: Path) -> None:
+    def run(name: str, epochs: int, **kwargs: Any) -> Runner:
+        runner = make_runner(
+            tmp_path / name,
+            [AdversarialHook()],
+            train_cfg=dict(by_epoch=True, max_epochs=epochs),
+            **kwargs,
+        )
+        runner.train()
+        return runner
+
+    through = run("through", 2)
+    run("half", 1)
+    resumed = run("rest", 2, resume=True, load_from=str(tmp_path / "half" / "epoch_1.pth"))
+    for key, value in through.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[key]), key
+
+
+def test_a_switched_attack_survives_a_resume_but_not_a_mere_loading_of_weights(tmp_path: Path) -> None:
+    hook = AdversarialHook()
+    runner = make_runner(tmp_path / "a", [hook])
+    hook.switch("pgd", alpha=4.0, steps=2)
+    runner.train()
+    path = str(tmp_path / "a" / "epoch_1.pth")
+    for resume, attack in ((True, "pgd"), (False, "fgsm_rs")):
+        later = AdversarialHook()
+        config: dict[str, Any] = dict(train_cfg=dict(by_epoch=True, max_epochs=2), load_from=path, resume=resume)
+        make_runner(tmp_path / f"b{resume}", [later], **config).train()
+        assert later.attack == attack
+    assert (later.alpha, later.steps) == (10.0, 1)
+
+
+class BFloat16Wrapper(OptimWrapper):
+    """Autocast on the CPU (mmengine's AmpOptimWrapper asks for a GPU)."""
+
+    @contextlib.contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        with super().optim_context(model), torch.autocast("cpu", dtype=torch.bfloat16):
+            yield
+
+
+def test_mixed_precision_trains_in_half_but_attacks_in_float32(tmp_path: Path) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    runner = make_runner(tmp_path, [AdversarialHook()], model=model, optim_wrapper=BFloat16Wrapper(optimizer))
+    runner.train()
+    assert [dtype for mode, _, dtype in model.seen if mode == "loss"] == [torch.float32, torch.bfloat16] * 2
+
+
+@pytest.mark.parametrize(
+    "attack", [dict(attack="n_fgsm"), dict(attack="pgd", steps=3, alpha=4), dict(attack="pgd", steps=2, norm="l2")]
+)
+def test_other_attacks(tmp_path: Path, attack: dict) -> None:
+    runner = make_runner(tmp_path, [dict(type="mmitp.AdversarialHook", eps=8, **attack)])
+    runner.train()
+    assert len(passes(runner.model)) == 2 * (attack.get("steps", 1) + 1)
+
+
+def test_distributed_wrapper_of_one_process(tmp_path: Path) -> None:
+    """The wrapper passes `training` by name; the result is the plain run's."""
+    import torch.distributed as dist
+    from mmengine.model import MMDistributedDataParallel
+
+    plain = make_runner(tmp_path / "plain", [AdversarialHook(dropout="eval")])
+    plain.train()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        runner = make_runner(tmp_path / "ddp", [AdversarialHook(dropout="eval")])
+        runner.model = MMDistributedDataParallel(runner.model)
+        runner.train()
+        inner = runner.model.module
+    finally:
+        dist.destroy_process_group()
+    assert len(passes(inner)) == 4
+    for key, value in plain.model.state_dict().items():
+        assert torch.equal(value, inner.state_dict()[key]), key
+
+
+def test_masked_network_is_attacked_through_its_masks(tmp_path: Path) -> None:
+    """A channel the network ignores carries no gradient: it keeps its random start."""
+
+    class Masked(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.prune_mask = nn.Parameter(torch.tensor([1.0, 0.0, 1.0]))
+
+        def forward(self, inputs: torch.Tensor, data_samples: list | None = None, mode: str = "tensor") -> Any:
+            losses = super().forward(inputs * self.prune_mask.view(1, 3, 1, 1), data_samples, mode)
+            self.seen[-1] = (mode, inputs.detach().clone(), inputs.dtype)
+            return losses
+
+    model = Masked()
+    make_runner(tmp_path, [AdversarialHook(losses=["loss_cls"])], model=model).train()
+    start, trained = passes(model)[:2]
+    assert torch.equal(start[:, 1], trained[:, 1])
+    assert not torch.equal(start[:, 0], trained[:, 0])
+
+
+def test_wrong_settings_are_answered_with_what_to_do() -> None:
+    with pytest.raises(ValueError, match="attack must be one of"):
+        AdversarialHook(attack="fgsm")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="window is empty"):
+        AdversarialHook(begin=3, end=3)
+    with pytest.raises(ValueError, match="needs attack='pgd'"):
+        AdversarialHook(norm="l2")
+    with pytest.raises(ValueError, match="must not be negative"):
+        AdversarialHook(eps=-1)
+    with pytest.raises(ValueError, match="at least 1"):
+        AdversarialHook(attack="pgd", steps=0)
+    with pytest.raises(ValueError, match=r"'loss_heat' matches none of the model's \['a', 'loss_b'\]"):
+        select_losses({"loss_b": torch.zeros(1), "a": torch.zeros(1)}, ["loss_heat"])
+
+
+def test_images_that_do_not_fit_the_settings_are_refused(tmp_path: Path) -> None:
+    dataset = Images(4)
+    dataset.images = [image.float() / 255 for image in dataset.images]  # type: ignore[misc]
+    raw = Net(dict(type="ImgDataPreprocessor"))
+    runner = make_runner(tmp_path / "a", [AdversarialHook()], model=raw, train_dataloader=loader(dataset))
+    with pytest.raises(ValueError, match="pixel_range=255"):
+        runner.train()
+    uint8 = make_runner(tmp_path / "b", [AdversarialHook()], model=Net(dict(type="BaseDataPreprocessor")))
+    with pytest.raises(ValueError, match="one floating-point image batch"):
+        uint8.train()
+
+
+def test_images_already_in_unit_range(tmp_path: Path) -> None:
+    dataset = Images(4)
+    dataset.images = [image.float() / 255 for image in dataset.images]  # type: ignore[misc]
+    model = Net(dict(type="ImgDataPreprocessor", mean=[0.5, 0.5, 0.5], std=[0.25, 0.2, 0.3]))
+    hook = AdversarialHook(eps=8, alpha=16, pixel_range=1.0)
+    make_runner(tmp_path, [hook], model=model, train_dataloader=loader(dataset)).train()
+    moved = (passes(model)[1] - clean_inputs(model, range(4), dataset)) * torch.tensor([0.25, 0.2, 0.3]).view(3, 1, 1)
+    assert moved.abs().max().item() == pytest.approx(8 / 255, abs=1e-6)
+
+
+def test_registered_under_its_scope() -> None:
+    assert isinstance(HOOKS.build(dict(type="mmitp.AdversarialHook", eps=2, alpha=2.5)), AdversarialHook)
