@@ -72,7 +72,10 @@ def roi_align(
                 dim=-1,
             )
             sampled = F.grid_sample(
-                x[b : b + 1], grid.reshape(1, r * bins_y * ny, bins_x * nx, 2), padding_mode="border", align_corners=False
+                x[b : b + 1],
+                grid.reshape(1, r * bins_y * ny, bins_x * nx, 2),
+                padding_mode="border",
+                align_corners=False,
             ).view(c, r, bins_y * ny, bins_x * nx)
             valid = (valid_y[:, :, None] & valid_x[:, None, :]).to(x.dtype)
             pooled = (sampled * valid).view(c, r, bins_y, ny, bins_x, nx).mean(dim=(3, 5))
