@@ -30,8 +30,8 @@ def mask_model(
     Converted by exact type: ``nn.Conv2d``, ``nn.ConvTranspose2d``, what :func:`~mmitp.pruning.register_kind` added
     (the modulated deformable convolution, its offset convolution under the same mask), and ``nn.Linear`` with
     ``linear=True`` or where ``include`` names it exactly. Grouped and depthwise convolutions carry no mask of their
-    own; neither does the stem (the first convolution, if it reads an image of up to three channels) unless
-    ``include`` names it exactly. A layer changes its class only: parameters, hooks, keys and the places that share
+    own; neither do layers with a frozen weight, nor the stem (the first convolution, if it reads an image of up to
+    three channels), unless ``include`` names them exactly. A layer changes its class only: parameters, hooks, keys and the places that share
     it stay.
 
     Args:
@@ -65,6 +65,8 @@ def mask_model(
         if included is not None and not matches(name, included) or matches(name, excluded):
             continue
         if not kind.can_mask(module) or kind.linear and not (linear or named):
+            continue
+        if not module.weight.requires_grad and not named:  # type: ignore[union-attr]
             continue
         if _is_stem(model, module) and not named:
             continue

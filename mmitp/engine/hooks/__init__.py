@@ -2,5 +2,6 @@
 
 from mmitp.engine.hooks.adversarial_hook import AdversarialHook
 from mmitp.engine.hooks.collapse_guard import CollapseGuardHook
+from mmitp.engine.hooks.prune_hook import PruneHook
 
-__all__ = ["AdversarialHook", "CollapseGuardHook"]
+__all__ = ["AdversarialHook", "CollapseGuardHook", "PruneHook"]

@@ -1,0 +1,50 @@
+"""An example input for the channel graph, in the form the model at hand takes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def example_inputs(model: nn.Module, data_batch: Any, input_shape: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Keyword arguments for one ``mode='tensor'`` forward pass of an OpenMMLab model, batch size one.
+
+    Args:
+        model: unwrapped model with a ``data_preprocessor``.
+        data_batch: a batch of the training loader; gives the image size and, for two-stage detectors, data samples.
+        input_shape: (H, W) in pixels the operations are to be stated for; by default that of the batch.
+
+    Raises:
+        ValueError: the batch has no image tensor.
+    """
+    device = next(model.parameters()).device
+    # The preprocessor may draw random numbers (batch augmentations, multi-scale): leave the training's sequence alone.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        batch = model.data_preprocessor(copy.deepcopy(data_batch), False)  # type: ignore[operator]
+    images = batch.get("inputs") if isinstance(batch, dict) else None
+    if not isinstance(images, Tensor) or images.dim() != 4:
+        raise ValueError(
+            f"expected the data preprocessor of {type(model).__name__} to return an image batch of shape (N, C, H, W) "
+            f"under 'inputs', got {type(images).__name__}"
+        )
+    height, width = input_shape or images.shape[-2:]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, images.shape[1], height, width, generator=generator).to(device)
+    samples = batch.get("data_samples")
+    return dict(inputs=x, data_samples=samples[:1] if samples is not None else None, mode="tensor")
+
+
+def blank_example(model: nn.Module, shape: tuple[int, int], channels: int = 3) -> dict[str, Any]:
+    """An example without a batch at hand: noise of (1, channels, H, W), and an empty data sample for detectors."""
+    x = torch.randn(1, channels, *shape, generator=torch.Generator().manual_seed(0))
+    x = x.to(next(model.parameters()).device)
+    samples = None
+    if hasattr(model, "add_pred_to_datasample"):
+        from mmdet.structures import DetDataSample  # only detectors need it
+
+        meta = dict(img_shape=shape, ori_shape=shape, batch_input_shape=shape, pad_shape=shape, scale_factor=(1.0, 1.0))
+        samples = [DetDataSample(metainfo=meta)]
+    return dict(inputs=x, data_samples=samples, mode="tensor")

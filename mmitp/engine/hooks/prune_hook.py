@@ -1,0 +1,395 @@
+"""PruneHook: schedules the in-train pruning of S1/S2 on any mmengine runner."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.logging import MMLogger
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import Tensor, nn
+
+from mmitp.engine.example import example_inputs
+from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, masked_layers
+from mmitp.pruning.freeze import freeze_masks, project
+from mmitp.pruning.pressure import AutoPressure, Forecast, distance, path, push_speed
+from mmitp.registry import HOOKS
+
+STATE_KEY = "mmitp_prune_hook"
+
+
+@HOOKS.register_module()
+class PruneHook(Hook):
+    """Optimizer 2 of S2 on the masks, the budget's promise at the end, and what is logged in between.
+
+    The model carries masks already (``model = dict(type='mmitp.MaskedModel', of=...)``); they are ordinary
+    parameters of the config's optimizer (Optimizer 1: task loss and weight decay). While ``begin <= epoch < end`` this
+    hook follows every optimizer step by ``M <- M - lr * (dL_task/dM + b * dL_HW/dM)``, with the task gradient that
+    Optimizer 1 has just used. At ``end`` the masks freeze at or under ``target``.
+
+    Args:
+        target: ``psi*``, fraction of the whole model's MACs to keep, in (0, 1).
+        b: weight of ``L_HW`` (S1: 10; 50 for a target of 0.2), or ``'auto'``: a closed loop that keeps the ratio on a
+            half-cosine path from 1 to ``target`` over the first 70 % of the window with the smallest push that does.
+        begin, end: the window, in epochs (S1: 20 and 240 of 300), or in iterations with an iteration-based loop.
+        lr: learning rate of Optimizer 2 (S1: 0.01), SGD without momentum.
+        interval: Optimizer 2 steps with every optimizer step (``'iter'``) or with the last of each epoch (``'epoch'``).
+        on_miss: what to do if the masks end above the target: ``'project'`` switches the lowest ones off until it
+            is met, ``'error'`` stops, ``'warn'`` freezes them as they are.
+        fill: switch the best dropped channels back on up to within 1 % of the target.
+        input_shape: (H, W) the MACs are stated for; by default the size of the first training batch.
+
+    Raises:
+        ValueError: an argument out of range; no masks in the model or the optimizer; the window does not fit the run;
+            the target is below the cheapest reachable ratio. ``RuntimeError`` with ``on_miss='error'``.
+    """
+
+    # Before EMA (NORMAL) averages and before checkpoints (VERY_LOW) are written.
+    priority = "ABOVE_NORMAL"
+
+    def __init__(
+        self,
+        target: float,
+        b: float | str = 10.0,
+        begin: int = 20,
+        end: int = 240,
+        lr: float = 0.01,
+        interval: str = "iter",
+        on_miss: str = "project",
+        fill: bool = False,
+        input_shape: Sequence[int] | None = None,
+    ) -> None:
+        if not 0 < target < 1:
+            raise ValueError(f"PruneHook target must be a fraction of the operations in (0, 1), got {target}")
+        if not (b == "auto" or isinstance(b, (int, float)) and b >= 0):
+            raise ValueError(f"PruneHook b must be a number >= 0 or 'auto', got {b!r}")
+        if not 0 <= begin < end:
+            raise ValueError(f"PruneHook needs 0 <= begin < end, got begin={begin}, end={end}")
+        if lr <= 0:
+            raise ValueError(f"PruneHook lr must be positive, got {lr}")
+        if interval not in ("iter", "epoch"):
+            raise ValueError(f"PruneHook interval must be 'iter' or 'epoch', got {interval!r}")
+        if on_miss not in ("project", "error", "warn"):
+            raise ValueError(f"PruneHook on_miss must be 'project', 'error' or 'warn', got {on_miss!r}")
+        if input_shape is not None and len(input_shape) != 2:
+            raise ValueError(f"PruneHook input_shape must be (H, W), got {input_shape}")
+        self.target, self.b, self.begin, self.end, self.lr = float(target), b, begin, end, lr
+        self.interval, self.on_miss, self.fill = interval, on_miss, fill
+        self.input_shape = (int(input_shape[0]), int(input_shape[1])) if input_shape is not None else None
+        self.budget: MacBudget | None = None
+        self.frozen = False
+        self.steps = 0
+        self.measured_at = 0
+        self.forecast = Forecast()
+        self.auto: AutoPressure | None = None
+        self.warned_at = -1
+        self._pending: dict[str, Any] | None = None
+        self._best_rules: dict[CheckpointHook, Any] = {}
+        self._steps_now = False
+
+    # -- set-up
+
+    def before_train(self, runner: Runner) -> None:
+        self.logger = MMLogger.get_current_instance()
+        model = self._model(runner)
+        self.masks = {name: layer for name, layer in masked_layers(model).items()}
+        if not self.masks:
+            raise ValueError(
+                "PruneHook found no masks in the model. Compose the config with one more line: "
+                "model = dict(type='mmitp.MaskedModel', of=<the model's type>)"
+            )
+        self._check_window(runner)
+        self.frozen = all(layer.mask_frozen for layer in self.masks.values())
+        optimizer = self._optimizer(runner)
+        self._report_groups(optimizer)
+        self._spare_masks_from_clipping(runner.optim_wrapper)
+        # Fires after unscaling, accumulation and all-reduce, and before the gradients are cleared.
+        self._handle = optimizer.register_step_post_hook(lambda *_: self._optimizer_2())
+        self.runner = runner
+
+    def _check_window(self, runner: Runner) -> None:
+        self.by_iter = isinstance(runner.train_loop, IterBasedTrainLoop)
+        unit, last = ("iterations", runner.max_iters) if self.by_iter else ("epochs", runner.max_epochs)
+        if self.end > last:
+            raise ValueError(
+                f"PruneHook's window ends after {self.end} {unit}, but the run stops at {last}. The paper's proportions "
+                f"would be begin={last // 15}, end={last * 4 // 5}"
+            )
+        self.length = 1 if self.by_iter else len(runner.train_dataloader)
+        self.window_steps = max((self.end - self.begin) * self.length // self._accumulation(runner), 1)
+        if self.interval == "epoch":
+            self.window_steps = max(self.window_steps * self._accumulation(runner) // self.length, 1)
+        self.measure_every = max(self.window_steps // (200 if self.b == "auto" else 50), 1)
+        if self.b == "auto":
+            self.auto = AutoPressure(self.target, self.lr, self.window_steps)
+        if self._pending is not None:
+            self._restore(self._pending)
+
+    @staticmethod
+    def _accumulation(runner: Runner) -> int:
+        return int(getattr(runner.optim_wrapper, "_accumulative_counts", 1))
+
+    def _optimizer(self, runner: Runner) -> torch.optim.Optimizer:
+        wrapper = runner.optim_wrapper
+        if isinstance(wrapper, OptimWrapperDict) or not isinstance(wrapper, OptimWrapper):
+            raise ValueError(f"PruneHook needs a single OptimWrapper, got {type(wrapper).__name__}")
+        return wrapper.optimizer
+
+    def _report_groups(self, optimizer: torch.optim.Optimizer) -> None:
+        """Says what the optimizer does to the masks: parameter-wise options can change it unseen."""
+        ids = {id(layer.prune_mask): name for name, layer in self.masks.items()}
+        seen: dict[tuple[float, float], int] = {}
+        for group in optimizer.param_groups:
+            count = sum(ids.pop(id(p), None) is not None for p in group["params"])
+            if count:
+                key = (float(group["lr"]), float(group.get("weight_decay", 0.0)))
+                seen[key] = seen.get(key, 0) + count
+        if ids:
+            raise ValueError(
+                f"the optimizer does not hold the mask of {next(iter(ids.values()))!r} ({len(ids)} in all): masks must be "
+                "in the model before the optimizer is built (mmitp.MaskedModel does that)"
+            )
+        kind = "decoupled" if isinstance(optimizer, torch.optim.AdamW) else "L2"
+        for (lr, decay), count in seen.items():
+            self.logger.info(
+                f"PruneHook: {count} masks in {type(optimizer).__name__} with lr {lr:g}, {kind} weight decay {decay:g}"
+            )
+
+    def _spare_masks_from_clipping(self, wrapper: OptimWrapper) -> None:
+        """Clipping by norm sees the weights only: mask gradients neither count in the norm nor are scaled."""
+        clip = getattr(wrapper, "clip_func", None)
+        if clip is None:
+            return
+        ids = {id(layer.prune_mask) for layer in self.masks.values()}
+        wrapper.clip_func = lambda params, **kw: clip([p for p in params if id(p) not in ids], **kw)
+
+    def _build_budget(self, runner: Runner, data_batch: Any) -> None:
+        model = self._model(runner)
+        example = example_inputs(model, data_batch, self.input_shape)
+        self.input_shape = tuple(example["inputs"].shape[-2:])
+        self.budget = MacBudget(model, example)
+        self.logger.info(
+            f"PruneHook: {self.budget.dense_macs / 1e9:.4f} GMACs dense, {len(self.budget.masked)} of "
+            f"{len(self.budget.layers)} layers masked, target {self.target}"
+        )
+        for name, why in self.budget.unfollowed.items():
+            self.logger.warning(f"PruneHook: {name}: {why}")
+        if not self.frozen and (low := self.budget.min_ratio()) > self.target:
+            raise ValueError(
+                f"PruneHook target {self.target} cannot be reached: with one input channel a layer {low:.4f} of the "
+                "operations remain. Raise the target or let more layers carry masks (model.prune)"
+            )
+
+    # -- the window
+
+    def _in_window(self) -> bool:
+        now = self.runner.iter if self.by_iter else self.runner.epoch
+        return self.begin <= now < self.end and not self.frozen
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if self.budget is None:
+            self._build_budget(runner, data_batch)
+        now = runner.iter if self.by_iter else runner.epoch
+        if not self.frozen and now >= self.end:
+            self.logger.warning(f"PruneHook: training goes on at {now}, past the window's end, with masks not frozen")
+            self._freeze(runner)
+        last_of_epoch = not self.by_iter and batch_idx + 1 == self.length
+        self._steps_now = self._in_window() and (self.interval == "iter" or last_of_epoch)
+
+    @torch.no_grad()
+    def _optimizer_2(self) -> None:
+        if not self._steps_now:
+            return
+        assert self.budget is not None
+        masks = [layer.prune_mask for _, layer in self.budget.masked]
+        task = [p.grad if p.grad is not None else torch.zeros_like(p) for p in masks]
+        if not all(bool(torch.isfinite(g).all()) for g in task):
+            return  # a GradScaler skipped this step
+        with torch.enable_grad():
+            push = torch.autograd.grad(self.budget.ratio(), masks)
+        flat = torch.cat([g.reshape(-1) for g in push])
+        b = self._pressure(flat)
+        torch._foreach_add_(masks, task, alpha=-self.lr)
+        if b > 0:
+            torch._foreach_add_(masks, list(push), alpha=-self.lr * b)
+        self.steps += 1
+
+    def _pressure(self, gradient: Tensor) -> float:
+        """``b`` for this step: 0 where the hinge (or the path) is satisfied."""
+        assert self.budget is not None
+        if self.steps % self.measure_every == 0:
+            left = distance(self.budget, self.target)
+            self.forecast.observe(self.steps, left)
+            if self.auto is not None:
+                self.auto.update(self.budget, gradient, self.steps, self.measure_every)
+            else:
+                self._warn_if_late(gradient, left)
+        if self.auto is not None:
+            return self.auto.b
+        return float(self.b) if float(self.budget.ratio()) > self.target else 0.0
+
+    def _warn_if_late(self, gradient: Tensor, left: float) -> None:
+        assert self.budget is not None
+        early = self.steps >= max(self.window_steps // 20, 3 * self.measure_every)
+        if not early or left <= 0 or len(self.forecast.seen) < 3:
+            return
+        arrival = self.forecast.arrival()
+        if arrival <= self.window_steps or 0 <= self.warned_at > self.steps - self.window_steps // 5:
+            return
+        self.warned_at = self.steps
+        speed = push_speed(self.budget, gradient, left)
+        needed = self.forecast.needed_push(float(self.b), self.lr, speed, self.window_steps)
+        when = "never" if arrival == float("inf") else f"after {arrival / self.window_steps:.1f} windows"
+        self.logger.warning(
+            f"PruneHook: at the present pace the target {self.target} is reached {when}: the masks still have {left:.3f} to "
+            f"go and {self.window_steps - self.steps} steps left. About b={needed:.3g} (or as much more lr) would "
+            "do, or b='auto'. Otherwise the freeze will cut the lowest masks off."
+        )
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        assert self.budget is not None
+        ratio = float(self.budget.ratio().detach())
+        hub = runner.message_hub
+        hub.update_scalar("train/ops_kept", ratio)
+        hub.update_scalar("train/loss_hw", max(ratio - self.target, 0.0))
+        if self._steps_now:
+            hub.update_scalar("train/mask_distance", self.forecast.seen[-1][1] if self.forecast.seen else 0.0)
+            if self.auto is not None:
+                hub.update_scalar("train/b", self.auto.b)
+                hub.update_scalar("train/ops_path", path(self.steps / self.auto.arrival, self.target))
+        if self.by_iter and not self.frozen and runner.iter + 1 >= self.end:
+            self._freeze(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if not self.by_iter and not self.frozen and runner.epoch + 1 >= self.end:
+            self._freeze(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        self._handle.remove()
+        if not self.frozen and self.budget is not None:
+            self.logger.warning("PruneHook: training stopped inside the window; the masks freeze now, after the last save")
+            self._freeze(runner)
+
+    # -- the freeze
+
+    def _freeze(self, runner: Runner) -> None:
+        assert self.budget is not None
+        model = self._model(runner)
+        before = float(self.budget.ratio().detach())
+        limit = int(self.target * self.budget.dense_macs)
+        if self.budget.kept_macs() > limit and self.on_miss != "project":
+            text = f"PruneHook: the masks end at {before:.4f} of the operations, above the target {self.target}"
+            if self.on_miss == "error":
+                raise RuntimeError(text + " (on_miss='error')")
+            self.logger.warning(text + " (on_miss='warn'): frozen as they are")
+            freeze_masks(model)
+            switched_off = switched_on = 0
+        else:
+            result = project(self.budget, self.target, self.fill)
+            freeze_masks(model, self.budget.split(result.pattern))
+            switched_off, switched_on = result.switched_off, result.switched_on
+        self.frozen = True
+        self._steps_now = False
+        self._sync_ema(runner)
+        ratio = float(self.budget.ratio())
+        self.logger.info(
+            f"PruneHook: masks frozen at {ratio:.4f} of the operations ({self.budget.kept_macs()} of "
+            f"{self.budget.dense_macs} MACs; {before:.4f} before), target {self.target}: {switched_off} masks switched "
+            f"off to meet it, {switched_on} switched on to fill it"
+        )
+        rows = self.budget.table()
+        self.logger.info("PruneHook: channels kept by layer\n" + format_table(rows))
+        if hasattr(runner, "visualizer"):
+            runner.visualizer.add_scalars(
+                {f"channels_kept/{row.name}": row.in_kept / row.in_channels for row in rows}, step=runner.iter + 1
+            )
+        if is_main_process():
+            report = dict(
+                target=self.target,
+                ratio=ratio,
+                macs_dense=self.budget.dense_macs,
+                macs_kept=self.budget.kept_macs(),
+                ratio_before=before,
+                switched_off=switched_off,
+                switched_on=switched_on,
+                layers=[row._asdict() for row in rows],
+            )
+            with open(os.path.join(runner.work_dir, "pruning.json"), "w", encoding="utf-8") as file:
+                json.dump(report, file, indent=1)
+
+    # -- evaluation and checkpoints
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        self._sync_ema(runner)
+        if self.budget is None:
+            return
+        # 'best' is only kept from models within the budget.
+        within = self.frozen or float(self.budget.ratio().detach()) <= self.target
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook) and hook.save_best:
+                self._best_rules[hook] = hook.save_best
+        for hook, rule in self._best_rules.items():
+            hook.save_best = rule if within else None
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        self._sync_ema(runner)
+        checkpoint[STATE_KEY] = dict(
+            input_shape=self.input_shape,
+            steps=self.steps,
+            frozen=self.frozen,
+            warned_at=self.warned_at,
+            forecast=self.forecast.state_dict(),
+            auto=self.auto.state_dict() if self.auto is not None else None,
+        )
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if getattr(runner, "_resume", False) and STATE_KEY in checkpoint:
+            self._pending = checkpoint[STATE_KEY]
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.steps, self.frozen, self.warned_at = state["steps"], state["frozen"], state["warned_at"]
+        self.forecast.load_state_dict(state["forecast"])
+        if self.auto is not None and state["auto"] is not None:
+            self.auto.load_state_dict(state["auto"])
+
+    def _sync_ema(self, runner: Runner) -> None:
+        """The averaged model prunes what the trained one prunes: averages of masks would drift apart."""
+        source = getattr(self, "masks", None)
+        if source is None:
+            return
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                for name, layer in masked_layers(hook.ema_model.module).items():
+                    copy_mask(source[name], layer)
+
+    @staticmethod
+    def _model(runner: Runner) -> nn.Module:
+        return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def copy_mask(source: MaskedLayer, target: MaskedLayer) -> None:
+    """Makes ``target`` mask exactly as ``source`` does."""
+    target.prune_mask.data.copy_(source.prune_mask.data)
+    target.prune_pattern.copy_(source.prune_pattern)
+    target.mask_frozen = source.mask_frozen
+
+
+def format_table(rows: Sequence[LayerRow]) -> str:
+    """The budget's rows as aligned text."""
+    width = max(len(row.name) for row in rows)
+    lines = [f"{'layer':<{width}}  {'in':>11}  {'out':>11}  {'MMACs dense':>12}  {'kept':>10}"]
+    for r in rows:
+        lines.append(
+            f"{r.name:<{width}}  {f'{r.in_kept}/{r.in_channels}':>11}  {f'{r.out_kept}/{r.out_channels}':>11}  "
+            f"{r.macs_dense / 1e6:>12.2f}  {r.macs_kept / 1e6:>10.2f}  {r.note}".rstrip()
+        )
+    return "\n".join(lines)

@@ -1,0 +1,89 @@
+"""From a masked checkpoint to the slimmed network's config and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner.checkpoint import _load_checkpoint
+
+from mmitp.engine.example import blank_example
+from mmitp.engine.hooks.prune_hook import STATE_KEY
+from mmitp.models.slim import save_slim
+from mmitp.pruning import MacBudget
+from mmitp.pruning.slim import slim_with_plan
+
+
+@dataclass
+class SlimReport:
+    """What :func:`slim_checkpoint` wrote."""
+
+    config: str
+    weights: str
+    macs_dense: int
+    macs_slim: int
+    params_dense: int
+    params_slim: int
+    shape: tuple[int, int]
+
+    def text(self) -> str:
+        h, w = self.shape
+        return (
+            f"MACs at {h}x{w}: {self.macs_dense:,} -> {self.macs_slim:,} ({self.macs_slim / self.macs_dense:.4f})\n"
+            f"parameters: {self.params_dense:,} -> {self.params_slim:,} ({self.params_slim / self.params_dense:.4f})\n"
+            f"{self.config}\n{self.weights}"
+        )
+
+
+def slim_checkpoint(
+    cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[int] | None = None
+) -> SlimReport:
+    """Slims a checkpoint trained with masks and writes config and weights.
+
+    Args:
+        cfg: the config it was trained with (model of type ``mmitp.MaskedModel``).
+        checkpoint: its path.
+        out_dir: folder to write ``config.py`` and ``weights.pth`` into.
+        shape: (H, W) the MACs are stated for; by default that of the training's budget.
+
+    Raises:
+        ValueError: the config builds no masked model, the checkpoint holds no masks or does not fit, or no shape is known.
+    """
+    if cfg.model.get("type") != "mmitp.MaskedModel":
+        raise ValueError(f"{cfg.filename}: the model is {cfg.model.get('type')!r}, not 'mmitp.MaskedModel'")
+    init_default_scope(cfg.get("default_scope", "mmengine"))
+    loaded: dict[str, Any] = _load_checkpoint(checkpoint, map_location="cpu")
+    state = loaded.get("state_dict", loaded)
+    if not any(key.endswith("prune_mask") for key in state):
+        raise ValueError(f"{checkpoint} holds no masks (no 'prune_mask' key): it was trained without pruning")
+    size = tuple(shape) if shape else loaded.get(STATE_KEY, {}).get("input_shape")
+    if size is None:
+        raise ValueError(f"{checkpoint} does not say which input size its budget was for: give --shape H W")
+    model = MODELS.build(cfg.model)
+    missing = model.load_state_dict(state, strict=False)
+    if missing.missing_keys or missing.unexpected_keys:
+        raise ValueError(
+            f"{checkpoint} does not fit {cfg.filename}: missing {missing.missing_keys[:3]}, "
+            f"unexpected {missing.unexpected_keys[:3]}"
+        )
+    model.eval()
+    example = blank_example(model, (int(size[0]), int(size[1])))
+    budget = MacBudget(model, example)
+    small, plan = slim_with_plan(model, example, budget)
+    meta = dict(loaded.get("meta", {}), mmitp=dict(macs_dense=budget.dense_macs, macs=budget.kept_macs()))
+    meta.pop("cfg", None)
+    config, weights = save_slim(small, plan, cfg, out_dir, meta)
+    dense = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("prune_mask"))
+    return SlimReport(
+        config,
+        weights,
+        budget.dense_macs,
+        budget.kept_macs(),
+        dense,
+        sum(p.numel() for p in small.parameters()),
+        (int(size[0]), int(size[1])),
+    )
+

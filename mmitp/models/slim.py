@@ -1,0 +1,84 @@
+"""Slimmed networks as config and weights: the builder that gives a dense model the structure of a spec."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine import Config
+from mmengine.registry import MODELS as ROOT_MODELS
+from torch import nn
+
+from mmitp.pruning import SlimPlan, apply_plan
+from mmitp.registry import MODELS
+
+from . import dcn  # noqa: F401  registers the deformable convolution with the core
+
+
+@MODELS.register_module()
+def SlimModel(of: str, slim: dict[str, Any], **model: Any) -> nn.Module:  # noqa: N802  a registry type
+    """Builds the model of type ``of`` in the slimmed structure ``slim``; its weights come with the checkpoint.
+
+    Args:
+        of: the original ``type``, with its scope.
+        slim: :meth:`mmitp.pruning.SlimPlan.spec`.
+        **model: the original model config.
+
+    Raises:
+        ValueError: the spec was made from another model.
+    """
+    built = ROOT_MODELS.build(dict(type=of, **model))
+    return apply_plan(built, SlimPlan.from_spec(slim))
+
+
+def slim_config(cfg: Config, plan: SlimPlan) -> Config:
+    """The config of the slimmed network: the original's, without masks, pruning hook and pre-trained weights."""
+    out = copy.deepcopy(cfg)
+    model = out.model
+    if model.type != "mmitp.MaskedModel":
+        raise ValueError(f"expected a config whose model is of type 'mmitp.MaskedModel', got {model.type!r}")
+    model.pop("prune", None)
+    _drop_pretrained(model)
+    model.update(type="mmitp.SlimModel", of=model.of, slim=plan.spec())
+    out.custom_hooks = [h for h in out.get("custom_hooks") or [] if not str(h.get("type")).endswith("PruneHook")]
+    imports = dict(out.get("custom_imports") or {})
+    names = imports.get("imports") or []
+    names = [names] if isinstance(names, str) else list(names)
+    if "mmitp" not in names:
+        names.append("mmitp")
+    out.custom_imports = dict(imports, imports=names)
+    out.load_from = None
+    out.resume = False
+    return out
+
+
+def save_slim(small: nn.Module, plan: SlimPlan, cfg: Config, out_dir: str, meta: dict[str, Any]) -> tuple[str, str]:
+    """Writes ``config.py`` and ``weights.pth`` (a plain state dict with meta) into a folder; returns both paths.
+
+    Args:
+        small: the slimmed model.
+        plan: the plan it was made by.
+        cfg: the config of the masked model.
+        out_dir: folder to write.
+        meta: the checkpoint's meta, ``dataset_meta`` included where inference needs class names.
+    """
+    os.makedirs(out_dir, exist_ok=True)
+    config, weights = os.path.join(out_dir, "config.py"), os.path.join(out_dir, "weights.pth")
+    slim_config(cfg, plan).dump(config)
+    torch.save(dict(meta=meta, state_dict=small.state_dict()), weights)
+    return config, weights
+
+
+def _drop_pretrained(node: Any) -> None:
+    if isinstance(node, dict):
+        init = node.get("init_cfg")
+        if isinstance(init, dict) and init.get("type") == "Pretrained":
+            node["init_cfg"] = None
+        for child in node.values():
+            _drop_pretrained(child)
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for child in node:
+            _drop_pretrained(child)

@@ -1,0 +1,133 @@
+"""The end of the pruning window: binary masks fixed at or under the target, whatever happened before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .budget import MacBudget
+from .layers import masked_layers
+
+#: ``fill`` stops once the ratio is within this fraction below the target.
+FILL_TOLERANCE = 0.01
+
+
+def freeze_masks(model: nn.Module, patterns: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Fixes every mask at its present binary pattern, or at the given one, and returns the model.
+
+    From then on only the weights train: the pattern sits in a persistent buffer, the mask parameter stays in the graph
+    with a zero gradient.
+
+    Args:
+        model: masked model.
+        patterns: layer name -> {0, 1} tensor of the mask's shape, for some or all layers.
+
+    Raises:
+        ValueError: the model carries no mask, or ``patterns`` names a layer without one.
+    """
+    layers = masked_layers(model)
+    if not layers:
+        raise ValueError(f"{type(model).__name__} carries no mask to freeze")
+    patterns = patterns or {}
+    if unknown := set(patterns) - set(layers):
+        raise ValueError(f"no masked layer(s) named {sorted(unknown)}")
+    for name, layer in layers.items():
+        pattern = patterns.get(name)
+        layer.freeze_mask(None if pattern is None else pattern.to(layer.prune_mask))
+    return model
+
+
+@dataclass
+class Projection:
+    """A pattern at or under a target, and what it took to get there.
+
+    Attributes:
+        pattern: flat bool vector over all counting masks (see :meth:`MacBudget.split`).
+        ratio: operations kept under it.
+        switched_off: masks switched off because the target was missed.
+        switched_on: dropped channels switched on again by ``fill``.
+        threshold: the largest mask value switched off (0 if none had to be): how far the masks still had to travel.
+    """
+
+    pattern: Tensor
+    ratio: float
+    switched_off: int = 0
+    switched_on: int = 0
+    threshold: float = 0.0
+
+
+def project(budget: MacBudget, target: float, fill: bool = False) -> Projection:
+    """The masks' present pattern, cut to the target: the lowest masks go first, each layer keeps its highest.
+
+    Args:
+        budget: the model's budget.
+        target: ``psi*``, fraction of the dense operations; the result is never above it.
+        fill: switch the best dropped channels back on until the ratio is within 1 % of the target, where the cost of a
+            single channel allows.
+
+    Raises:
+        ValueError: even one input channel a layer costs more than the target.
+    """
+    with torch.no_grad():
+        masks = budget.flat_masks().detach().cpu()
+    on = budget.binarize(masks)
+    limit = int(target * budget.dense_macs)
+    switched_off, threshold = 0, 0.0
+    if budget.macs_of(on) > limit:
+        order = masks.argsort(stable=True)
+        order = order[on[order] & ~_first_maxima(budget, masks)[order]]
+        switched_off = _fewest(lambda k: budget.macs_of(_switched(on, order[:k], False)) <= limit, len(order))
+        if switched_off > len(order):
+            raise ValueError(
+                f"target {target} is out of reach: one input channel a layer still costs {budget.min_ratio():.4f} of the "
+                "dense operations; raise the target or mask more layers"
+            )
+        on = _switched(on, order[:switched_off], False)
+        threshold = float(masks[order[switched_off - 1]])
+    switched_on = 0
+    if fill:
+        filled = _fill(budget, masks, on, limit)
+        switched_on = int(filled.sum() - on.sum())
+        on = filled
+    return Projection(on, budget.macs_of(on) / budget.dense_macs, switched_off, switched_on, threshold)
+
+
+def _fill(budget: MacBudget, masks: Tensor, on: Tensor, limit: int) -> Tensor:
+    order = masks.argsort(descending=True, stable=True)
+    order = order[~on[order]]
+    fit = _fewest(lambda k: budget.macs_of(_switched(on, order[:k], True)) > limit, len(order)) - 1
+    on = _switched(on, order[:fit], True)
+    for index in order[fit:].tolist():
+        if budget.macs_of(on) >= (1 - FILL_TOLERANCE) * limit:
+            break
+        candidate = on.clone()
+        candidate[index] = True
+        if budget.macs_of(candidate) <= limit:
+            on = candidate
+    return on
+
+
+def _first_maxima(budget: MacBudget, masks: Tensor) -> Tensor:
+    """The entries no layer may lose: with every mask negative, the guard alone is on."""
+    return budget.binarize(masks - masks.max() - 1)
+
+
+def _switched(on: Tensor, indices: Tensor, value: bool) -> Tensor:
+    out = on.clone()
+    out[indices] = value
+    return out
+
+
+def _fewest(holds: Callable[[int], bool], n: int) -> int:
+    """The smallest k in 0..n for which the monotone predicate holds, n + 1 if it never does."""
+    low, high = 0, n + 1
+    while low < high:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
