@@ -1,7 +1,7 @@
 """mmitp: in-train pruning and adversarial robustness for OpenMMLab models.
 
-Importing this package imports neither torch nor OpenMMLab. It only installs the import hooks of :mod:`mmitp.compat`, so that a
-later ``import mmcv``, ``import mmdet`` or ``import torchvision`` works on machines without compiled operators.
+Importing this package imports neither torch nor OpenMMLab. It only installs the import hooks of :mod:`mmitp.compat`,
+so that a later ``import mmcv``, ``import mmdet`` or ``import torchvision`` works where compiled operators are missing.
 """
 
 from mmitp import compat

@@ -1,27 +1,33 @@
 """Makes the OpenMMLab stack work where its compiled operators are missing.
 
-:func:`install`, called by ``import mmitp``, puts one finder in front of ``sys.meta_path``. It imports nothing and acts only when a
-module named here is imported later (or has been before):
+:func:`install`, called by ``import mmitp``, puts one finder in front of ``sys.meta_path``. It imports nothing and acts
+only when a module named here is imported later, or has been before:
 
 ``mmcv._ext``
-    Missing (mmcv installed without a compiler) or not loadable: a module takes its place in which nms, soft nms, RoIAlign, the
-    deformable convolutions and the focal loss are plain torch, and everything else raises an error that says what to do.
+    Missing (mmcv installed without a compiler) or not loadable: a module takes its place in which nms, soft nms,
+    RoIAlign and the focal loss are plain torch, and every other operator raises an error that says what to do.
 ``mmcv.ops.modulated_deform_conv``, ``mmcv.ops.deform_conv``
     The deformable convolutions go through :func:`mmitp.ops.modulated_deform_conv2d`, which picks the fastest exact
     implementation for the device.
 ``torchvision.extension``
-    A C++ library that does not load (built against another torch): the two operator schemas that torchvision needs to be imported
-    are declared. With a matching build nothing is touched.
+    A C++ library that does not load (built against another torch): the two operator schemas without which torchvision
+    cannot be imported are declared. With a matching build nothing is touched.
 ``mmengine.runner.checkpoint``
-    mmengine up to 0.10.7 on torch 2.6 and later: its own checkpoints load again.
+    mmengine up to 0.10.7 on torch 2.6 and later: its own checkpoints load again. They are pickles, as they ever were:
+    load those that you trust.
+``mmengine.dist.utils``, ``mmengine.model.wrappers.distributed``
+    Distributed training without CUDA: gloo is the backend, and the wrapper gets no device numbers.
+``mmdet.models.dense_heads.ssd_head``
+    SSD's head lacks an attribute that mmdet's shared inference code reads.
+
+``python -m mmitp SCRIPT ARGUMENTS`` runs any script with all this in place from its first line on.
 """
 
 from __future__ import annotations
 
-import importlib
+import functools
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -105,17 +111,13 @@ def _class_weight(weight: Any, target: Any) -> Any:
     return weight[target][:, None] if weight.numel() else 1.0
 
 
-def _sigmoid_focal_loss_forward(
-    x: Any, target: Any, weight: Any, output: Any, gamma: float, alpha: float
-) -> None:
+def _sigmoid_focal_loss_forward(x: Any, target: Any, weight: Any, output: Any, gamma: float, alpha: float) -> None:
     from mmitp.ops.focal_loss import sigmoid_focal_loss
 
     output.copy_(sigmoid_focal_loss(x, target, gamma, alpha) * _class_weight(weight, target))
 
 
-def _sigmoid_focal_loss_backward(
-    x: Any, target: Any, weight: Any, grad_input: Any, gamma: float, alpha: float
-) -> None:
+def _sigmoid_focal_loss_backward(x: Any, target: Any, weight: Any, grad_input: Any, gamma: float, alpha: float) -> None:
     import torch
 
     from mmitp.ops.focal_loss import sigmoid_focal_loss
@@ -148,8 +150,8 @@ def _missing_op(name: str) -> Any:
 
     def missing(*args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(
-            f"mmcv's operator '{name}' needs its compiled extension (mmcv._ext), which is not installed, and mmitp has no "
-            "plain-torch version of it. Install an mmcv that is built with operators (MMCV_WITH_OPS=1), or use a model "
+            f"mmcv's operator '{name}' needs its compiled extension (mmcv._ext), which is not installed, and mmitp has "
+            "no plain-torch version of it. Install an mmcv built with operators (MMCV_WITH_OPS=1), or use a model "
             "without this operator."
         )
 
@@ -166,30 +168,49 @@ class _PlainExt(importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         vars(module).update(_OPS, __getattr__=_missing_op, __doc__="mmcv's operators in plain torch, by mmitp.compat.")
         _say(
-            "mmcv has no compiled operators here: nms, soft_nms, roi_align, deformable convolution and focal loss run as "
-            "plain torch, other operators raise an error when called."
+            "mmcv has no compiled operators here: nms, soft_nms, roi_align, focal loss and the deformable convolutions "
+            "run as plain torch, other operators raise an error when called."
         )
 
 
-def _loadable(spec: importlib.machinery.ModuleSpec) -> bool:
-    """Whether a compiled extension really loads (one built against another torch does not)."""
-    try:
-        importlib.util.module_from_spec(spec)
-    except ImportError as error:
-        _say(f"mmcv's compiled operators do not load and are left aside ({error}).")
-        return False
-    return True
+def _plain_if_unloadable(spec: importlib.machinery.ModuleSpec) -> None:
+    """Let the plain module take over where an extension is found but does not load (built against another torch)."""
+    assert spec.loader is not None
+    create = spec.loader.create_module
+
+    def create_module(spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        try:
+            return create(spec)
+        except ImportError as error:
+            _say(f"mmcv's compiled operators do not load and are left aside ({error}).")
+            spec.loader = _PlainExt()
+            return None
+
+    spec.loader.create_module = create_module  # type: ignore[method-assign]
 
 
-# --- after the import of a module --------------------------------------------------------------------------------------
+# --- after the import of a module -------------------------------------------------------------------------------------
+
+
+def _compiled_for_cuda(ext: ModuleType) -> bool:
+    plain = isinstance(getattr(ext.__spec__, "loader", None), _PlainExt)
+    return not plain and ext.get_compiling_cuda_version() != "not available"
+
+
+def _replace(module: ModuleType, name: str, function: Callable[..., Any]) -> None:
+    """Put ``function`` into a module of ``mmcv.ops`` and, if that is imported already, into the package."""
+    setattr(module, name, function)
+    package = sys.modules.get("mmcv.ops")
+    if package is not None and hasattr(package, name):
+        setattr(package, name, function)
 
 
 def _mend_modulated_deform_conv(module: ModuleType) -> None:
-    compiled = module.modulated_deform_conv2d
-    module.modulated_deform_conv2d = _modulated(compiled)  # type: ignore[attr-defined]
+    from mmitp.ops import deform_conv
 
+    if _compiled_for_cuda(module.ext_module):
+        deform_conv.register_compiled(module.modulated_deform_conv2d)
 
-def _modulated(compiled: Callable[..., Any]) -> Callable[..., Any]:
     def modulated_deform_conv2d(
         input: Any,
         offset: Any,
@@ -202,14 +223,19 @@ def _modulated(compiled: Callable[..., Any]) -> Callable[..., Any]:
         groups: int = 1,
         deform_groups: int = 1,
     ) -> Any:
-        from mmitp.ops import modulated_deform_conv2d as plain
+        """:func:`mmitp.ops.modulated_deform_conv2d` in the precision of ``offset``, as mmcv has it under autocast."""
+        return deform_conv.modulated_deform_conv2d(
+            input.type_as(offset), offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups
+        )
 
-        return plain(input, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups)
-
-    return modulated_deform_conv2d
+    _replace(module, "modulated_deform_conv2d", modulated_deform_conv2d)
 
 
 def _mend_deform_conv(module: ModuleType) -> None:
+    from mmitp.ops import deform_conv
+
+    compiled = module.deform_conv2d if _compiled_for_cuda(module.ext_module) else None
+
     def deform_conv2d(
         input: Any,
         offset: Any,
@@ -222,11 +248,14 @@ def _mend_deform_conv(module: ModuleType) -> None:
         bias: bool = False,
         im2col_step: int = 32,
     ) -> Any:
-        from mmitp.ops import modulated_deform_conv2d as plain
+        """:func:`mmitp.ops.modulated_deform_conv2d` without modulation; ``im2col_step`` matters to mmcv's CUDA only."""
+        if compiled is not None and input.is_cuda:
+            return compiled(input, offset, weight, stride, padding, dilation, groups, deform_groups, bias, im2col_step)
+        return deform_conv.modulated_deform_conv2d(
+            input.type_as(offset), offset, None, weight, None, stride, padding, dilation, groups, deform_groups
+        )
 
-        return plain(input, offset, None, weight, None, stride, padding, dilation, groups, deform_groups)
-
-    module.deform_conv2d = deform_conv2d  # type: ignore[attr-defined]
+    _replace(module, "deform_conv2d", deform_conv2d)
 
 
 _torchvision_schemas: list[Any] = []
@@ -246,7 +275,54 @@ def _mend_torchvision(module: ModuleType) -> None:
 
 
 def _mend_checkpoint(module: ModuleType) -> None:
-    return
+    import torch
+
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < (2, 6) or hasattr(module, "_safe_torch_load"):  # the maintained mmengine brings its own remedy
+        return
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        return torch.load(*args, **{"weights_only": False, **kwargs})
+
+    view = ModuleType("torch")  # torch as this one module sees it
+    vars(view).update(load=load, __getattr__=lambda name: getattr(torch, name))
+    module.torch = view  # type: ignore[attr-defined]
+    _say("this mmengine cannot load its own checkpoints with torch >= 2.6: it does again (weights_only=False).")
+
+
+def _mend_dist(module: ModuleType) -> None:
+    original = module._init_dist_pytorch
+
+    def _init_dist_pytorch(backend: str, *args: Any, **kwargs: Any) -> None:
+        import torch
+
+        accelerators = ("is_mlu_available", "is_npu_available", "is_musa_available")
+        if torch.cuda.is_available() or any(getattr(module, name, bool)() for name in accelerators):
+            original(backend, *args, **kwargs)
+            return
+        _say("no accelerator here: distributed training uses the gloo backend on the CPU.")
+        kwargs.pop("init_backend", None)
+        torch.distributed.init_process_group(backend="gloo", **kwargs)
+
+    module._init_dist_pytorch = _init_dist_pytorch  # type: ignore[attr-defined]
+
+
+def _mend_ddp(module: ModuleType) -> None:
+    wrapper = module.MMDistributedDataParallel
+    original = wrapper.__init__
+
+    @functools.wraps(original)
+    def __init__(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:
+        if all(parameter.device.type == "cpu" for parameter in module.parameters()):
+            kwargs["device_ids"] = None  # the Runner passes the local rank, which torch takes for modules on CUDA only
+        original(self, module, *args, **kwargs)
+
+    wrapper.__init__ = __init__
+
+
+def _mend_ssd(module: ModuleType) -> None:
+    if not hasattr(module.SSDHead, "loss_cls"):
+        module.SSDHead.loss_cls = None
 
 
 _AFTER: dict[str, Callable[[ModuleType], None]] = {
@@ -254,6 +330,9 @@ _AFTER: dict[str, Callable[[ModuleType], None]] = {
     "mmcv.ops.deform_conv": _mend_deform_conv,
     "torchvision.extension": _mend_torchvision,
     "mmengine.runner.checkpoint": _mend_checkpoint,
+    "mmengine.dist.utils": _mend_dist,
+    "mmengine.model.wrappers.distributed": _mend_ddp,
+    "mmdet.models.dense_heads.ssd_head": _mend_ssd,
 }
 
 
@@ -268,10 +347,11 @@ class _Finder(importlib.abc.MetaPathFinder):
             if finder is not self and (spec := finder.find_spec(fullname, path, target)) is not None:
                 break
         if fullname == _EXT:
-            if spec is None or not _loadable(spec):
-                spec = importlib.machinery.ModuleSpec(fullname, _PlainExt(), origin="mmitp.compat")
+            if spec is None:
+                return importlib.machinery.ModuleSpec(fullname, _PlainExt(), origin="mmitp.compat")
+            _plain_if_unloadable(spec)
         elif spec is not None and spec.loader is not None:
-            # only this loader's exec_module: source, resources and reload keep working as before
+            # only exec_module of this one loader: sources, resources and reload stay as they are
             execute, after = spec.loader.exec_module, _AFTER[fullname]
 
             def exec_module(module: ModuleType) -> None:
@@ -287,3 +367,12 @@ def install() -> None:
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _Finder())
+    for name, after in _AFTER.items():
+        if name in sys.modules:
+            after(sys.modules[name])
+    early = [name for name in ("mmdet.models", "mmdet.structures") if name in sys.modules]
+    if early and "mmcv.ops" not in sys.modules:
+        _say(
+            f"{' and '.join(early)} came before mmitp and had to do without mmcv's operators: import mmitp first, "
+            "or run the script as `python -m mmitp SCRIPT`."
+        )

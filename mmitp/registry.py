@@ -1,6 +1,7 @@
 """Child registries of mmengine's with scope ``mmitp``: ``type='mmitp.X'`` in any config resolves by itself.
 
-Each registry names the package whose import registers its classes (``locations``); mmengine imports it at the first look-up.
+Each registry names the package whose import registers its classes (``locations``); mmengine imports it at the first
+look-up.
 """
 
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS

@@ -1,22 +1,23 @@
-"""Modulated deformable convolution (DCNv2, Zhu et al. 2019) in plain torch, and the choice of the fastest implementation.
+"""Modulated deformable convolution (DCNv2, Zhu et al. 2019) in plain torch, and the choice of the fastest way.
 
-On the CPU a tap's bilinear sample is a weighted sum of four rows of the channels-last input, with the modulation inside the weights:
-``embedding_bag`` gathers whole channel vectors, and one matrix product follows. Rows are taken in blocks that stay in the cache,
-and the backward pass computes them anew, so that memory holds no column matrix. Elsewhere, and where the operation is traced or
-exported, one ``grid_sample`` over all taps stands in for the gathering. Both are exact.
+On the CPU a tap's bilinear sample is a weighted sum of four rows of the channels-last input, with the modulation inside
+the weights: ``embedding_bag`` gathers whole channel vectors, and one matrix product follows. Rows are taken in blocks
+that stay in the cache, and the backward pass computes them anew, so that memory holds no column matrix. Elsewhere, and
+where the operation is traced or exported, one ``grid_sample`` over all taps does the sampling. Both are exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# A block of columns is this many numbers (2 MiB in float32), but never fewer rows than keep the matrix product efficient.
+# Columns held at a time: 2 MiB in float32, but never fewer rows than keep the matrix product efficient.
 _BLOCK_NUMBERS = 2**19
 _BLOCK_ROWS = 512
 
@@ -96,7 +97,8 @@ def _layout(
     (sh, sw), (ph, pw), (dh, dw) = _pair(stride), _pair(padding), _pair(dilation)
     if c % deform_groups or o % groups or c_group * groups != c:
         raise ValueError(
-            f"weight {tuple(weight.shape)}, groups={groups} and deform_groups={deform_groups} do not fit an input of {c} channels"
+            f"weight {tuple(weight.shape)}, groups={groups} and deform_groups={deform_groups} "
+            f"do not fit an input of {c} channels"
         )
     ho = (h + 2 * ph - dh * (kh - 1) - 1) // sh + 1
     wo = (w + 2 * pw - dw * (kw - 1) - 1) // sw + 1
@@ -144,7 +146,7 @@ def _by_grid_sample(
 class _Samples:
     """Where and how much each tap reads; tensors are ``(n, ho, wo, taps, deform_groups)`` unless said otherwise."""
 
-    rows: Tensor  # (..., 4) int32: the four neighbours as rows of the table (n * h * w * deform_groups, c / deform_groups)
+    rows: Tensor  # (..., 4) int32: the four neighbours as rows of the table
     weights: Tensor  # (..., 4): bilinear weights times modulation, zero outside of the input
     mask: Tensor | None
     upper: tuple[Tensor, Tensor]  # weight of the upper and the lower row, zero outside
@@ -194,6 +196,7 @@ def _samples(offset: Tensor, mask: Tensor | None, lay: _Layout) -> _Samples:
 
 
 def _table(x: Tensor, lay: _Layout) -> Tensor:
+    """Channel vectors ``(n * h * w * deform_groups, c / deform_groups)``."""
     return x.permute(0, 2, 3, 1).contiguous().view(-1, lay.c // lay.deform_groups)
 
 
@@ -212,8 +215,8 @@ class _ByRows(torch.autograd.Function):
     """Sampling by weighted sums of table rows; nothing but the arguments is kept for the backward pass."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx,
+    def forward(
+        ctx: Any,
         x: Tensor,
         offset: Tensor,
         mask: Tensor | None,
@@ -221,7 +224,7 @@ class _ByRows(torch.autograd.Function):
         lay: _Layout,
     ) -> Tensor:
         ctx.save_for_backward(x, offset, mask, weight)
-        ctx.lay = lay  # type: ignore[attr-defined]
+        ctx.lay = lay
         samples, table, matrix = _samples(offset, mask, lay), _table(x, lay), _matrix(weight, lay)
         out = x.new_empty(lay.n * lay.ho * lay.wo, lay.o)
         bags = lay.taps * lay.deform_groups
@@ -247,7 +250,7 @@ class _ByRows(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, offset, mask, weight = ctx.saved_tensors
         lay: _Layout = ctx.lay
         with torch.autocast(x.device.type, enabled=False):
@@ -347,8 +350,8 @@ def modulated_deform_conv2d(
 ) -> Tensor:
     """Modulated deformable convolution with the semantics of mmcv and torchvision, by the fastest exact way.
 
-    CPU: plain torch. CUDA: mmcv's compiled operator where there is one, else torchvision's, else plain torch. Lower precisions
-    are computed in float32, and so is everything under autocast, as positions in half precision would be off by pixels.
+    CPU: plain torch. CUDA: mmcv's compiled operator where there is one, else torchvision's, else plain torch. Lower
+    precisions are computed in float32, also under autocast: positions in half precision would be off by pixels.
 
     Args:
         x: Input, ``(N, C, H, W)``, either memory format.

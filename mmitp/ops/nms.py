@@ -23,7 +23,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) ->
     corners = boxes.detach().cpu().float().numpy()[order].T
     x1, y1, x2, y2 = np.ascontiguousarray(corners)
     area = (x2 - x1 + offset) * (y2 - y1 + offset)
-    rest = np.arange(order.size)
+    rest: np.ndarray = np.arange(order.size)
     keep = []
     with np.errstate(invalid="ignore", divide="ignore"):  # empty boxes: 0 / 0 counts as no overlap
         while rest.size:

@@ -1,0 +1,37 @@
+# make demo | make test | make lint | make clean: each sets up the virtual environment .venv by itself.
+# Wants only make and Python >= 3.10. To choose another interpreter or other wheels:
+#   make test PYTHON=python3.12 PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+SHELL := /bin/bash
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.PHONY: demo test lint clean setup
+
+demo: setup
+	$(BIN)/python tools/demo.py
+
+test: lint
+	$(BIN)/python -m pytest tests
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(STAMP)
+
+# torch comes first and alone, so that nothing else decides which build of it is taken
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'mmitp needs Python 3.10 or newer, this is ' + sys.version)"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[mm,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) work_dirs/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
