@@ -37,10 +37,14 @@ class LayerRow(NamedTuple):
 
 @dataclass
 class _Tables:
-    """Index vectors of the budget, all on one device. ``pair``/``inp``: MACs a (input, output) pair / an input costs."""
+    """Index vectors of the budget, all on one device.
+
+    ``pair``/``inp``/``fixed``: MACs that a (input, output) pair costs, that an input costs, that stay in any case.
+    """
 
     pair: Tensor
     inp: Tensor
+    fixed: Tensor
     in_const: Tensor
     out_const: Tensor
     literal_row: Tensor
@@ -70,21 +74,21 @@ class _Tables:
         """MACs of every layer, float64."""
         _, needed = self.needs(on)
         n_in, n_out = self.channels(on, needed)
-        return n_in * (self.pair * n_out + self.inp)
+        return n_in * (self.pair * n_out + self.inp) + self.fixed
 
 
 class _Ratio(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, masks: Tensor, on: Tensor, tables: _Tables, dense: int) -> Tensor:
+    def forward(ctx: Any, masks: Tensor, on: Tensor, live: Tensor, tables: _Tables, dense: int) -> Tensor:
         readers, needed = tables.needs(on)
         n_in, n_out = tables.channels(on, needed)
-        ctx.save_for_backward(masks, on, readers, n_in, n_out)
+        ctx.save_for_backward(masks, on, live, readers, n_in, n_out)
         ctx.tables, ctx.dense = tables, dense
-        return (n_in * (tables.pair * n_out + tables.inp)).sum() / dense
+        return (n_in * (tables.pair * n_out + tables.inp) + tables.fixed).sum() / dense
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        masks, on, readers, n_in, n_out = ctx.saved_tensors
+        masks, on, live, readers, n_in, n_out = ctx.saved_tensors
         t: _Tables = ctx.tables
         d_in = t.pair * n_out + t.inp
         d_need = readers.new_zeros(t.n_classes).index_add_(
@@ -93,7 +97,8 @@ class _Ratio(torch.autograd.Function):
         # The marginal saving: a reader matters to a channel only where no other reader keeps it.
         alone = (readers[t.pair_class] - on[t.pair_literal]) == 0
         d_on = d_in[t.literal_row].index_add(0, t.pair_literal, d_need[t.pair_class] * alone)
-        return (d_on * (grads[0] / ctx.dense)).to(masks.dtype) * ste_derivative(masks), None, None, None
+        gradient = (d_on * live * (grads[0] / ctx.dense)).to(masks.dtype) * ste_derivative(masks)
+        return gradient, None, None, None, None
 
 
 class MacBudget:
@@ -137,14 +142,16 @@ class MacBudget:
         self._tables[torch.device("cpu")] = self._build_tables()
 
     def _build_tables(self) -> _Tables:
-        pair, inp, in_const, out_const = [], [], [], []
+        pair, inp, fixed, in_const, out_const = [], [], [], [], []
         literal_row: list[Tensor] = []
         class_of, class_row, class_weight = [], [], []
         for row, (record, start) in enumerate(zip(self.layers, self.needs.literal_start, strict=True)):
             masked = start >= 0 and record.mask is not None
             per_weight = masked and not channel_masked(record)
             pair.append(record.pair_macs // (1 if not per_weight else self._kernel_size(record)))
-            inp.append(record.input_macs)
+            # Single weights are masked in the product alone; what costs an input besides (offsets) stays dense.
+            inp.append(0 if per_weight else record.input_macs)
+            fixed.append(record.input_macs * record.n_in if per_weight else 0)
             if masked:
                 literal_row.append(torch.full((record.mask.prune_mask.numel(),), row))  # type: ignore[union-attr]
             in_const.append(0 if masked else record.n_in // record.groups)
@@ -168,6 +175,7 @@ class MacBudget:
         return _Tables(
             floats(pair),
             floats(inp),
+            floats(fixed),
             floats(in_const),
             floats(out_const),
             ints(literal_row),
@@ -230,18 +238,18 @@ class MacBudget:
         return int(self.tables(pattern.device).macs(pattern.double()).sum())
 
     def ratio(self) -> Tensor:
-        """Fraction of the operations kept: 0-dim float64 tensor, differentiable in the trainable masks."""
+        """Fraction of the operations kept: 0-dim float64 tensor, differentiable in the masks (zero in frozen ones)."""
         if not self._masked:
             return torch.ones((), dtype=torch.float64)
-        if all(layer.mask_frozen for _, layer in self._masked):
-            pattern = self.flat_pattern()
-            return self.tables(pattern.device).macs(pattern.double()).sum() / self.dense_macs
         masks = self.flat_masks()
         with torch.no_grad():
-            on = self.binarize(masks.detach())
             if any(layer.mask_frozen for _, layer in self._masked):
                 on = self.flat_pattern()
-        return _Ratio.apply(masks, on.double(), self.tables(masks.device), self.dense_macs)
+                live = torch.cat([torch.full_like(m.prune_mask.reshape(-1), not m.mask_frozen) for _, m in self._masked])
+            else:
+                on = self.binarize(masks.detach())
+                live = masks.new_ones(())
+        return _Ratio.apply(masks, on.double(), live, self.tables(masks.device), self.dense_macs)
 
     def kept_macs(self) -> int:
         """MACs of the network that slimming leaves (int)."""
@@ -303,15 +311,18 @@ class MacBudget:
 
     def _check(self, model: nn.Module, example_inputs: Any) -> None:
         generator = torch.Generator().manual_seed(0)
-        pattern = torch.rand(self.n_literals, generator=generator) < 0.5
-        pattern = self.binarize(pattern.float() - 0.5)
-        moved = self._layers_that_move(model, example_inputs, pattern)
-        if moved:
+        # Half of the masks show what a usual pattern drops; next to none, what has many readers and seldom drops.
+        for keep in (0.5, 0.0):
+            pattern = self.binarize(keep - torch.rand(self.n_literals, generator=generator))
+            moved = self._layers_that_move(model, example_inputs, pattern)
             for index in moved:
                 record = self.layers[index]
                 self.graph.always[record.out_nodes] = True
                 self.graph.unfollowed[record.name] = "its outputs are read in a way the channel graph did not see"
-            self._prepare()
+            if moved:
+                self._prepare()
+                if not self.n_literals:
+                    return
 
     @torch.no_grad()
     def _layers_that_move(self, model: nn.Module, example_inputs: Any, pattern: Tensor) -> list[int]:
@@ -340,6 +351,11 @@ class MacBudget:
         self, model: nn.Module, example_inputs: Any, rows: list[int], needed: Tensor, still: list[Tensor]
     ) -> bool:
         handles = []
+        generator = torch.Generator().manual_seed(0)
+
+        def noise(like: Tensor) -> Tensor:
+            return torch.randn(like.shape, generator=generator).to(like)
+
         for i in rows:
             record = self.layers[i]
             assert record.module is not None and record.kind is not None
@@ -349,7 +365,8 @@ class MacBudget:
             def add_noise(module: nn.Module, args: Any, out: Tensor, drop: Tensor = drop, dim: int = dim) -> Tensor:
                 shape = [1] * out.dim()
                 shape[dim] = -1
-                return out + drop.to(out).view(shape) * (1 + out.abs().amax())
+                # of either sign and of no shape: nothing later can be blind to it
+                return out + drop.to(out).view(shape) * (1 + out.abs().amax()) * noise(out)
 
             handles.append(record.module.register_forward_hook(add_noise))
         try:
@@ -364,4 +381,6 @@ class MacBudget:
 
 
 def _outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
-    return [t.detach().double() for t in tensors_in(call_model(model, example_inputs)) if t.is_floating_point()]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return [t.detach().double() for t in tensors_in(call_model(model, example_inputs)) if t.is_floating_point()]

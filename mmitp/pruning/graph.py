@@ -9,6 +9,7 @@ channels it is given. Nothing is taken from names, and what cannot be followed s
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +47,8 @@ _FACTORIES = frozenset("new_zeros new_ones new_full new_empty new_tensor".split(
 _SHAPE_FREE_VIEWS = frozenset("permute transpose t squeeze unsqueeze swapaxes movedim flatten swapdims moveaxis".split())
 _VIEWS = _SHAPE_FREE_VIEWS | frozenset(
     """view reshape view_as reshape_as __getitem__ chunk split split_with_sizes tensor_split narrow select unbind
-    expand expand_as repeat flip roll unflatten index_select repeat_interleave""".split()
+    expand expand_as repeat flip roll unflatten index_select repeat_interleave channel_shuffle
+    native_channel_shuffle""".split()
 )
 _METADATA = frozenset(
     """size dim numel nelement ndimension stride is_contiguous is_floating_point is_complex element_size get_device
@@ -138,12 +140,15 @@ def tensors_in(obj: Any, depth: int = 6) -> Iterator[Tensor]:
     elif depth > 0:
         if isinstance(obj, dict):
             children: Any = obj.values()
-        elif isinstance(obj, (list, tuple, set)):
+        elif isinstance(obj, (list, tuple, set, frozenset, deque)):
             children = obj
-        elif hasattr(obj, "__dict__") and not isinstance(obj, (nn.Module, type)):
-            children = vars(obj).values()
-        else:
+        elif isinstance(obj, (nn.Module, type)):
             return
+        else:
+            children = list(vars(obj).values()) if hasattr(obj, "__dict__") else []
+            for cls in type(obj).__mro__:
+                slots = cls.__dict__.get("__slots__", ())
+                children += [getattr(obj, s, None) for s in ((slots,) if isinstance(slots, str) else slots)]
         for child in children:
             yield from tensors_in(child, depth - 1)
 
@@ -192,6 +197,9 @@ class _Recorder(TorchFunctionMode):
         self._ids: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._stack: list[str] = []
         self._parameters = {id(p): name for name, p in model.named_parameters()}
+        owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+        self._shared = {p for p, n in owners.items() if n > 1}
+        self._storages: dict[int, list[Tensor]] = {}
 
     # -- labels
 
@@ -204,11 +212,23 @@ class _Recorder(TorchFunctionMode):
 
     def label(self, tensor: Tensor, ids: Tensor) -> None:
         assert ids.dim() == tensor.dim(), (ids.shape, tensor.shape)
-        self._ids[id(tensor)] = (tensor, ids)
+        self._remember(tensor, ids)
 
     def mark_derived(self, tensor: Tensor) -> None:
         """Known to come from the input, with no channel to follow."""
-        self._ids.setdefault(id(tensor), (tensor, None))
+        if id(tensor) not in self._ids:
+            self._remember(tensor, None)
+
+    def _remember(self, tensor: Tensor, ids: Tensor | None) -> None:
+        if id(tensor) not in self._ids and tensor.layout == torch.strided:
+            self._storages.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+        self._ids[id(tensor)] = (tensor, ids)
+
+    def has_aliases(self, tensor: Tensor) -> bool:
+        """Whether another tensor of the pass shares the memory, and would change with an in-place operation."""
+        if tensor.layout != torch.strided:
+            return False
+        return any(t is not tensor for t in self._storages.get(tensor.untyped_storage().data_ptr(), ()))
 
     def new_nodes(self, *shape: int) -> Tensor:
         size = 1
@@ -232,6 +252,7 @@ class _Recorder(TorchFunctionMode):
 
     def clear(self) -> None:
         self._ids.clear()
+        self._storages.clear()
 
     # -- modules
 
@@ -263,6 +284,10 @@ class _Recorder(TorchFunctionMode):
         if ids is not None and not _only_dim(ids, 1):
             self.barrier([x], [out], f"{self.names[module]!r} normalises along more than one followed dimension")
             ids = None
+        if ids is not None:
+            ids = ids.expand([s if d == 1 else 1 for d, s in enumerate(x.shape)])
+            if self._shares_parameters(module):
+                self.fix(ids)
         calls = self.norms.setdefault(module, [])
         calls.append(ids.reshape(-1) if ids is not None else None)
         if ids is None:
@@ -277,8 +302,12 @@ class _Recorder(TorchFunctionMode):
             self.fix(ids)
         self.label(out, ids)
 
+    def _shares_parameters(self, module: nn.Module) -> bool:
+        return any(id(p) in self._shared for p in module.parameters())
+
     def on_layer(self, module: nn.Module, kind: Conv2dKind, x: Tensor, out: Tensor) -> None:
         name = self.names[module]
+        before = self.n_nodes
         n_in, n_out = kind.channels(module)
         record = self.layers.get(module)
         if record is None:
@@ -291,7 +320,7 @@ class _Recorder(TorchFunctionMode):
         ids = self.ids(x)
         if ids is None and not self.is_derived(x):
             self.unfollowed[name] = "its input is of unknown origin, so everything before it stays whole"
-            self.read_all(torch.arange(self.n_nodes - record.out_nodes.numel()))
+            self.read_all(torch.arange(before))
         if ids is not None and not _only_dim(ids, in_dim):
             self.read_all(ids)
             self.fix(ids)
@@ -305,8 +334,13 @@ class _Recorder(TorchFunctionMode):
             for call in record.calls:
                 if call.in_ids is not None:
                     self.fix(call.in_ids)
-        if kind.whole(module):
-            self.unfollowed[name] = "its structure forbids removing single channels: counted, stays dense"
+        shared = self._shares_parameters(module)
+        if shared or kind.whole(module):
+            self.unfollowed[name] = (
+                "another module shares its parameters: counted, stays dense"
+                if shared
+                else "its structure forbids removing single channels: counted, stays dense"
+            )
             for nodes in (record.out_nodes, record.group_nodes, ids):
                 if nodes is not None and len(nodes):
                     self.read_all(nodes)
@@ -338,13 +372,15 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.depth:
             return func(*args, **kwargs)
-        # An in-place operation overwrites the label of its first argument: take the labels before the call.
+        if not args and "input" in kwargs:
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("input"),)
         name = getattr(func, "__name__", str(func))
         inputs = list(tensors_in((args, kwargs), depth=3))
         out = func(*args, **kwargs)
         if name == "__get__" or name in _METADATA:
             if isinstance(out, Tensor) and inputs:
-                self.on_attribute(inputs[0], out)
+                self.on_attribute(getattr(getattr(func, "__self__", None), "__name__", ""), inputs[0], out)
             return out
         if name == "__set__":
             self.barrier(inputs, [], "assignment to a tensor attribute")
@@ -354,6 +390,11 @@ class _Recorder(TorchFunctionMode):
         if name in ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "conv_transpose1d", "conv_transpose3d", "linear"):
             self.on_functional_layer(name, inputs, outputs[0])
             self.barrier(labelled, outputs, None)
+        elif name == "multi_head_attention_forward":
+            self.on_attention(*inputs[:3])
+            self.barrier(labelled, outputs, "attention mixes channels")
+        elif labelled and any(o is i for o in outputs for i in inputs) and self._writes_into_alias(inputs, labelled):
+            self.barrier(labelled, [t for t in outputs if self.ids(t) is None], f"{name} writes into a shared tensor")
         elif labelled:
             self.on_function(name, func, args, kwargs, inputs, labelled, out, outputs)
         elif any(self.is_derived(t) for t in inputs):
@@ -361,9 +402,13 @@ class _Recorder(TorchFunctionMode):
                 self.mark_derived(t)
         return out
 
-    def on_attribute(self, x: Tensor, out: Tensor) -> None:
+    def on_attribute(self, name: str, x: Tensor, out: Tensor) -> None:
         ids = self.ids(x)
-        if ids is not None and out.shape == x.shape:
+        if ids is not None and name in ("T", "mT", "H", "mH") and x.dim() == 2:
+            self.label(out, ids.t())
+        elif ids is not None and name == "mT":
+            self.label(out, ids.transpose(-1, -2))
+        elif ids is not None and name == "data":
             self.label(out, ids)
         elif ids is not None:
             self.barrier([x], [out], None)
@@ -384,7 +429,16 @@ class _Recorder(TorchFunctionMode):
             n_in, n_out = x.shape[1], out.shape[1]
             groups = n_in // weight.shape[1]
             pair = weight[0, 0].numel() * (out.numel() // n_out)
-        key = self._parameters.get(id(weight)) or f"{'.'.join(filter(None, self._stack[-1:])) or 'model'}.{name}"
+        self._count_dense(name, id(weight), n_in, n_out, groups, pair)
+
+    def on_attention(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """The four linear maps inside ``nn.MultiheadAttention``: counted, never pruned."""
+        width = query.shape[-1]
+        rows = 2 * query.numel() * width + (key.numel() + value.numel()) * width
+        self._count_dense("multi_head_attention", None, width, width, 1, rows // width**2)
+
+    def _count_dense(self, name: str, weight: int | None, n_in: int, n_out: int, groups: int, pair: int) -> None:
+        key = self._parameters.get(weight or 0) or f"{'.'.join(filter(None, self._stack[-1:])) or 'model'}.{name}"
         while key in self.layers:
             key += "'"
         record = LayerRecord(f"{key} ({name})", None, None, n_in, n_out, groups, note="called as a function")
@@ -394,13 +448,17 @@ class _Recorder(TorchFunctionMode):
         self.layers[key] = record
         self.unfollowed[record.name] = "called as a function with a weight of its own: counted, stays dense"
 
+    def _writes_into_alias(self, inputs: list[Tensor], labelled: list[Tensor]) -> bool:
+        """Whether other tensors take part in an operation in place on a tensor that has views: they do not know of it."""
+        return any(t is not inputs[0] for t in labelled) and self.has_aliases(inputs[0])
+
     def barrier(self, inputs: Sequence[Tensor], outputs: Any, reason: str | None) -> None:
         for t in inputs:
             if (ids := self.ids(t)) is not None:
                 self.read_all(ids)
                 self.fix(ids)
         for t in outputs:
-            self._ids[id(t)] = (t, None)
+            self._remember(t, None)
         if reason is not None:
             self.unfollowed.setdefault(self._stack[-1] if self._stack else "model", reason)
 
@@ -424,7 +482,9 @@ class _Recorder(TorchFunctionMode):
         ids = self.ids(x)
         if not outputs:
             self.barrier(labelled, [], f"{name} takes values out of the graph")
-        elif base in _ELEMENTWISE and len(outputs) == 1:
+        elif len(outputs) == 1 and (
+            base in _ELEMENTWISE or base in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor)
+        ):
             self.on_elementwise(inputs, outputs[0])
         elif base in ("cat", "concat", "concatenate") and len(outputs) == 1:
             dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
@@ -535,7 +595,8 @@ class _Recorder(TorchFunctionMode):
         for k in range(len(pad) // 2):
             dim = x.dim() - 1 - k
             before, after = pad[2 * k], pad[2 * k + 1]
-            if not (before or after) or ids.shape[dim] == 1 and x.shape[dim] != 1:
+            # A dimension without followed channels, where padding adds places and not channels.
+            if not (before or after) or ids.shape[dim] == 1 and (x.shape[dim] != 1 or ids.numel() > 1):
                 continue
             if before < 0 or after < 0:
                 self.barrier([x], [out], "a negative pad cuts channels off")
@@ -559,14 +620,18 @@ class _Recorder(TorchFunctionMode):
             if (other_ids := self.ids(other)) is not None and name not in ("view_as", "reshape_as", "expand_as"):
                 self.read_all(other_ids)
         spread = ids.expand(x.shape)
+        if any(isinstance(a, torch.dtype) for a in (*args, *kwargs.values())):
+            self.barrier([x], tensors_in(out), f"{name} reinterprets memory")
+            return
         moved = func(spread.contiguous() if name in ("view", "view_as") else spread, *args[1:], **kwargs)
         pairs = list(zip(tensors_in(out, depth=2), tensors_in(moved, depth=2), strict=True))
         squeezed = [_compress(m) for _, m in pairs]
         if name not in _SHAPE_FREE_VIEWS:
             kept_whole = all(s.numel() == ids.numel() and torch.equal(s.reshape(-1), ids.reshape(-1)) for s in squeezed)
             if name in ("view", "reshape"):
-                shape = args[1:] if len(args) > 2 or not isinstance(args[1], (tuple, list)) else args[1]
-                shape = kwargs.get("shape", shape)
+                shape = kwargs.get("shape", kwargs.get("size"))
+                if shape is None:
+                    shape = args[1:] if len(args) > 2 or not isinstance(args[1], (tuple, list)) else args[1]
                 dims = [d for d, s in enumerate(squeezed[0].shape) if s > 1]
                 one = sum(s > 1 for s in ids.shape) == 1 == len(dims)
                 if not (one and list(shape)[dims[0]] == -1):
@@ -580,7 +645,7 @@ class _Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], x: Tensor, ids: Tensor, outputs: list[Tensor]
     ) -> None:
         dim = kwargs.get("dim", kwargs.get("axis", _positional_dim(func, args)))
-        if dim is None or isinstance(dim, Tensor):
+        if dim is None or isinstance(dim, (Tensor, bool, str)):
             self.barrier([x, *([dim] if isinstance(dim, Tensor) else [])], outputs, None)
             return
         dims = sorted(d % x.dim() for d in ([dim] if isinstance(dim, int) else dim))

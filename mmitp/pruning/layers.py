@@ -78,7 +78,7 @@ class Conv2dKind:
     def pair_macs(self, layer: nn.Module, x: Tensor, out: Tensor) -> int:
         """MACs a connected (input channel, output channel) pair costs in this call, the batch included."""
         kh, kw = layer.weight.shape[2:]  # type: ignore[union-attr, misc]
-        return int(kh) * int(kw) * (out.numel() // out.shape[1])
+        return int(kh) * int(kw) * (out.numel() // out.shape[-3])
 
     def input_macs(self, layer: nn.Module, x: Tensor, out: Tensor) -> int:
         """MACs an input channel costs besides, however many outputs are kept (an offset convolution)."""
@@ -108,7 +108,7 @@ class ConvTranspose2dKind(Conv2dKind):
 
     def pair_macs(self, layer: nn.Module, x: Tensor, out: Tensor) -> int:
         kh, kw = layer.weight.shape[2:]  # type: ignore[union-attr, misc]
-        return int(kh) * int(kw) * (x.numel() // x.shape[1])
+        return int(kh) * int(kw) * (x.numel() // x.shape[-3])
 
 
 class LinearKind(Conv2dKind):
@@ -138,8 +138,13 @@ def register_channelwise(*types: type[nn.Module]) -> None:
 
 
 def kind_of(module: nn.Module) -> Conv2dKind | None:
-    """The kind of a layer by its exact type (a subclass may compute something else), or None."""
-    return _KINDS.get(type(module))
+    """The kind of a layer by its exact type (a subclass may compute something else), or None.
+
+    None too where the weight is computed anew at every call (weight and spectral normalisation by hooks,
+    ``torch.nn.utils.prune``): such a layer cannot be cut by cutting its weight.
+    """
+    kind = _KINDS.get(type(module))
+    return kind if kind is not None and module._parameters.get("weight") is not None else None
 
 
 def is_channelwise(module: nn.Module) -> bool:

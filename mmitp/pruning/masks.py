@@ -26,9 +26,10 @@ def binarize(mask: Tensor) -> Tensor:
 
     ``M > 0`` and not ``round(0.5 * tanh(M) + 0.5)``: the two differ in float32 next to zero.
     """
-    on = (mask > 0).to(mask.dtype)
-    on.view(-1)[mask.reshape(-1).argmax()] = 1.0
-    return on
+    flat = mask.reshape(-1)
+    on = (flat > 0).to(mask.dtype)
+    on[flat.argmax()] = 1.0
+    return on.view(mask.shape)
 
 
 class _StraightThrough(torch.autograd.Function):

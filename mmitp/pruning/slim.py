@@ -228,11 +228,13 @@ def apply_plan(model: nn.Module, plan: SlimPlan) -> nn.Module:
     for name in [*plan.layers, *plan.norms]:
         if name not in modules:
             raise ValueError(f"the slim spec names a module {name!r} that {type(model).__name__} does not have")
-    for layer in masked_layers(model).values():
-        if layer.mask_granularity == "weight":
-            layer.fold()
-        else:
+    for name, layer in masked_layers(model).items():
+        cut = plan.layers.get(name)
+        if layer.mask_granularity == "channel" and cut is not None and len(cut.in_keep) < layer.prune_mask.numel():
             layer.detach_mask()
+        else:
+            # Nothing of its inputs is removed (its mask does not count, or the recorded pass never ran it).
+            layer.fold()
     for name, entry in plan.layers.items():
         layer = modules[name]
         kind = kind_of(layer)
