@@ -30,10 +30,10 @@ class CollapseGuardHook(Hook):
     with PGD at the same eps, and calls it a collapse when PGD's result is both
 
     - worse than ``drop`` times the best one since the eps in force came into force, and
-    - worse than ``gap`` times the training attack's.
+    - worse than ``gap`` times the training attack's, which itself is better than guessing.
 
     The result is the accuracy of a classifier (samples with one ``gt_label``), else the inverse of the model's training
-    loss (detectors). It needs an AdversarialHook in the same run.
+    loss (detectors, where nothing counts as guessing). It needs an AdversarialHook in the same run.
 
     Args:
         interval: epochs (or iterations) between probes.
@@ -136,8 +136,10 @@ class CollapseGuardHook(Hook):
         model = unwrap(runner.model)
         alpha = self.alpha if self.alpha is not None else eps / 4
         with _evaluating(model):
-            single = self._result(model, lambda *batch: attack.perturb(model, *batch, generator=_generator(batch)))
-            multi = self._result(
+            single, chance = self._result(
+                model, lambda *batch: attack.perturb(model, *batch, generator=_generator(batch))
+            )
+            multi, _ = self._result(
                 model,
                 lambda *batch: attack.perturb_pgd(
                     model, *batch, alpha=alpha, steps=self.steps, generator=_generator(batch)
@@ -145,7 +147,7 @@ class CollapseGuardHook(Hook):
             )
         if eps != self._best_eps:
             self._best, self._best_eps = multi, eps
-        collapsed = multi < self.drop * self._best and multi < self.gap * single
+        collapsed = multi < self.drop * self._best and multi < self.gap * single and single > chance
         self._best = max(self._best, multi)
         self.history.append({"iter": runner.iter, "single": single, "pgd": multi, "collapsed": collapsed})
         runner.message_hub.update_scalar("train/probe_single", single)
@@ -155,16 +157,14 @@ class CollapseGuardHook(Hook):
         elif self.action in ("restore", "restore_switch", "stop"):
             self._good = _snapshot(runner)
 
-    def _result(self, model: nn.Module, perturb: Callable[[dict[str, Any], Any], Tensor]) -> float:
-        """Accuracy, or one over the mean loss, on the kept batches of all ranks."""
-        total = count = 0.0
-        labelled = True
+    def _result(self, model: nn.Module, perturb: Callable[[dict[str, Any], Any], Tensor]) -> tuple[float, float]:
+        """Accuracy, or one over the mean loss, on the kept batches of all ranks; and what guessing would reach."""
+        total = count = chance = 0.0
         for raw in self._batches:
             # Preprocessors write labels and meta data into the samples they are given.
             data = model.data_preprocessor(copy.deepcopy(raw), False)  # type: ignore[operator]
             attacked = {**data, "inputs": perturb(data, raw)}
             labels = _labels(data["data_samples"])
-            labelled = labels is not None
             with torch.no_grad():
                 if labels is None:
                     total += training_loss(model, data)(attacked["inputs"]).item()
@@ -173,11 +173,12 @@ class CollapseGuardHook(Hook):
                     logits = model(attacked["inputs"], copy.deepcopy(data["data_samples"]), mode="tensor")
                     total += (logits.argmax(1) == labels.to(logits.device)).sum().item()
                     count += len(labels)
+                    chance = 1 / logits.shape[1]
         device = next(model.parameters()).device
         sums = torch.tensor([total, count], dtype=torch.float64, device=device)
         all_reduce(sums)
         mean = (sums[0] / sums[1]).item()
-        return mean if labelled else 1 / max(mean, 1e-12)
+        return (mean, chance) if chance else (1 / max(mean, 1e-12), 0.0)
 
     def _act(self, runner: Runner, single: float, multi: float) -> None:
         done = []

@@ -1,0 +1,203 @@
+"""AdversarialHook on the stack's own models: an mmpretrain classifier with mixup, an mmdet CenterNet."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+import mmitp  # noqa: F401  (makes the stack importable without compiled operators)
+
+pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
+pytest.importorskip("mmdet", reason="mmdet is not installed")
+
+import mmpretrain.models  # noqa: F401
+from mmdet.structures import DetDataSample
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+from mmpretrain.structures import DataSample
+
+from mmitp.engine.hooks.adversarial_hook import AdversarialHook
+
+MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+CENTERNET: dict[str, Any] = dict(
+    type="mmdet.CenterNet",
+    data_preprocessor=dict(type="mmdet.DetDataPreprocessor", mean=MEAN, std=STD, bgr_to_rgb=True, pad_size_divisor=32),
+    backbone=dict(type="mmitp.DLA", depth=34, width=0.125),
+    neck=dict(type="mmitp.DLAUp", in_channels=(8, 16, 32, 64), use_dcn=False),
+    bbox_head=dict(
+        type="mmitp.KittiCenterNetHead",
+        num_classes=3,
+        in_channels=8,
+        feat_channels=8,
+        loss_center_heatmap=dict(type="mmdet.GaussianFocalLoss", loss_weight=1.0),
+        loss_wh=dict(type="mmdet.L1Loss", loss_weight=0.1),
+        loss_offset=dict(type="mmdet.L1Loss", loss_weight=1.0),
+    ),
+    test_cfg=dict(topk=10, local_maximum_kernel=3, max_per_img=10),
+)
+RETINANET: dict[str, Any] = dict(
+    type="mmdet.RetinaNet",
+    data_preprocessor=dict(type="mmdet.DetDataPreprocessor", mean=MEAN, std=STD, bgr_to_rgb=True, pad_size_divisor=32),
+    backbone=dict(type="mmdet.ResNet", depth=18, base_channels=8, stem_channels=8, norm_eval=True),
+    neck=dict(
+        type="mmdet.FPN",
+        in_channels=[8, 16, 32, 64],
+        out_channels=8,
+        start_level=1,
+        add_extra_convs="on_output",
+        num_outs=5,
+    ),
+    bbox_head=dict(
+        type="mmdet.RetinaHead",
+        num_classes=3,
+        in_channels=8,
+        stacked_convs=1,
+        feat_channels=8,
+        anchor_generator=dict(
+            type="mmdet.AnchorGenerator",
+            octave_base_scale=4,
+            scales_per_octave=1,
+            ratios=[1.0],
+            strides=[8, 16, 32, 64, 128],
+        ),
+        bbox_coder=dict(type="mmdet.DeltaXYWHBBoxCoder"),
+        loss_cls=dict(type="mmdet.FocalLoss", use_sigmoid=True),
+        loss_bbox=dict(type="mmdet.L1Loss"),
+    ),
+    train_cfg=dict(
+        assigner=dict(type="mmdet.MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1),
+        sampler=dict(type="mmdet.PseudoSampler"),
+        allowed_border=-1,
+        pos_weight=-1,
+    ),
+    test_cfg=dict(nms_pre=10, score_thr=0.0, nms=dict(type="nms", iou_threshold=0.5), max_per_img=10),
+)
+
+
+class Scenes(Dataset):
+    """Two images of different sizes with one box each."""
+
+    metainfo: dict = {}  # noqa: RUF012
+    sizes = ((48, 64), (64, 40))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> dict:
+        height, width = self.sizes[index]
+        image = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(index)).byte()
+        sample = DetDataSample(metainfo=dict(img_shape=(height, width), img_id=index, scale_factor=(1.0, 1.0)))
+        sample.gt_instances = InstanceData(bboxes=torch.tensor([[8.0, 8.0, 30.0, 28.0]]), labels=torch.tensor([index]))
+        sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+        return {"inputs": image, "data_samples": sample}
+
+
+class Photos(Dataset):
+    """Four 8x8 images of four classes."""
+
+    metainfo: dict = {}  # noqa: RUF012
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict:
+        image = torch.randint(0, 256, (3, 8, 8), generator=torch.Generator().manual_seed(index)).byte()
+        return {"inputs": image, "data_samples": DataSample().set_gt_label(index)}
+
+
+def train(work_dir: Path, model: dict, dataset: Dataset, hook: AdversarialHook, collate: str) -> tuple[Runner, list]:
+    """One epoch; what went into the model in ``loss`` mode."""
+    seen: list[tuple[torch.Tensor, list]] = []
+    runner = Runner(
+        model=copy.deepcopy(model),
+        work_dir=str(work_dir),
+        train_dataloader=dict(
+            dataset=dataset,
+            batch_size=len(dataset),  # type: ignore[arg-type]
+            num_workers=0,
+            sampler=dict(type="DefaultSampler", shuffle=False),
+            collate_fn=dict(type=collate),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=1e-3)),
+        custom_hooks=[hook],
+        randomness=dict(seed=0),
+        default_scope="mmdet",
+        experiment_name="_".join(work_dir.parts[-3:]),
+        log_level="WARNING",
+    )
+    loss = runner.model.loss
+
+    def recorded(inputs: torch.Tensor, data_samples: list) -> Any:
+        seen.append((inputs.detach().clone(), copy.deepcopy(data_samples)))
+        return loss(inputs, data_samples)
+
+    runner.model.loss = recorded
+    runner.train()
+    return runner, seen
+
+
+def test_classifier_with_mixup(tmp_path: Path) -> None:
+    """The attack sees the mixed images and the soft labels the training sees."""
+    model = dict(
+        type="mmpretrain.ImageClassifier",
+        data_preprocessor=dict(
+            type="mmpretrain.ClsDataPreprocessor",
+            mean=MEAN,
+            std=STD,
+            num_classes=4,
+            batch_augments=dict(augments=dict(type="Mixup", alpha=1.0)),
+        ),
+        backbone=dict(type="mmitp.ResNetCifar", depth=8),
+        neck=dict(type="mmpretrain.GlobalAveragePooling"),
+        head=dict(
+            type="mmpretrain.LinearClsHead",
+            num_classes=4,
+            in_channels=64,
+            loss=dict(type="mmpretrain.CrossEntropyLoss", use_soft=True),
+        ),
+    )
+    _, seen = train(tmp_path, model, Photos(), AdversarialHook(eps=8, alpha=10), "default_collate")
+    (start, first), (trained, second) = seen
+    assert [sample.gt_score.tolist() for sample in first] == [sample.gt_score.tolist() for sample in second]
+    assert any(0 < sample.gt_score.max() < 1 for sample in first)
+    std = torch.tensor(STD).view(1, 3, 1, 1)
+    moved = ((trained - start) * std).abs()
+    assert moved.max() <= 16 + 1e-3  # two points of one ball of radius 8
+    assert moved.mean() > 2
+
+
+@pytest.mark.parametrize(
+    ("model", "losses"),
+    [
+        pytest.param(CENTERNET, None, id="centernet"),
+        pytest.param(CENTERNET, ["loss_center_heatmap"], id="centernet-heatmap"),
+        pytest.param(CENTERNET, ["loss_wh", "loss_offset"], id="centernet-boxes"),
+        pytest.param(RETINANET, None, id="retinanet"),
+    ],
+)
+def test_detector_raises_its_own_loss_inside_the_images_only(
+    tmp_path: Path, model: dict, losses: list[str] | None
+) -> None:
+    hook = AdversarialHook(eps=4, alpha=5, losses=losses, batchnorm="batch")
+    runner, seen = train(tmp_path, model, Scenes(), hook, "pseudo_collate")
+    start, trained = seen[0][0], seen[-1][0]
+    assert len(seen) == 2
+    assert trained.shape == (2, 3, 64, 64)
+    assert (trained[0, :, 48:] == 0).all()  # the preprocessor pads with 0
+    assert (trained[1, :, :, 40:] == 0).all()
+    std = torch.tensor(STD).view(1, 3, 1, 1)
+    items = [Scenes()[index] for index in range(2)]
+    data = {key: [item[key] for item in items] for key in items[0]}
+    clean = runner.model.data_preprocessor(data, False)["inputs"]
+    assert ((trained - clean) * std).abs().max() <= 4 + 1e-3
+    assert not torch.equal(start, trained)
+    # Boxes are those of the data set, whatever the attack's passes did with their copies.
+    for index, sample in enumerate(seen[-1][1]):
+        assert torch.equal(sample.gt_instances.bboxes, Scenes()[index]["data_samples"].gt_instances.bboxes)
+        assert sample.gt_instances.labels.tolist() == [index]

@@ -1,0 +1,307 @@
+"""The guard against a collapse provoked for real, and what it does about one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+pytest.importorskip("mmengine", reason="the OpenMMLab stack is not installed")
+
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+
+from mmitp.engine.hooks.adversarial_hook import AdversarialHook
+from mmitp.engine.hooks.collapse_guard import CollapseGuardHook
+
+CLASSES, SIZE = 4, 8
+
+
+class Patterns(Dataset):
+    """Noisy copies of four sign patterns: easy to classify, barely separable within 56/255."""
+
+    metainfo: dict = {}  # noqa: RUF012
+
+    def __init__(self, n: int, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(7)
+        patterns = torch.randn(CLASSES, 3, SIZE, SIZE, generator=generator).sign()
+        generator.manual_seed(seed)
+        self.labels = torch.randint(0, CLASSES, (n,), generator=generator)
+        noise = torch.randn(n, 3, SIZE, SIZE, generator=generator)
+        self.images = ((0.5 + 0.2 * patterns[self.labels] + 0.15 * noise).clamp(0, 1) * 255).round().byte()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict:
+        sample = BaseDataElement()
+        sample.gt_label = self.labels[index : index + 1]
+        return {"inputs": self.images[index], "data_samples": sample}
+
+
+class Net(BaseModel):
+    def __init__(self, width: int = 32) -> None:
+        super().__init__(dict(type="ImgDataPreprocessor", mean=[127.5] * 3, std=[255.0] * 3))
+        layers: list[nn.Module] = []
+        for inputs, stride in ((3, 1), (width, 1), (width, 2)):
+            layers += [nn.Conv2d(inputs, width, 3, stride, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * (SIZE // 2) ** 2, CLASSES))
+
+    def forward(self, inputs: torch.Tensor, data_samples: list | None = None, mode: str = "tensor") -> Any:
+        logits = self.net(inputs)
+        if mode == "loss":
+            return {"loss": nn.functional.cross_entropy(logits, torch.cat([s.gt_label for s in data_samples]))}
+        return logits if mode == "tensor" else data_samples
+
+
+class Nothing(BaseMetric):
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        self.results.append(0)
+
+    def compute_metrics(self, results: list) -> dict:
+        return {}
+
+
+def loader(dataset: Dataset, batch_size: int, shuffle: bool) -> dict:
+    return dict(
+        dataset=dataset,
+        batch_size=batch_size,
+        num_workers=0,
+        sampler=dict(type="DefaultSampler", shuffle=shuffle),
+        collate_fn=dict(type="pseudo_collate"),
+    )
+
+
+def make_runner(
+    work_dir: Path,
+    hooks: list[Hook | dict],
+    epochs: int = 1,
+    n: int = 32,
+    batch_size: int = 16,
+    val: bool = True,
+    seed: int = 0,
+    model: nn.Module | None = None,
+    **kwargs: Any,
+) -> Runner:
+    torch.manual_seed(seed)
+    config: dict[str, Any] = dict(
+        model=model or Net(32 if n > 100 else 4),
+        work_dir=str(work_dir),
+        train_dataloader=loader(Patterns(n), batch_size, True),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=1000),
+        optim_wrapper=dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.05, momentum=0.9)),
+        custom_hooks=hooks,
+        default_hooks=dict(checkpoint=None, logger=dict(type="LoggerHook", interval=1000)),
+        randomness=dict(seed=seed),
+        experiment_name="_".join(work_dir.parts[-3:]),
+        log_level="WARNING",
+    )
+    if val:
+        dataset = Patterns(64, seed=1)
+        config.update(val_dataloader=loader(dataset, 32, False), val_cfg=dict(), val_evaluator=[Nothing()])
+    return Runner(**{**config, **kwargs})
+
+
+def provoke(tmp_path: Path, **guard: Any) -> tuple[AdversarialHook, CollapseGuardHook, Runner]:
+    """FGSM-RS with a step of two eps on a small network: it learns the corners of the ball and nothing between."""
+    attack = AdversarialHook(eps=52, alpha=104)
+    hook = CollapseGuardHook(source="train", **guard)
+    runner = make_runner(tmp_path, [attack, hook], epochs=10, n=256, batch_size=64, val=False)
+    runner.train()
+    return attack, hook, runner
+
+
+def test_a_real_collapse_is_noticed_and_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _, hook, runner = provoke(tmp_path)
+    assert len(hook.history) == 10
+    first = next(index for index, probe in enumerate(hook.history) if probe["collapsed"])
+    best = max(probe["pgd"] for probe in hook.history[:first])
+    assert hook.history[first]["pgd"] < 0.5 * best  # the single step no longer says anything about PGD ...
+    assert hook.history[first]["single"] > best  # ... and looks better than ever
+    log = next(Path(runner.log_dir).glob("*.log")).read_text()
+    assert "catastrophic overfitting at iteration" in log
+    assert "Nothing is done about it" in log
+
+
+def test_restore_and_switch_lead_the_run_out_of_the_collapse(tmp_path: Path) -> None:
+    attack, hook, _ = provoke(tmp_path, action="restore_switch", switch_to=dict(attack="pgd", steps=3, alpha=26))
+    first = next(index for index, probe in enumerate(hook.history) if probe["collapsed"])
+    assert (attack.attack, attack.steps, attack.alpha) == ("pgd", 3, 26)
+    after = hook.history[first + 1 :]
+    assert after
+    assert not any(probe["collapsed"] for probe in after)
+    assert after[-1]["pgd"] > hook.history[first]["pgd"]
+    assert after[-1]["pgd"] > 0.5 * after[-1]["single"]
+
+
+class Fake:
+    """Replaces the probe's measurement by a script of (single, pgd) results."""
+
+    def __init__(self, *script: tuple[float, float]) -> None:
+        self.values = iter([value for pair in script for value in pair])
+
+    def __call__(self, *_: Any) -> tuple[float, float]:
+        return next(self.values), 0.25
+
+
+def scripted(tmp_path: Path, script: list[tuple[float, float]], *extra: Hook, **guard: Any) -> Any:
+    attack, hook = AdversarialHook(), CollapseGuardHook(**guard)
+    hook._result = Fake(*script)  # type: ignore[method-assign]
+    runner = make_runner(tmp_path, [attack, hook, *extra], epochs=len(script))
+    return attack, hook, runner
+
+
+class Keep(Hook):
+    """The weights and moments at the end of each epoch, before the guard acts and after."""
+
+    def __init__(self, priority: str) -> None:
+        self.priority = priority
+        self.states: list[dict] = []
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        moments = runner.optim_wrapper.optimizer.state_dict()["state"]
+        self.states.append(
+            {
+                **{key: value.clone() for key, value in runner.model.state_dict().items()},
+                **{f"momentum{key}": value["momentum_buffer"].clone() for key, value in moments.items()},
+            }
+        )
+
+
+def equal(one: dict, other: dict) -> bool:
+    return all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_restore_brings_back_weights_and_moments_but_not_the_learning_rate(tmp_path: Path) -> None:
+    before, after = Keep("ABOVE_NORMAL"), Keep("VERY_LOW")
+    schedule = [dict(type="MultiStepLR", milestones=[2], gamma=0.1)]
+    attack, hook, runner = scripted(tmp_path, [(0.5, 0.4), (0.5, 0.45), (0.9, 0.1)], before, after, action="restore")
+    runner.param_schedulers = schedule
+    runner.train()
+    assert [probe["collapsed"] for probe in hook.history] == [False, False, True]
+    assert not equal(before.states[2], before.states[1])
+    assert equal(after.states[2], before.states[1])
+    assert runner.optim_wrapper.get_lr()["lr"] == [pytest.approx(0.005)]
+    assert attack.attack == "fgsm_rs"
+
+
+def test_restore_refuses_what_pruning_froze_since(tmp_path: Path) -> None:
+    class Freeze(Hook):
+        def after_train_epoch(self, runner: Runner) -> None:
+            if runner.epoch == 1:
+                runner.model.prune_pattern.fill_(1.0)
+
+    model = Net(4)
+    model.register_buffer("prune_pattern", torch.full((3,), -1.0))
+    after = Keep("VERY_LOW")
+    attack, hook = AdversarialHook(), CollapseGuardHook(action="restore_switch")
+    hook._result = Fake((0.5, 0.4), (0.9, 0.1))  # type: ignore[method-assign]
+    runner = make_runner(tmp_path, [attack, hook, Freeze(), after], epochs=2, model=model)
+    runner.train()
+    assert (runner.model.prune_pattern == 1).all()
+    assert not equal(after.states[1], after.states[0])
+    assert "masks were frozen" in next(Path(runner.log_dir).glob("*.log")).read_text()
+    assert attack.attack == "pgd"  # the switch is made all the same
+
+
+def test_switch_by_default_to_pgd_2_at_half_eps(tmp_path: Path) -> None:
+    attack, _, runner = scripted(tmp_path, [(0.5, 0.4), (0.9, 0.1), (0.9, 0.1)], action="switch")
+    runner.train()
+    assert (attack.attack, attack.steps, attack.alpha) == ("pgd", 2, 4.0)
+
+
+def test_switch_to_n_fgsm_at_full_eps(tmp_path: Path) -> None:
+    attack, _, runner = scripted(tmp_path, [(0.5, 0.4), (0.9, 0.1)], action="switch", switch_to=dict(attack="n_fgsm"))
+    runner.train()
+    assert (attack.attack, attack.alpha) == ("n_fgsm", 8.0)
+
+
+def test_stop_restores_and_ends_the_training(tmp_path: Path) -> None:
+    after = Keep("VERY_LOW")
+    _, hook, runner = scripted(tmp_path, [(0.5, 0.4), (0.9, 0.1), (0.5, 0.4)], after, action="stop")
+    runner.train()
+    assert len(hook.history) == 2
+    assert equal(after.states[1], after.states[0])
+
+
+@pytest.mark.parametrize(
+    ("second", "collapsed"),
+    [
+        pytest.param((0.9, 0.19), True, id="both"),
+        pytest.param((0.3, 0.19), False, id="the single step fell too"),
+        pytest.param((0.9, 0.21), False, id="pgd not fallen far enough"),
+        pytest.param((0.24, 0.01), False, id="no better than guessing"),
+    ],
+)
+def test_what_counts_as_a_collapse(tmp_path: Path, second: tuple[float, float], collapsed: bool) -> None:
+    """After a best PGD result of 0.4: below 0.2, below half of the single step, which beats a chance of 0.25."""
+    _, hook, runner = scripted(tmp_path, [(0.5, 0.4), second])
+    runner.train()
+    assert hook.history[1]["collapsed"] is collapsed
+
+
+def test_a_growing_eps_is_no_collapse(tmp_path: Path) -> None:
+    attack, hook = AdversarialHook(warmup=2), CollapseGuardHook()
+    hook._result = Fake((0.9, 0.9), (0.9, 0.1))  # type: ignore[method-assign]
+    make_runner(tmp_path, [attack, hook], epochs=2).train()
+    assert [probe["collapsed"] for probe in hook.history] == [False, False]
+
+
+def test_watching_changes_nothing(tmp_path: Path) -> None:
+    """Same weights, statistics and modes with and without the guard, validation batches and iterations included."""
+    states = []
+    for name, guards in (("plain", []), ("guarded", [CollapseGuardHook(interval=1, by_epoch=False, source="val")])):
+        runner = make_runner(tmp_path / name, [AdversarialHook(), *guards], epochs=2)
+        runner.model.net[1].eval()
+        runner.train()
+        states.append(runner.model.state_dict())
+    assert len(guards[0].history) == 4
+    assert equal(*states)
+
+
+def test_detector_like_models_are_probed_by_their_loss(tmp_path: Path) -> None:
+    class NoLabel(Patterns):
+        def __getitem__(self, index: int) -> dict:
+            item = super().__getitem__(index)
+            item["data_samples"].target = item["data_samples"].pop("gt_label")
+            return item
+
+    class Regressor(Net):
+        def forward(self, inputs: torch.Tensor, data_samples: list | None = None, mode: str = "tensor") -> Any:
+            target = torch.cat([sample.target for sample in data_samples or []])
+            return {"loss": nn.functional.cross_entropy(self.net(inputs), target)}
+
+    hook = CollapseGuardHook(num_batches=1)
+    runner = make_runner(
+        tmp_path,
+        [AdversarialHook(), hook],
+        model=Regressor(4),
+        val=False,
+        train_dataloader=loader(NoLabel(32), 16, False),
+    )
+    runner.train()
+    (probe,) = hook.history
+    assert 0 < probe["pgd"] <= probe["single"] * 1.05  # one over the loss: PGD finds the larger loss
+    assert not probe["collapsed"]
+
+
+def test_wrong_use_is_answered(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="action must be"):
+        CollapseGuardHook(action="panic")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="source must be"):
+        CollapseGuardHook(source="test")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="drop and gap between 0 and 1"):
+        CollapseGuardHook(drop=1.5)
+    alone = make_runner(tmp_path / "a", [dict(type="mmitp.CollapseGuardHook")])
+    with pytest.raises(ValueError, match="exactly one AdversarialHook"):
+        alone.train()
+    blind = make_runner(tmp_path / "b", [AdversarialHook(), CollapseGuardHook(source="val")], val=False)
+    with pytest.raises(ValueError, match="validation dataloader"):
+        blind.train()
