@@ -349,6 +349,10 @@ def _rectangle(pose: _Pose, length: float, width: float) -> np.ndarray:
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two rectangles on the ground ((4, 3) corners) overlap: separating axes."""
+    (ax, _, az), (bx, _, bz) = ((a[0] + a[2]) / 2).tolist(), ((b[0] + b[2]) / 2).tolist()
+    reach = (math.dist(a[0], a[2]) + math.dist(b[0], b[2])) / 2
+    if math.hypot(ax - bx, az - bz) > reach:
+        return False
     a2, b2 = a[:, [0, 2]], b[:, [0, 2]]
     for rect in (a2, b2):
         for edge in (rect[1] - rect[0], rect[2] - rect[1]):

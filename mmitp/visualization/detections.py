@@ -76,6 +76,10 @@ def _field(sample: Any, key: str) -> Any:
     return sample[key] if isinstance(sample, Mapping) else getattr(sample, key)
 
 
+def _array(values: Any) -> np.ndarray:
+    return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
+
+
 def save_gt_vs_pred(
     dataset: Any,
     results: Sequence[Any],
@@ -123,7 +127,7 @@ def save_gt_vs_pred(
             for instance in info["instances"]
         ]
         instances = _field(sample, "pred_instances")
-        boxes, scores, labels = (np.asarray(_field(instances, key)) for key in ("bboxes", "scores", "labels"))
+        boxes, scores, labels = (_array(_field(instances, key)) for key in ("bboxes", "scores", "labels"))
         predictions = [
             DrawnBox(classes[int(label)], box.tolist(), float(score))
             for box, score, label in zip(boxes, scores, labels, strict=True)
