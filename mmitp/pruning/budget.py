@@ -91,9 +91,7 @@ class _Ratio(torch.autograd.Function):
         masks, on, live, readers, n_in, n_out = ctx.saved_tensors
         t: _Tables = ctx.tables
         d_in = t.pair * n_out + t.inp
-        d_need = readers.new_zeros(t.n_classes).index_add_(
-            0, t.class_of, (t.pair * n_in)[t.class_row] * t.class_weight
-        )
+        d_need = readers.new_zeros(t.n_classes).index_add_(0, t.class_of, (t.pair * n_in)[t.class_row] * t.class_weight)
         # The marginal saving: a reader matters to a channel only where no other reader keeps it.
         alone = (readers[t.pair_class] - on[t.pair_literal]) == 0
         d_on = d_in[t.literal_row].index_add(0, t.pair_literal, d_need[t.pair_class] * alone)
@@ -158,8 +156,9 @@ class MacBudget:
             if per_weight:
                 out_const.append(1)
                 continue
-            nodes = record.group_nodes if record.groups > 1 else record.out_nodes
-            width = record.n_out // record.groups if record.groups > 1 else 1
+            grouped = len(record.group_nodes) > 0
+            nodes = record.group_nodes if grouped else record.out_nodes
+            width = record.n_out // record.groups if grouped else 1
             classes, counts = self.needs.node_class[nodes].unique(return_counts=True)
             out_const.append(int(counts[classes < 0].sum()) * width)
             class_of.append(classes[classes >= 0])
@@ -245,7 +244,9 @@ class MacBudget:
         with torch.no_grad():
             if any(layer.mask_frozen for _, layer in self._masked):
                 on = self.flat_pattern()
-                live = torch.cat([torch.full_like(m.prune_mask.reshape(-1), not m.mask_frozen) for _, m in self._masked])
+                live = torch.cat(
+                    [torch.full_like(m.prune_mask.reshape(-1), not m.mask_frozen) for _, m in self._masked]
+                )
             else:
                 on = self.binarize(masks.detach())
                 live = masks.new_ones(())
@@ -358,7 +359,8 @@ class MacBudget:
 
         for i in rows:
             record = self.layers[i]
-            assert record.module is not None and record.kind is not None
+            assert record.module is not None
+            assert record.kind is not None
             drop = ~needed[record.out_nodes]
             dim = -1 if record.kind.linear else -3
 

@@ -104,7 +104,7 @@ def _attach(module: nn.Module, granularity: str, init: float) -> None:
 
 
 def _candidates(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Layers of a known kind, outermost ones only (not an offset convolution inside a deformable one), no tied weights."""
+    """Layers of a known kind without tied weights, outermost ones (no offset convolution inside a deformable one)."""
     out: list[tuple[str, nn.Module]] = []
     inside: list[str] = []
     for name, module in model.named_modules():

@@ -44,7 +44,9 @@ _REDUCTIONS = frozenset("mean sum amax amin max min var std norm logsumexp prod 
 _ALONG = frozenset("softmax log_softmax cumsum cumprod".split())
 _LIKE = frozenset("zeros_like ones_like empty_like full_like rand_like randn_like".split())
 _FACTORIES = frozenset("new_zeros new_ones new_full new_empty new_tensor".split())
-_SHAPE_FREE_VIEWS = frozenset("permute transpose t squeeze unsqueeze swapaxes movedim flatten swapdims moveaxis".split())
+_SHAPE_FREE_VIEWS = frozenset(
+    "permute transpose t squeeze unsqueeze swapaxes movedim flatten swapdims moveaxis".split()
+)
 _VIEWS = _SHAPE_FREE_VIEWS | frozenset(
     """view reshape view_as reshape_as __getitem__ chunk split split_with_sizes tensor_split narrow select unbind
     expand expand_as repeat flip roll unflatten index_select repeat_interleave channel_shuffle
@@ -199,6 +201,7 @@ class _Recorder(TorchFunctionMode):
         self._parameters = {id(p): name for name, p in model.named_parameters()}
         owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
         self._shared = {p for p, n in owners.items() if n > 1}
+        self._read_parameters: set[int] = set()  # by functions outside of the layers that own them
         self._storages: dict[int, list[Tensor]] = {}
 
     # -- labels
@@ -334,16 +337,10 @@ class _Recorder(TorchFunctionMode):
             for call in record.calls:
                 if call.in_ids is not None:
                     self.fix(call.in_ids)
-        shared = self._shares_parameters(module)
-        if shared or kind.whole(module):
-            self.unfollowed[name] = (
-                "another module shares its parameters: counted, stays dense"
-                if shared
-                else "its structure forbids removing single channels: counted, stays dense"
-            )
-            for nodes in (record.out_nodes, record.group_nodes, ids):
-                if nodes is not None and len(nodes):
-                    self.read_all(nodes)
+        if self._shares_parameters(module):
+            self.hold(record, "another module shares its parameters: counted, stays dense")
+        elif kind.whole(module):
+            self.hold(record, "its structure forbids removing single channels: counted, stays dense")
         call_out = self.new_nodes(n_out)
         self.need(record.out_nodes, call_out)
         self.tie(record.out_nodes, call_out)
@@ -357,12 +354,21 @@ class _Recorder(TorchFunctionMode):
         out_dim = out.dim() - 1 if kind.linear else out.dim() - 3
         self.label(out, call_out.view([n_out if d == out_dim else 1 for d in range(out.dim())]))
 
+    def hold(self, record: LayerRecord, reason: str) -> None:
+        """Keeps all channels of a layer."""
+        self.unfollowed[record.name] = reason
+        for nodes in (record.out_nodes, record.group_nodes, *[call.in_ids for call in record.calls]):
+            if nodes is not None and len(nodes):
+                self.read_all(nodes)
+
     def on_module(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """A module whose output no recorded operation explains read its inputs behind our back."""
         if any(not self.is_derived(t) and id(t) not in self._parameters for t in tensors_in(output)):
             tagged = [t for t in tensors_in((args, kwargs)) if self.ids(t) is not None]
             if tagged:
-                self.barrier(tagged, tensors_in(output), f"module {self.names[module]!r} runs operations torch cannot show")
+                self.barrier(
+                    tagged, tensors_in(output), f"module {self.names[module]!r} runs operations torch cannot show"
+                )
 
     # -- functions
 
@@ -386,6 +392,8 @@ class _Recorder(TorchFunctionMode):
             self.barrier(inputs, [], "assignment to a tensor attribute")
             return out
         outputs = list(tensors_in(out, depth=3))
+        if name.strip("_") not in _FACTORIES:
+            self._read_parameters.update(id(t) for t in inputs if id(t) in self._parameters)
         labelled = [t for t in inputs if self.ids(t) is not None]
         if name in ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "conv_transpose1d", "conv_transpose3d", "linear"):
             self.on_functional_layer(name, inputs, outputs[0])
@@ -449,7 +457,7 @@ class _Recorder(TorchFunctionMode):
         self.unfollowed[record.name] = "called as a function with a weight of its own: counted, stays dense"
 
     def _writes_into_alias(self, inputs: list[Tensor], labelled: list[Tensor]) -> bool:
-        """Whether other tensors take part in an operation in place on a tensor that has views: they do not know of it."""
+        """Whether other tensors take part in an operation in place on a tensor with views, which do not know of it."""
         return any(t is not inputs[0] for t in labelled) and self.has_aliases(inputs[0])
 
     def barrier(self, inputs: Sequence[Tensor], outputs: Any, reason: str | None) -> None:
@@ -460,7 +468,7 @@ class _Recorder(TorchFunctionMode):
         for t in outputs:
             self._remember(t, None)
         if reason is not None:
-            self.unfollowed.setdefault(self._stack[-1] if self._stack else "model", reason)
+            self.unfollowed.setdefault((self._stack and self._stack[-1]) or type(self.model).__name__, reason)
 
     def on_function(
         self,
@@ -554,9 +562,7 @@ class _Recorder(TorchFunctionMode):
     def on_cat(self, inputs: list[Tensor], out: Tensor, dim: int) -> None:
         dim %= out.dim()
         parts = [t for t in inputs if t.dim() == out.dim()]  # torch.cat skips empty one-dimensional tensors
-        varying = {
-            d for t in parts if (ids := self.ids(t)) is not None for d in range(out.dim()) if ids.shape[d] > 1
-        }
+        varying = {d for t in parts if (ids := self.ids(t)) is not None for d in range(out.dim()) if ids.shape[d] > 1}
         labels: list[Tensor] = []
         for t in parts:
             ids = self.ids(t)
@@ -613,7 +619,14 @@ class _Recorder(TorchFunctionMode):
         self.label(out, ids)
 
     def on_view(
-        self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], x: Tensor, ids: Tensor, out: Any
+        self,
+        name: str,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        x: Tensor,
+        ids: Tensor,
+        out: Any,
     ) -> None:
         """Does to the labels what was done to the tensor; code with channel numbers in it fixes their places."""
         for other in tensors_in((args[1:], kwargs), depth=3):
@@ -642,11 +655,18 @@ class _Recorder(TorchFunctionMode):
             self.label(t, label)
 
     def on_reduction(
-        self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], x: Tensor, ids: Tensor, outputs: list[Tensor]
+        self,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        x: Tensor,
+        ids: Tensor,
+        outputs: list[Tensor],
     ) -> None:
         dim = kwargs.get("dim", kwargs.get("axis", _positional_dim(func, args)))
         if dim is None or isinstance(dim, (Tensor, bool, str)):
-            self.barrier([x, *([dim] if isinstance(dim, Tensor) else [])], outputs, None)
+            inputs = [x, dim] if isinstance(dim, Tensor) else [x]
+            self.barrier(inputs, outputs, f"{getattr(func, '__name__', func)} mixes channels")
             return
         dims = sorted(d % x.dim() for d in ([dim] if isinstance(dim, int) else dim))
         if any(ids.shape[d] > 1 for d in dims) or not dims:
@@ -670,6 +690,9 @@ class _Recorder(TorchFunctionMode):
         layers = list(self.layers.values())
         if not layers:
             raise ValueError(f"the forward pass of {type(self.model).__name__} ran no convolution or linear layer")
+        for record in layers:
+            if record.module is not None and any(id(p) in self._read_parameters for p in record.module.parameters()):
+                self.hold(record, "its weight is also read elsewhere: counted, stays dense (exclude it from masking)")
         empty = torch.empty(2, 0, dtype=torch.long)
         called = {record.module for record in layers}
         for name, module in self.model.named_modules():
@@ -760,4 +783,3 @@ def _positional_dim(func: Callable[..., Any], args: Sequence[Any]) -> Any:
     """The ``dim`` argument of a reduction given by position (``x.norm(p, dim)`` takes it third)."""
     position = 2 if getattr(func, "__name__", "") in ("norm",) else 1
     return args[position] if len(args) > position else None
-

@@ -20,7 +20,7 @@ class Needs:
     """Literals and the classes of nodes that share the same set of them.
 
     Attributes:
-        literal_start: per layer the offset of its mask in the flat vector of literals, or -1 without a mask that counts.
+        literal_start: per layer the offset of its mask in the vector of literals, or -1 without a mask that counts.
         n_literals: length of that vector.
         node_class: ``(n_nodes,)``, class of each node, -1 for always needed.
         pairs: ``(2, E)``: class and literal of it.

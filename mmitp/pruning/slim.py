@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .budget import MacBudget
@@ -168,8 +167,8 @@ def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) 
     Args:
         model: the model ``budget`` was recorded on.
         budget: its budget.
-        whole_tensors: let every tensor keep its full width (gathers and scatters everywhere). MACs are the same; this is
-            the way for models whose code does not bear narrower tensors.
+        whole_tensors: let every tensor keep its full width (gathers and scatters everywhere). MACs are the same; this
+            is the way for models whose code does not bear narrower tensors.
     """
     graph = budget.graph
     needed = budget.node_needs()
@@ -239,7 +238,9 @@ def apply_plan(model: nn.Module, plan: SlimPlan) -> nn.Module:
         layer = modules[name]
         kind = kind_of(layer)
         if kind is None:
-            raise ValueError(f"the slim spec shrinks {name!r}, but it is a {type(layer).__name__}, no layer known to it")
+            raise ValueError(
+                f"the slim spec shrinks {name!r}, but it is a {type(layer).__name__}, no layer known to it"
+            )
         n_in, n_out = kind.channels(layer)
         if len(entry.in_keep) > n_in or len(entry.out_keep) > n_out:
             raise ValueError(
