@@ -54,7 +54,8 @@ class CollapseGuardHook(Hook):
             half of it for PGD. The default is PGD-2.
 
     Attributes:
-        history: one dict a probe: ``iter``, ``single``, ``pgd`` (results, higher is better), ``collapsed``.
+        history: one dict a probe: ``iter`` (iterations done), ``single`` and ``pgd`` (results, higher is better),
+            ``collapsed``.
 
     Raises:
         ValueError: for values that cannot guard, or a run without AdversarialHook.
@@ -118,17 +119,17 @@ class CollapseGuardHook(Hook):
     def after_train_epoch(self, runner: Runner) -> None:
         """Probe."""
         if self.by_epoch and self.every_n_epochs(runner, self.interval):
-            self.probe(runner)
+            self.probe(runner, runner.iter)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DataBatch = None, outputs: dict | None = None
     ) -> None:
         """Probe."""
         if not self.by_epoch and self.every_n_train_iters(runner, self.interval):
-            self.probe(runner)
+            self.probe(runner, runner.iter + 1)
 
-    def probe(self, runner: Runner) -> None:
-        """Attack the kept batches, record the result, and act on a collapse."""
+    def probe(self, runner: Runner, done: int) -> None:
+        """Attack the kept batches after ``done`` iterations, record the result, and act on a collapse."""
         attack = self._attack
         eps = attack.eps * attack.scale
         if eps == 0:
@@ -149,13 +150,13 @@ class CollapseGuardHook(Hook):
             self._best, self._best_eps = multi, eps
         collapsed = multi < self.drop * self._best and multi < self.gap * single and single > chance
         self._best = max(self._best, multi)
-        self.history.append({"iter": runner.iter, "single": single, "pgd": multi, "collapsed": collapsed})
+        self.history.append({"iter": done, "single": single, "pgd": multi, "collapsed": collapsed})
         runner.message_hub.update_scalar("train/probe_single", single)
         runner.message_hub.update_scalar("train/probe_pgd", multi)
         if collapsed:
-            self._act(runner, single, multi)
+            self._act(runner, done, single, multi)
         elif self.action in ("restore", "restore_switch", "stop"):
-            self._good = _snapshot(runner)
+            self._good = _snapshot(runner, done)
 
     def _result(self, model: nn.Module, perturb: Callable[[dict[str, Any], Any], Tensor]) -> tuple[float, float]:
         """Accuracy, or one over the mean loss, on the kept batches of all ranks; and what guessing would reach."""
@@ -180,19 +181,19 @@ class CollapseGuardHook(Hook):
         mean = (sums[0] / sums[1]).item()
         return (mean, chance) if chance else (1 / max(mean, 1e-12), 0.0)
 
-    def _act(self, runner: Runner, single: float, multi: float) -> None:
-        done = []
+    def _act(self, runner: Runner, done: int, single: float, multi: float) -> None:
+        steps = []
         if self.action in ("restore", "restore_switch", "stop"):
-            done.append(_restore(runner, self._good))
+            steps.append(_restore(runner, self._good))
         if self.action in ("switch", "restore_switch"):
-            done.append(self._switch())
+            steps.append(self._switch())
         if self.action == "stop":
             runner.train_loop.stop_training = True
-            done.append("training ends here")
+            steps.append("training ends here")
         runner.logger.warning(
-            f"catastrophic overfitting at iteration {runner.iter + 1}: {multi:.4g} under PGD-{self.steps} (best "
+            f"catastrophic overfitting after {done} iterations: {multi:.4g} under PGD-{self.steps} (best "
             f"{self._best:.4g}) against {single:.4g} under the training attack. "
-            + ("; ".join(done) or "Nothing is done about it (action='warn')")
+            + ("; ".join(steps) or "Nothing is done about it (action='warn')")
         )
 
     def _switch(self) -> str:
@@ -246,12 +247,12 @@ def _optimizers(runner: Runner) -> list[torch.optim.Optimizer]:
     return [single.optimizer for single in (wrapper.values() if hasattr(wrapper, "values") else [wrapper])]
 
 
-def _snapshot(runner: Runner) -> dict[str, Any]:
+def _snapshot(runner: Runner, done: int) -> dict[str, Any]:
     def to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: value.detach().to("cpu", copy=True) for key, value in state.items()}
 
     return {
-        "iter": runner.iter,
+        "iter": done,
         "modules": {name: to_cpu(module.state_dict()) for name, module in _stateful(runner).items()},
         "optimizers": [copy.deepcopy(optimizer.state_dict()["state"]) for optimizer in _optimizers(runner)],
     }
@@ -273,4 +274,4 @@ def _restore(runner: Runner, good: dict[str, Any] | None) -> str:
     for optimizer, state in zip(_optimizers(runner), good["optimizers"], strict=True):
         # Only the moments: learning rates belong to the schedule, which goes on.
         optimizer.load_state_dict({**optimizer.state_dict(), "state": copy.deepcopy(state)})
-    return f"the state of iteration {good['iter'] + 1} is restored"
+    return f"the state after {good['iter']} iterations is restored"
