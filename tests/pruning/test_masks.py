@@ -1,0 +1,187 @@
+"""The mask's equations: hand-derived values of binarisation, gradient, freezing, loading."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from mmitp.pruning import MaskedConv2d, MaskedConvTranspose2d, MaskedLinear, fold_masks, mask_model, masked_layers
+from mmitp.pruning.masks import binarize, ste_derivative
+
+
+def test_binarize_is_the_sign_next_to_zero_where_rounding_differs() -> None:
+    # 0.5 * tanh(1e-9) + 0.5 is 0.5 in float32 and rounds to 0 (half to even)
+    mask = torch.tensor([1e-9, -1e-9, 0.0, 1e-45, 3.0, -3.0])
+    assert binarize(mask).tolist() == [1, 0, 0, 1, 1, 0]
+    assert torch.round(0.5 * torch.tanh(mask) + 0.5).tolist() != binarize(mask).tolist()
+
+
+def test_binarize_rounds_the_normalised_mask_away_from_zero() -> None:
+    mask = torch.cat([torch.linspace(-4, -1e-3, 50), torch.linspace(1e-3, 4, 50)])
+    assert torch.equal(binarize(mask), torch.round(0.5 * torch.tanh(mask) + 0.5))
+
+
+def test_the_largest_entry_is_always_on_and_the_first_on_ties() -> None:
+    assert binarize(torch.tensor([-3.0, -1.0, -2.0])).tolist() == [0, 1, 0]
+    assert binarize(torch.full((4,), -1.0)).tolist() == [1, 0, 0, 0]
+    assert binarize(torch.zeros(3)).tolist() == [1, 0, 0]
+
+
+@given(st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=20))
+def test_binarize_never_switches_everything_off(values: list[float]) -> None:
+    on = binarize(torch.tensor(values))
+    assert on.sum() >= 1
+    assert all(bool(o) or v <= 0 for o, v in zip(on, values, strict=True))
+
+
+def test_binarize_keeps_shape_and_memory_format_of_weight_masks() -> None:
+    mask = torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last)
+    assert torch.equal(binarize(mask), (mask > 0).float())
+
+
+def test_straight_through_gradient_is_the_tanh_derivative_times_weight_and_output_gradient() -> None:
+    conv = MaskedConv2d(2, 1, 1, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(torch.tensor([2.0, -3.0]).view(1, 2, 1, 1))
+        conv.prune_mask.copy_(torch.tensor([0.5, -1.0]))
+    out = conv(torch.tensor([5.0, 7.0]).view(1, 2, 1, 1))
+    assert out.item() == 2 * 5  # the second channel is masked
+    out.backward()
+    # dL/dM_i = w_i * x_i * 0.5 * (1 - tanh(M_i)^2), also where the mask is off: it may come back
+    expected = [10 * 0.5 * (1 - math.tanh(0.5) ** 2), -21 * 0.5 * (1 - math.tanh(1.0) ** 2)]
+    assert conv.prune_mask.grad is not None
+    assert conv.prune_mask.grad.tolist() == pytest.approx(expected)
+    # the weight sees the mask: dL/dW = x * M_b
+    assert conv.weight.grad is not None
+    assert conv.weight.grad.flatten().tolist() == [5, 0]
+
+
+def test_ste_derivative_at_the_published_initial_value() -> None:
+    assert ste_derivative(torch.tensor(1.0)).item() == pytest.approx(0.2099871708, rel=1e-6)
+
+
+def test_weight_granularity_masks_single_weights() -> None:
+    conv = MaskedConv2d(2, 2, 3, mask_granularity="weight", mask_init=0.3)
+    assert conv.prune_mask.shape == conv.weight.shape
+    assert conv.prune_mask.unique().tolist() == pytest.approx([0.3])
+    with torch.no_grad():
+        conv.prune_mask.fill_(-1)
+        conv.prune_mask[1, 0, 2, 2] = 1
+    masked = conv.masked_weight()
+    assert masked.nonzero().tolist() == [[1, 0, 2, 2]]
+    x = torch.randn(1, 2, 5, 5)
+    torch.testing.assert_close(conv(x), nn.functional.conv2d(x, masked, conv.bias))
+
+
+def test_frozen_masks_stay_in_the_graph_with_zero_gradient() -> None:
+    conv = MaskedConv2d(4, 2, 1)
+    with torch.no_grad():
+        conv.prune_mask.copy_(torch.tensor([1.0, -1.0, 1.0, -1.0]))
+    x = torch.randn(2, 4, 3, 3)
+    before = conv(x)
+    conv.freeze_mask()
+    after = conv(x)
+    assert torch.equal(before, after)
+    after.square().sum().backward()
+    assert conv.prune_mask.grad is not None
+    assert conv.prune_mask.grad.tolist() == [0, 0, 0, 0]
+    with torch.no_grad():
+        conv.prune_mask.fill_(-1)  # whatever decay does to the values: the pattern stands
+    assert torch.equal(conv(x), after)
+    assert conv.binary_mask().tolist() == [1, 0, 1, 0]
+    conv.unfreeze_mask()
+    assert conv.binary_mask().tolist() == [1, 0, 0, 0]
+
+
+def test_freezing_with_a_pattern_of_another_shape_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"pattern of shape \(3,\) for a mask of \(4,\)"):
+        MaskedConv2d(4, 2, 1).freeze_mask(torch.ones(3))
+
+
+def test_unknown_granularity_and_grouped_masked_convolution_are_errors() -> None:
+    with pytest.raises(ValueError, match="granularity must be one of"):
+        MaskedConv2d(4, 2, 1, mask_granularity="filter")
+    with pytest.raises(ValueError, match="grouped convolution carries no mask"):
+        MaskedConv2d(4, 4, 1, groups=2)
+
+
+def dense() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3), nn.ConvTranspose2d(5, 2, 3), nn.Flatten(), nn.Linear(50, 2)
+    )
+
+
+def test_dense_checkpoint_loads_strictly_and_means_initial_masks() -> None:
+    model = mask_model(dense(), init=0.3, linear=True)
+    for layer in masked_layers(model).values():
+        layer.freeze_mask(torch.zeros_like(layer.prune_mask))
+        with torch.no_grad():
+            layer.prune_mask.fill_(-5)
+    model.load_state_dict(dense().state_dict(), strict=True)
+    for layer in masked_layers(model).values():
+        assert not layer.mask_frozen
+        assert layer.prune_mask.unique().tolist() == pytest.approx([0.3])
+    x = torch.randn(1, 3, 7, 7)
+    assert torch.equal(model(x), dense()(x))
+
+
+def test_a_checkpoint_without_weights_is_still_an_error() -> None:
+    state = dense().state_dict()
+    del state["1.weight"]
+    with pytest.raises(RuntimeError, match=r"1\.weight"):
+        mask_model(dense()).load_state_dict(state)
+
+
+def test_folded_model_is_dense_again_and_loads_into_a_dense_one() -> None:
+    model = mask_model(dense(), linear=True)
+    for layer in masked_layers(model).values():
+        with torch.no_grad():
+            layer.prune_mask[::2] = -1
+    x = torch.randn(1, 3, 7, 7)
+    expected = model(x)
+    assert fold_masks(model) is model
+    assert [type(m) for m in model] == [type(m) for m in dense()]
+    other = dense()
+    other.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(other(x), expected)
+    assert other[1].weight[:, ::2].abs().sum() == 0
+
+
+@pytest.mark.parametrize("granularity", ["channel", "weight"])
+def test_frozen_patterns_and_soft_masks_survive_saving(granularity: str) -> None:
+    model = mask_model(dense(), granularity=granularity)
+    layers = masked_layers(model)
+    for layer in layers.values():
+        with torch.no_grad():
+            layer.prune_mask.copy_(torch.randn(layer.prune_mask.shape))
+    layers["1"].freeze_mask()
+    copy = mask_model(dense(), granularity=granularity)
+    copy.load_state_dict(model.state_dict())
+    for name, layer in masked_layers(copy).items():
+        assert layer.mask_frozen == (name == "1")
+        assert torch.equal(layer.prune_mask, layers[name].prune_mask)
+        assert torch.equal(layer.binary_mask(), layers[name].binary_mask())
+
+
+@pytest.mark.parametrize("kind", [MaskedConvTranspose2d, MaskedLinear])
+def test_other_kinds_mask_their_inputs(kind: type[nn.Module]) -> None:
+    layer = (
+        nn.ConvTranspose2d(3, 2, 2, output_padding=1, stride=2) if kind is MaskedConvTranspose2d else nn.Linear(3, 2)
+    )
+    model = mask_model(nn.Sequential(layer), linear=True)
+    assert type(model[0]) is kind
+    with torch.no_grad():
+        model[0].prune_mask.copy_(torch.tensor([1.0, -1, 1]))
+    x = torch.randn(2, 3, 4, 4) if kind is MaskedConvTranspose2d else torch.randn(2, 3)
+    without = x.clone()
+    without[:, 1] = 0
+    out = model(x)
+    assert torch.equal(out, model(without))
+    masked_layers(model)["0"].detach_mask()
+    assert torch.equal(out, model(without))
