@@ -59,6 +59,7 @@ def endless(loader: DataLoader) -> Iterator[dict]:
 
 
 def rate(batches: Iterator[dict], preprocessor: ClsDataPreprocessor, args: argparse.Namespace) -> float:
+    time.sleep(1)  # worker processes of the other loaders finish reading ahead
     images = 0
     start = time.perf_counter()
     for _ in range(args.batches):
