@@ -1,0 +1,302 @@
+"""The budget on nets small enough to count by hand, its gradient, and its agreement with independent counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+from mmitp.pruning import MacBudget, mask_model, masked_layers, slim
+
+STE = 0.2099871708  # dM_b/dM at M = 1
+
+
+class Net(nn.Module):
+    def __init__(self, run: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+        self.run = run
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(self, x)
+
+
+def point(i: int, o: int, **kw: Any) -> nn.Conv2d:
+    return nn.Conv2d(i, o, 1, **kw)
+
+
+def off(model: nn.Module, **channels: list[int]) -> None:
+    """Switches mask entries off, by layer."""
+    with torch.no_grad():
+        for name, entries in channels.items():
+            masked_layers(model)[name].prune_mask.view(-1)[entries] = -1.0
+
+
+def kept(budget: MacBudget) -> dict[str, int]:
+    return {row.name: row.macs_kept for row in budget.table()}
+
+
+def gradients(model: nn.Module, budget: MacBudget) -> dict[str, list[float]]:
+    """Gradient of the kept MACs (not of the ratio), straight-through derivative taken out, rounded to MACs."""
+    model.zero_grad()
+    (budget.ratio() * budget.dense_macs).backward()
+    return {
+        name: (layer.prune_mask.grad / (0.5 * (1 - torch.tanh(layer.prune_mask) ** 2)))
+        .flatten()
+        .round(decimals=2)
+        .tolist()
+        for name, layer in masked_layers(model).items()
+    }
+
+
+def test_a_chain_of_two_convolutions() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), point(4, 6))
+    mask_model(net)
+    budget = MacBudget(net, torch.randn(1, 3, 8, 8))
+    # 3*3*64*3*4 = 6912 and 64*4*6 = 1536
+    assert budget.dense_macs == 8448
+    assert budget.ratio().item() == 1.0
+    off(net, **{"2": [0, 2, 3]})
+    assert kept(budget) == {"0": 1728, "2": 384}
+    assert budget.kept_macs() == 2112
+    assert budget.ratio().item() == 2112 / 8448
+    assert budget.ratio().dtype == torch.float64
+    assert budget.ratio().dim() == 0
+    # every channel saves 3*3*64*3 in the stem and 64*6 here, on or off
+    assert gradients(net, budget) == {"2": [2112.0] * 4}
+
+
+def test_gradient_of_the_ratio_is_the_saving_over_dense_macs_times_the_straight_through_derivative() -> None:
+    net = mask_model(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), point(4, 6)))
+    budget = MacBudget(net, torch.randn(1, 3, 8, 8))
+    budget.hw_loss(0.5).backward()
+    assert net[1].prune_mask.grad.tolist() == pytest.approx([2112 / 8448 * STE] * 4)
+
+
+def test_the_hinge_has_no_gradient_at_the_target() -> None:
+    net = mask_model(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), point(4, 6)))
+    budget = MacBudget(net, torch.randn(1, 3, 8, 8))
+    off(net, **{"1": [1, 2]})
+    assert budget.hw_loss(0.4).item() == pytest.approx(0.1)
+    loss = budget.hw_loss(0.6)
+    loss.backward()
+    assert loss.item() == 0
+    assert net[1].prune_mask.grad.tolist() == [0] * 4
+    for target in (0, 1.2, -1):
+        with pytest.raises(ValueError, match="target must be a fraction"):
+            budget.hw_loss(target)
+
+
+def test_a_stream_with_two_readers_saves_only_what_the_last_reader_drops() -> None:
+    net = Net(lambda m, x: m.last((h := m.stem(x)) + m.inner(h)), stem=point(3, 4), inner=point(4, 4), last=point(4, 2))
+    mask_model(net)
+    budget = MacBudget(net, torch.randn(1, 3, 2, 2))
+    assert kept(budget) == {"stem": 48, "inner": 64, "last": 32}
+    off(net, last=[0])
+    # the stem still serves the inner layer with channel 0; the inner layer need not compute it
+    assert kept(budget) == {"stem": 48, "inner": 48, "last": 24}
+    assert gradients(net, budget) == {
+        # an input costs 4*3 here; channel 0 has no other reader, so the stem's 3*4 goes with it
+        "inner": [24.0, 12.0, 12.0, 12.0],
+        # an input costs 4*2 here and the inner layer's output 4*4; the stem's stays with the inner layer
+        "last": [24.0, 24.0, 24.0, 24.0],
+    }
+    off(net, inner=[1])
+    # an inner output costs 4*3 now, and channel 1 of the stem has the last layer alone: 3*4 more
+    assert gradients(net, budget)["last"] == [8.0 + 12, 8.0 + 12 + 12, 8.0 + 12, 8.0 + 12]
+
+
+def test_concatenation_counts_each_part_with_its_own_channels() -> None:
+    net = Net(lambda m, x: m.r(torch.cat([m.p(x), m.q(x)], 1)), p=point(3, 2), q=point(3, 3), r=point(5, 4))
+    mask_model(net)
+    budget = MacBudget(net, torch.randn(1, 3, 2, 2))
+    off(net, r=[0, 2, 4])
+    assert kept(budget) == {"p": 4 * 3 * 1, "q": 4 * 3 * 1, "r": 4 * 2 * 4}
+    off(net, r=[0, 1, 2, 4])
+    assert kept(budget) == {"p": 0, "q": 12, "r": 16}
+
+
+def test_depthwise_lives_with_its_reader() -> None:
+    net = nn.Sequential(point(3, 4), nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.BatchNorm2d(4), point(4, 5))
+    mask_model(net)
+    budget = MacBudget(net, torch.randn(1, 3, 2, 2))
+    assert kept(budget) == {"0": 48, "1": 144, "3": 80}
+    off(net, **{"3": [1, 3]})
+    assert kept(budget) == {"0": 24, "1": 72, "3": 40}
+    assert gradients(net, budget) == {"3": [12.0 + 36 + 20] * 4}
+
+
+def test_a_group_lives_while_one_of_its_outputs_is_read() -> None:
+    net = nn.Sequential(point(3, 4), point(4, 6, groups=2), point(6, 5))
+    mask_model(net)
+    budget = MacBudget(net, torch.randn(1, 3, 2, 2))
+    assert kept(budget) == {"0": 48, "1": 48, "2": 120}
+    off(net, **{"2": [0, 1]})
+    assert kept(budget) == {"0": 48, "1": 48, "2": 80}
+    off(net, **{"2": [0, 1, 2]})
+    assert kept(budget) == {"0": 24, "1": 24, "2": 60}
+    # the second group (outputs 3 to 5) has three readers: none alone; the first group comes back with any of its own
+    assert gradients(net, budget) == {"2": [20.0 + 24 + 24] * 3 + [20.0] * 3}
+
+
+def test_transposed_convolution_counts_its_input_size() -> None:
+    net = mask_model(nn.Sequential(point(3, 4), nn.ConvTranspose2d(4, 2, 4, 2, 1), point(2, 2)))
+    budget = MacBudget(net, torch.randn(1, 3, 3, 5))
+    assert kept(budget) == {"0": 15 * 12, "1": 16 * 15 * 8, "2": 60 * 4}
+    off(net, **{"1": [0], "2": [1]})
+    assert kept(budget) == {"0": 15 * 9, "1": 16 * 15 * 3, "2": 60 * 2}
+
+
+def test_linear_after_flatten_reads_blocks_of_features() -> None:
+    net = mask_model(nn.Sequential(point(3, 2), nn.Flatten(), nn.Linear(8, 5)), linear=True)
+    budget = MacBudget(net, torch.randn(1, 3, 2, 2))
+    off(net, **{"2": [0, 1, 2]})  # one place of channel 0 is still read
+    assert kept(budget) == {"0": 24, "2": 25}
+    off(net, **{"2": [3]})
+    assert kept(budget) == {"0": 12, "2": 20}
+
+
+def test_a_dense_linear_layer_reads_everything() -> None:
+    net = mask_model(nn.Sequential(point(3, 2), point(2, 2), nn.Flatten(), nn.Linear(8, 5)))
+    budget = MacBudget(net, torch.randn(1, 3, 2, 2))
+    off(net, **{"1": [0]})
+    assert kept(budget) == {"0": 12, "1": 8, "3": 40}
+    assert {row.name: row.note for row in budget.table()} == {"0": "dense", "1": "", "3": "dense"}
+
+
+def test_a_shared_head_counts_every_level_under_one_mask() -> None:
+    net = Net(
+        lambda m, x: [m.head(h := m.stem(x)), m.head(F.max_pool2d(h, 2))],
+        stem=point(3, 4),
+        head=point(4, 3),
+    )
+    mask_model(net)
+    budget = MacBudget(net, torch.randn(1, 3, 4, 4))
+    assert kept(budget) == {"stem": 16 * 12, "head": (16 + 4) * 12}
+    off(net, head=[3])
+    assert kept(budget) == {"stem": 16 * 9, "head": 20 * 9}
+
+
+def test_batch_and_unbatched_inputs() -> None:
+    net = mask_model(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 2, 2)))
+    one = MacBudget(net, torch.randn(1, 3, 6, 6)).dense_macs
+    assert one == 9 * 16 * 12 + 4 * 16 * 16
+    assert MacBudget(net, torch.randn(3, 3, 6, 6)).dense_macs == 3 * one
+    assert MacBudget(net, torch.randn(3, 6, 6)).dense_macs == one
+
+
+def test_inputs_come_as_tensor_tuple_or_dict() -> None:
+    net = mask_model(Net(lambda m, x: m.b(m.a(x)), a=point(3, 4), b=point(4, 4)))
+    x = torch.randn(1, 3, 2, 2)
+    assert {MacBudget(net, inputs).dense_macs for inputs in (x, (x,), {"x": x})} == {112}
+
+
+def test_weight_granularity_counts_single_weights() -> None:
+    net = mask_model(nn.Sequential(point(3, 4), nn.Conv2d(4, 2, 3, padding=1)), granularity="weight")
+    budget = MacBudget(net, torch.randn(1, 3, 2, 2))
+    assert kept(budget) == {"0": 48, "1": 288}
+    off(net, **{"1": list(range(10))})
+    assert kept(budget) == {"0": 48, "1": 4 * 62}
+    assert budget.table()[1].note == "62 of 72 weights kept"
+    assert gradients(net, budget) == {"1": [4.0] * 72}
+    small = slim(net, torch.randn(1, 3, 2, 2), budget)
+    assert (small[1].weight == 0).sum() == 10
+
+
+def test_frozen_masks_get_no_gradient_and_their_pattern_counts() -> None:
+    net = mask_model(nn.Sequential(point(3, 4), point(4, 4), point(4, 4)))
+    budget = MacBudget(net, torch.randn(1, 3, 2, 2))
+    off(net, **{"1": [0]})
+    net[1].freeze_mask()
+    with torch.no_grad():
+        net[1].prune_mask.fill_(1.0)
+    assert kept(budget)["1"] == 4 * 3 * 4
+    budget.ratio().backward()
+    assert net[1].prune_mask.grad.tolist() == [0] * 4
+    assert min(net[2].prune_mask.grad.tolist()) > 0
+    net[2].freeze_mask()
+    net.zero_grad()
+    budget.ratio().backward()
+    assert net[2].prune_mask.grad.tolist() == [0] * 4
+
+
+def test_the_cheapest_ratio_is_one_input_channel_a_layer() -> None:
+    net = mask_model(nn.Sequential(point(3, 4), point(4, 4), point(4, 4)))
+    budget = MacBudget(net, torch.randn(1, 3, 2, 2))
+    assert budget.min_ratio() == pytest.approx((3 + 1 + 4) / (12 + 16 + 16))
+    off(net, **{"1": [0, 1, 2, 3], "2": [0, 1, 2, 3]})  # the guard leaves one each
+    assert budget.ratio().item() == budget.min_ratio()
+
+
+def test_a_model_without_masks_is_counted_and_cannot_shrink() -> None:
+    budget = MacBudget(nn.Sequential(point(3, 4), nn.Linear(2, 5)), torch.randn(1, 3, 2, 2))
+    assert budget.dense_macs == budget.kept_macs() == 48 + 8 * 10
+    assert budget.ratio().item() == budget.min_ratio() == 1.0
+
+
+def test_nothing_to_count_is_an_error() -> None:
+    with pytest.raises(ValueError, match="ran no convolution or linear layer"):
+        MacBudget(nn.ReLU(), torch.randn(1, 3, 2, 2))
+    with pytest.raises(ValueError, match="returned no tensor"):
+        MacBudget(Net(lambda m, x: str(m.a(x).shape), a=point(3, 3)), torch.randn(1, 3, 2, 2))
+
+
+def test_layers_outside_of_the_recorded_pass_are_listed() -> None:
+    net = mask_model(Net(lambda m, x: m.a(x), a=point(4, 3), auxiliary=point(4, 3)))
+    assert "did not run" in MacBudget(net, torch.randn(1, 4, 2, 2)).unfollowed["auxiliary"]
+
+
+def test_recording_leaves_modes_hooks_and_buffers_alone() -> None:
+    net = mask_model(nn.Sequential(point(3, 4), nn.BatchNorm2d(4), point(4, 4)))
+    net[1].eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    random_state = torch.get_rng_state()
+    MacBudget(net, torch.randn(1, 3, 2, 2, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [m.training for m in net] == [True, False, True]
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_flat_binarisation_agrees_with_the_layers() -> None:
+    net = mask_model(nn.Sequential(point(3, 4), point(4, 7), point(7, 5)))
+    budget = MacBudget(net, torch.randn(1, 3, 2, 2))
+    for values in (torch.randn(11), torch.full((11,), -1.0), torch.zeros(11), -torch.rand(11).round()):
+        for name, part in budget.split(values).items():
+            with torch.no_grad():
+                masked_layers(net)[name].prune_mask.copy_(part)
+        assert torch.equal(budget.binarize(budget.flat_masks().detach()), budget.flat_pattern())
+
+
+def fvcore_macs(model: nn.Module, x: Tensor) -> int:
+    analysis = FlopCountAnalysis(model.eval(), x).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    by_operator = analysis.by_operator()
+    return int(sum(by_operator[op] for op in ("conv", "linear", "matmul", "addmm")))
+
+
+def test_fvcore_counts_the_same_before_and_after_slimming() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.Conv2d(6, 6, 3, padding=1, groups=6),
+        nn.ReLU(),
+        nn.ConvTranspose2d(6, 4, 2, 2),
+        nn.Conv2d(4, 6, 3, stride=2),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(24, 8),
+        nn.ReLU(),
+        nn.Linear(8, 3),
+    )
+    x = torch.randn(1, 3, 8, 8)
+    mask_model(net, linear=True)
+    budget = MacBudget(net, x)
+    assert budget.dense_macs == fvcore_macs(net, x)
+    off(net, **{"4": [0, 5], "5": [1], "8": [0, 1, 2, 3, 9], "10": [0, 1, 2]})
+    assert budget.kept_macs() == fvcore_macs(slim(net, x, budget), x) < budget.dense_macs
