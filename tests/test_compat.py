@@ -235,7 +235,8 @@ def test_two_processes_train_on_the_cpu(tmp_path):
                 Toy(), sys.argv[1], launcher='pytorch',
                 train_dataloader=dict(
                     dataset=[dict(x=torch.ones(1), y=torch.tensor([v])) for v in (1.0, 3.0)],
-                    batch_size=1, num_workers=0, collate_fn=dict(type='default_collate'), sampler=dict(type='DefaultSampler', shuffle=False)),
+                    batch_size=1, num_workers=0, collate_fn=dict(type='default_collate'),
+                    sampler=dict(type='DefaultSampler', shuffle=False)),
                 train_cfg=dict(by_epoch=True, max_epochs=1),
                 optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.25)), default_hooks=dict(logger=None))
             runner.train()
