@@ -39,7 +39,8 @@ class LayerRow(NamedTuple):
 class _Tables:
     """Index vectors of the budget, all on one device.
 
-    ``pair``/``inp``/``fixed``: MACs that a (input, output) pair costs, that an input costs, that stay in any case.
+    ``pair``/``inp``/``fixed``: MACs that a (input, output) pair costs, that an input costs while the layer has any
+    output at all, that stay in any case.
     """
 
     pair: Tensor
@@ -56,7 +57,7 @@ class _Tables:
     n_classes: int
 
     def to(self, device: torch.device) -> _Tables:
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         return _Tables(**moved)
 
     def needs(self, on: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +75,18 @@ class _Tables:
         """MACs of every layer, float64."""
         _, needed = self.needs(on)
         n_in, n_out = self.channels(on, needed)
-        return n_in * (self.pair * n_out + self.inp) + self.fixed
+        return n_in * self.input_price(n_out) + self.fixed
+
+    def input_price(self, n_out: Tensor) -> Tensor:
+        """MACs that one more input of every layer costs."""
+        return self.pair * n_out + self.inp * (n_out > 0)
+
+    def need_price(self, needed: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
+        """MACs that every class of channels costs the layers which compute it."""
+        row, weight = self.class_row, self.class_weight
+        only_output = n_out[row] == needed[self.class_of] * weight
+        price = (self.pair * n_in)[row] * weight + (self.inp * n_in)[row] * only_output
+        return needed.new_zeros(self.n_classes).index_add_(0, self.class_of, price)
 
 
 class _Ratio(torch.autograd.Function):
@@ -84,14 +96,14 @@ class _Ratio(torch.autograd.Function):
         n_in, n_out = tables.channels(on, needed)
         ctx.save_for_backward(masks, on, live, readers, n_in, n_out)
         ctx.tables, ctx.dense = tables, dense
-        return (n_in * (tables.pair * n_out + tables.inp) + tables.fixed).sum() / dense
+        return (n_in * tables.input_price(n_out) + tables.fixed).sum() / dense
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         masks, on, live, readers, n_in, n_out = ctx.saved_tensors
         t: _Tables = ctx.tables
-        d_in = t.pair * n_out + t.inp
-        d_need = readers.new_zeros(t.n_classes).index_add_(0, t.class_of, (t.pair * n_in)[t.class_row] * t.class_weight)
+        d_in = t.input_price(n_out)
+        d_need = t.need_price((readers > 0).to(readers.dtype), n_in, n_out)
         # The marginal saving: a reader matters to a channel only where no other reader keeps it.
         alone = (readers[t.pair_class] - on[t.pair_literal]) == 0
         d_on = d_in[t.literal_row].index_add(0, t.pair_literal, d_need[t.pair_class] * alone)

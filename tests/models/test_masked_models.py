@@ -1,0 +1,105 @@
+"""Real networks through the whole core: budget, masks at random, slimming, against torch's own counter."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmpretrain.models import build_backbone
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
+
+import mmitp.models  # noqa: F401  registers types
+from mmitp.models.masked import MaskedModel
+from mmitp.pruning import MacBudget, MaskedConv2d, SlimPlan, apply_plan, mask_model, masked_layers, randomize_masks
+from mmitp.pruning.slim import difference, slim_with_plan
+
+BACKBONES: dict[str, dict[str, Any]] = {
+    "resnet18": dict(type="mmpretrain.ResNet", depth=18, out_indices=(0, 1, 2, 3)),
+    "resnet50": dict(type="mmpretrain.ResNet", depth=50),
+    "vgg16": dict(type="mmpretrain.VGG", depth=16, norm_cfg=dict(type="BN")),
+    "mobilenet_v2": dict(type="mmpretrain.MobileNetV2"),
+    "resnext50": dict(type="mmpretrain.ResNeXt", depth=50, groups=32, width_per_group=4),
+    "se_resnet50": dict(type="mmpretrain.SEResNet", depth=50),
+    "shufflenet_v2": dict(type="mmpretrain.ShuffleNetV2"),
+    "mobilenet_v3": dict(type="mmpretrain.MobileNetV3", arch="small"),
+}
+
+
+def flop_macs(model: nn.Module, x: Tensor) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x)
+    return counter.get_total_flops() // 2
+
+
+def prove(model: nn.Module, x: Tensor, keep: float = 0.6) -> MacBudget:
+    """Slimmed equals masked to 1e-5, its MACs the budget's, and spec with state dict rebuild it."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            for value, low, high in (
+                (module.running_mean, -0.1, 0.1),
+                (module.running_var, 0.5, 1.5),
+                (module.weight.data, 0.5, 1.5),
+                (module.bias.data, -0.2, 0.2),
+            ):
+                value.copy_(torch.rand(value.shape, generator=generator) * (high - low) + low)
+    model.eval()
+    dense = copy.deepcopy(model)
+    mask_model(model)
+    budget = MacBudget(model, x)
+    assert budget.unfollowed == {}
+    assert budget.dense_macs == flop_macs(dense, x)
+    randomize_masks(model, keep, generator)
+    small, plan = slim_with_plan(model, x, budget)
+    assert flop_macs(small, x) == budget.kept_macs() < 0.7 * budget.dense_macs
+    assert difference(model, small, x, rtol=1e-5) == ""
+    rebuilt = apply_plan(dense, SlimPlan.from_spec(plan.spec()))
+    rebuilt.load_state_dict(small.state_dict())
+    assert difference(small, rebuilt, x, rtol=0) == ""
+    return budget
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbones_slim_exactly(name: str) -> None:
+    torch.manual_seed(0)
+    prove(build_backbone(BACKBONES[name]), torch.randn(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("variant", ["centernet_dla34", "centernet_dla34_plain"])
+def test_centernet_dla34_slims_exactly(variant: str, models_dir: Path) -> None:
+    torch.manual_seed(0)
+    model = MODELS.build(Config.fromfile(models_dir / f"{variant}.py").model)
+    for name, parameter in model.named_parameters():
+        if "conv_offset" in name:
+            parameter.data.normal_(0, 0.05)  # zero by construction: sample between the pixels instead
+    prove(model, torch.randn(1, 3, 64, 128), keep=0.7)
+
+
+def test_masked_model_builds_any_registered_type_with_masks_in_place() -> None:
+    config = dict(type="mmitp.MaskedModel", of="mmpretrain.ResNet", depth=18, prune=dict(init=0.3, exclude="layer4"))
+    model = MODELS.build(config)
+    assert type(model).__name__ == "ResNet"
+    assert not [name for name in masked_layers(model) if name.startswith("layer4")]
+    assert model.layer1[0].conv1.prune_mask.unique().tolist() == pytest.approx([0.3])
+    before = {k for k in MODELS.build(dict(type="mmpretrain.ResNet", depth=18)).state_dict()}
+    assert {k for k in model.state_dict() if "prune_" not in k} == before
+
+
+def test_masked_model_refuses_unknown_options() -> None:
+    with pytest.raises(ValueError, match=r"unknown key\(s\) \['target'\]"):
+        MaskedModel(of="mmpretrain.ResNet", depth=18, prune=dict(target=0.5))
+
+
+def test_conv_cfg_road_masks_what_honours_it() -> None:
+    model = build_backbone(dict(type="mmpretrain.MobileNetV2", conv_cfg=dict(type="mmitp.MaskedConv2d")))
+    layers = masked_layers(model)
+    assert all(type(m) is MaskedConv2d for m in layers.values())
+    assert sum(isinstance(m, nn.Conv2d) and m.groups > 1 for m in model.modules()) == 17
+    assert len(layers) == sum(isinstance(m, nn.Conv2d) for m in model.modules()) - 17
