@@ -1,6 +1,6 @@
 """Evaluate a checkpoint: dense, masked or slimmed.
 
-    python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] [--cfg-options key=value ...] [--json OUT]
+python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] [--cfg-options key=value ...] [--json OUT]
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Train a config.
 
-    python tools/train.py configs/centernet_kitti_prune50.py [--work-dir DIR] [--resume [CKPT]] [--amp]
-        [--cfg-options key=value ...] [--launcher pytorch]
+python tools/train.py configs/centernet_kitti_prune50.py [--work-dir DIR] [--resume [CKPT]] [--amp]
+    [--cfg-options key=value ...] [--launcher pytorch]
 """
 
 import argparse

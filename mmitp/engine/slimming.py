@@ -38,9 +38,7 @@ class SlimReport:
         )
 
 
-def slim_checkpoint(
-    cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[int] | None = None
-) -> SlimReport:
+def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[int] | None = None) -> SlimReport:
     """Slims a checkpoint trained with masks and writes config and weights.
 
     Args:
@@ -50,7 +48,7 @@ def slim_checkpoint(
         shape: (H, W) the MACs are stated for; by default that of the training's budget.
 
     Raises:
-        ValueError: the config builds no masked model, the checkpoint holds no masks or does not fit, or no shape is known.
+        ValueError: the config builds no masked model, the checkpoint holds no masks or does not fit, no shape is known.
     """
     if cfg.model.get("type") != "mmitp.MaskedModel":
         raise ValueError(f"{cfg.filename}: the model is {cfg.model.get('type')!r}, not 'mmitp.MaskedModel'")
@@ -86,4 +84,3 @@ def slim_checkpoint(
         sum(p.numel() for p in small.parameters()),
         (int(size[0]), int(size[1])),
     )
-

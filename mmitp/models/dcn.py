@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmcv.ops import ModulatedDeformConv2dPack
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmitp.ops import modulated_deform_conv2d
 from mmitp.pruning import MaskedLayer, register_kind
@@ -22,6 +22,14 @@ from mmitp.pruning.slim import SlimLayer, register_slim
 
 class MaskedDCNv2(MaskedLayer, ModulatedDeformConv2dPack):
     """mmcv's ``DCNv2`` whose input channels carry a mask; keys and shapes are those of the base."""
+
+    conv_offset: Any
+    bias: Any
+    stride: Any
+    padding: Any
+    dilation: Any
+    groups: Any
+    deform_groups: Any
 
     def forward(self, x: Tensor) -> Tensor:
         mask = self.effective_mask()
@@ -53,6 +61,11 @@ class MaskedDCNv2(MaskedLayer, ModulatedDeformConv2dPack):
 class SlimDCNv2(SlimLayer, ModulatedDeformConv2dPack):
     """mmcv's ``DCNv2`` with gather and scatter."""
 
+    padding: Any
+    dilation: Any
+    kernel_size: Any
+    stride: Any
+
     def _nothing(self, x: Tensor) -> Tensor:
         geometry = zip(x.shape[-2:], self.padding, self.dilation, self.kernel_size, self.stride, strict=True)
         size = [(s + 2 * p - d * (k - 1) - 1) // t + 1 for s, p, d, k, t in geometry]
@@ -65,15 +78,15 @@ class DCNv2Kind(Conv2dKind):
     dense = (ModulatedDeformConv2dPack,)
     masked = MaskedDCNv2
 
-    def can_mask(self, layer: nn.Module) -> bool:
+    def can_mask(self, layer: Any) -> bool:
         return not self.whole(layer)
 
-    def whole(self, layer: nn.Module) -> bool:
-        return int(layer.groups) != 1 or int(layer.deform_groups) != 1  # type: ignore[arg-type]
+    def whole(self, layer: Any) -> bool:
+        return int(layer.groups) != 1 or int(layer.deform_groups) != 1
 
-    def input_macs(self, layer: nn.Module, x: Tensor, out: Tensor) -> int:
-        weight = layer.conv_offset.weight  # type: ignore[union-attr]
-        return weight.shape[0] * weight[0, 0].numel() * (out.numel() // out.shape[1])  # type: ignore[index, operator]
+    def input_macs(self, layer: Any, x: Tensor, out: Tensor) -> int:
+        weight = layer.conv_offset.weight
+        return weight.shape[0] * weight[0, 0].numel() * (out.numel() // out.shape[1])
 
     def slice(self, layer: Any, in_keep: Tensor, out_keep: Tensor) -> None:
         super().slice(layer, in_keep, out_keep)

@@ -14,13 +14,13 @@ from . import dcn  # noqa: F401  registers the deformable convolution with the c
 
 
 @MODELS.register_module(name="MaskedConv2d")
-def build_masked_conv(*args: Any, groups: int = 1, **kwargs: Any) -> nn.Conv2d:
+def build_masked_conv(*args: Any, **kwargs: Any) -> nn.Conv2d:
     """What ``conv_cfg=dict(type='mmitp.MaskedConv2d')`` builds; grouped and depthwise ones stay without a mask."""
-    if groups != 1:
-        for name in ("mask_granularity", "mask_init"):
-            kwargs.pop(name, None)
-        return nn.Conv2d(*args, groups=groups, **kwargs)
-    return MaskedConv2d(*args, **kwargs)
+    if kwargs.get("groups", 1) == 1:
+        return MaskedConv2d(*args, **kwargs)
+    for name in ("mask_granularity", "mask_init"):
+        kwargs.pop(name, None)
+    return nn.Conv2d(*args, **kwargs)
 
 
 @MODELS.register_module()

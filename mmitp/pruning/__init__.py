@@ -1,7 +1,7 @@
 """In-train pruning (CVPRW 2021, S1/S2): trainable masks under an operation budget. torch only.
 
-``masks`` holds the equations of the mask, ``layers`` and ``convert`` put it on a model, ``graph`` and ``needs`` find out
-who reads whose channels, ``budget`` is the hardware loss, ``freeze`` fixes the masks under the target, ``slim``
+``masks`` holds the equations of the mask, ``layers`` and ``convert`` put it on a model, ``graph`` and ``needs`` find
+out who reads whose channels, ``budget`` is the hardware loss, ``freeze`` fixes the masks under the target, ``slim``
 removes what they leave unread.
 """
 

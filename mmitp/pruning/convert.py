@@ -31,8 +31,8 @@ def mask_model(
     (the modulated deformable convolution, its offset convolution under the same mask), and ``nn.Linear`` with
     ``linear=True`` or where ``include`` names it exactly. Grouped and depthwise convolutions carry no mask of their
     own; neither do layers with a frozen weight, nor the stem (the first convolution, if it reads an image of up to
-    three channels), unless ``include`` names them exactly. A layer changes its class only: parameters, hooks, keys and the places that share
-    it stay.
+    three channels), unless ``include`` names them exactly. A layer changes its class only: parameters, hooks, keys
+    and the places that share it stay.
 
     Args:
         model: any module; not yet wrapped for distributed training, not yet given to an optimizer.
@@ -66,7 +66,7 @@ def mask_model(
             continue
         if not kind.can_mask(module) or kind.linear and not (linear or named):
             continue
-        if not module.weight.requires_grad and not named:  # type: ignore[union-attr]
+        if not module.weight.requires_grad and not named:
             continue
         if _is_stem(model, module) and not named:
             continue

@@ -82,8 +82,8 @@ def project(budget: MacBudget, target: float, fill: bool = False) -> Projection:
         switched_off = _fewest(lambda k: budget.macs_of(_switched(on, order[:k], False)) <= limit, len(order))
         if switched_off > len(order):
             raise ValueError(
-                f"target {target} is out of reach: one input channel a layer still costs {budget.min_ratio():.4f} of the "
-                "dense operations; raise the target or mask more layers"
+                f"target {target} is out of reach: one input channel a layer still costs {budget.min_ratio():.4f} of "
+                "the dense operations; raise the target or mask more layers"
             )
         on = _switched(on, order[:switched_off], False)
         threshold = float(masks[order[switched_off - 1]])

@@ -39,10 +39,11 @@ class MaskedConvTranspose2d(MaskedLayer, nn.ConvTranspose2d):
     weight_in_dim = 0
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        padding = self._output_padding(x, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation)  # type: ignore[arg-type]
-        return F.conv_transpose2d(
-            x, self.masked_weight(), self.bias, self.stride, self.padding, padding, self.groups, self.dilation
-        )
+        assert isinstance(self.padding, tuple)
+        stride, padding, kernel, dilation = map(list, (self.stride, self.padding, self.kernel_size, self.dilation))
+        extra = self._output_padding(x, output_size, stride, padding, kernel, 2, dilation)
+        weight = self.masked_weight()
+        return F.conv_transpose2d(x, weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation)
 
 
 class MaskedLinear(MaskedLayer, nn.Linear):
@@ -61,26 +62,26 @@ class Conv2dKind:
     in_dim, out_dim = 1, 0
     linear = False
 
-    def can_mask(self, layer: nn.Module) -> bool:
+    def can_mask(self, layer: Any) -> bool:
         """Whether the layer may carry a mask; grouped and depthwise ones follow their readers instead."""
         return self.groups(layer) == 1
 
-    def whole(self, layer: nn.Module) -> bool:
+    def whole(self, layer: Any) -> bool:
         """Whether this layer's structure forbids removing single channels; it is counted and stays dense."""
         return False
 
-    def groups(self, layer: nn.Module) -> int:
+    def groups(self, layer: Any) -> int:
         return int(getattr(layer, "groups", 1))
 
-    def channels(self, layer: nn.Module) -> tuple[int, int]:
+    def channels(self, layer: Any) -> tuple[int, int]:
         return int(getattr(layer, self.in_attr)), int(getattr(layer, self.out_attr))
 
-    def pair_macs(self, layer: nn.Module, x: Tensor, out: Tensor) -> int:
+    def pair_macs(self, layer: Any, x: Tensor, out: Tensor) -> int:
         """MACs a connected (input channel, output channel) pair costs in this call, the batch included."""
-        kh, kw = layer.weight.shape[2:]  # type: ignore[union-attr, misc]
+        kh, kw = layer.weight.shape[2:]
         return int(kh) * int(kw) * (out.numel() // out.shape[-3])
 
-    def input_macs(self, layer: nn.Module, x: Tensor, out: Tensor) -> int:
+    def input_macs(self, layer: Any, x: Tensor, out: Tensor) -> int:
         """MACs an input channel costs besides, however many outputs are kept (an offset convolution)."""
         return 0
 
@@ -106,8 +107,8 @@ class ConvTranspose2dKind(Conv2dKind):
     masked = MaskedConvTranspose2d
     in_dim, out_dim = 0, 1
 
-    def pair_macs(self, layer: nn.Module, x: Tensor, out: Tensor) -> int:
-        kh, kw = layer.weight.shape[2:]  # type: ignore[union-attr, misc]
+    def pair_macs(self, layer: Any, x: Tensor, out: Tensor) -> int:
+        kh, kw = layer.weight.shape[2:]
         return int(kh) * int(kw) * (x.numel() // x.shape[-3])
 
 
@@ -117,7 +118,7 @@ class LinearKind(Conv2dKind):
     in_attr, out_attr = "in_features", "out_features"
     linear = True
 
-    def pair_macs(self, layer: nn.Module, x: Tensor, out: Tensor) -> int:
+    def pair_macs(self, layer: Any, x: Tensor, out: Tensor) -> int:
         return out.numel() // out.shape[-1]
 
 

@@ -60,7 +60,7 @@ class MaskedLayer(nn.Module):
 
     prune_mask: nn.Parameter
     prune_pattern: Tensor
-    weight: nn.Parameter
+    weight: Any  # the dense type's parameter
     mask_granularity: str
     mask_init: float
     mask_frozen: bool

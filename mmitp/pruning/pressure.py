@@ -19,6 +19,9 @@ from torch import Tensor
 from .budget import MacBudget
 from .freeze import project
 
+#: ``b='auto'`` aims this far below zero (in units of ``M``): a step in proportion to the distance would never arrive.
+MARGIN = 0.01
+
 
 def distance(budget: MacBudget, target: float) -> float:
     """How far the masks still have to travel (in units of ``M``) to a ratio of ``target``; 0 when it is reached."""
@@ -32,7 +35,7 @@ def path(progress: float, target: float) -> float:
 
 
 def push_speed(budget: MacBudget, gradient: Tensor, reach: float) -> float:
-    """Mean of ``dratio/dM`` over the kept masks up to ``reach``: how far a unit of ``lr * b`` moves those next to go."""
+    """Mean of ``dratio/dM`` over the kept masks up to ``reach``: how far a unit of ``lr * b`` moves the next to go."""
     masks = budget.flat_masks().detach()
     near = (masks > 0) & (masks <= reach) & (gradient > 0)
     chosen = gradient[near] if bool(near.any()) else gradient[gradient > 0]
@@ -76,9 +79,30 @@ class AutoPressure:
         if left <= 0 or speed <= 0:
             self.b, self.integral = 0.0, 0.5 * self.integral
         else:
+            left += MARGIN
             self.integral += left / self.horizon * elapsed / self.horizon
             self.b = (left / self.horizon + self.integral) / (self.lr * speed)
         return self.b
+
+    def restrain(self, budget: MacBudget, gradient: Tensor, b: float, step: int) -> float:
+        """The part of ``b`` that does not take the ratio below its path in this very step.
+
+        Masks that the task hardly tells apart travel as one front and would all cross zero together.
+        """
+        masks = budget.flat_masks().detach()
+        floor = int(path((step + 1) / self.arrival, self.target) * budget.dense_macs)
+
+        def stays(part: float) -> bool:
+            return budget.macs_of(budget.binarize(masks - self.lr * b * part * gradient)) >= floor
+
+        if stays(1.0):
+            return b
+        low, high = 0.0, 1.0
+        for _ in range(20):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if stays(middle) else (low, middle)
+        # The upper end crosses the path by as little as one channel allows; the lower one would never arrive.
+        return b * high
 
     def state_dict(self) -> dict[str, Any]:
         return dict(b=self.b, integral=self.integral)

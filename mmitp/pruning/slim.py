@@ -43,7 +43,8 @@ class SlimLayer(nn.Module):
         self.register_buffer("out_index", out_index)
         self.out_width = out_width
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        x, *args = args  # type: ignore[assignment]
         if self.in_index is not None:
             x = x.index_select(self.channel_dim, self.in_index)
         if self.out_index is None:
@@ -82,7 +83,7 @@ class SlimConvTranspose2d(SlimLayer, nn.ConvTranspose2d):
             for s, t, p, d, k, o in zip(
                 x.shape[-2:],
                 self.stride,
-                self.padding,  # type: ignore[arg-type]  # never a string in a transposed convolution
+                self.padding,
                 self.dilation,
                 self.kernel_size,
                 self.output_padding,

@@ -119,8 +119,8 @@ class PruneHook(Hook):
         unit, last = ("iterations", runner.max_iters) if self.by_iter else ("epochs", runner.max_epochs)
         if self.end > last:
             raise ValueError(
-                f"PruneHook's window ends after {self.end} {unit}, but the run stops at {last}. The paper's proportions "
-                f"would be begin={last // 15}, end={last * 4 // 5}"
+                f"PruneHook's window ends after {self.end} {unit}, but the run stops at {last}. "
+                f"The paper's proportions would be begin={last // 15}, end={last * 4 // 5}"
             )
         self.length = 1 if self.by_iter else len(runner.train_dataloader)
         self.window_steps = max((self.end - self.begin) * self.length // self._accumulation(runner), 1)
@@ -153,8 +153,8 @@ class PruneHook(Hook):
                 seen[key] = seen.get(key, 0) + count
         if ids:
             raise ValueError(
-                f"the optimizer does not hold the mask of {next(iter(ids.values()))!r} ({len(ids)} in all): masks must be "
-                "in the model before the optimizer is built (mmitp.MaskedModel does that)"
+                f"the optimizer does not hold the mask of {next(iter(ids.values()))!r} ({len(ids)} in all): masks must "
+                "be in the model before the optimizer is built (mmitp.MaskedModel does that)"
             )
         kind = "decoupled" if isinstance(optimizer, torch.optim.AdamW) else "L2"
         for (lr, decay), count in seen.items():
@@ -208,7 +208,7 @@ class PruneHook(Hook):
         if not self._steps_now:
             return
         assert self.budget is not None
-        masks = [layer.prune_mask for _, layer in self.budget.masked]
+        masks: list[Tensor] = [layer.prune_mask for _, layer in self.budget.masked]
         task = [p.grad if p.grad is not None else torch.zeros_like(p) for p in masks]
         if not all(bool(torch.isfinite(g).all()) for g in task):
             return  # a GradScaler skipped this step
@@ -217,6 +217,8 @@ class PruneHook(Hook):
         flat = torch.cat([g.reshape(-1) for g in push])
         b = self._pressure(flat)
         torch._foreach_add_(masks, task, alpha=-self.lr)
+        if self.auto is not None and b > 0:
+            b = self.auto.restrain(self.budget, flat, b, self.steps)
         if b > 0:
             torch._foreach_add_(masks, list(push), alpha=-self.lr * b)
         self.steps += 1
@@ -248,9 +250,10 @@ class PruneHook(Hook):
         needed = self.forecast.needed_push(float(self.b), self.lr, speed, self.window_steps)
         when = "never" if arrival == float("inf") else f"after {arrival / self.window_steps:.1f} windows"
         self.logger.warning(
-            f"PruneHook: at the present pace the target {self.target} is reached {when}: the masks still have {left:.3f} to "
-            f"go and {self.window_steps - self.steps} steps left. About b={needed:.3g} (or as much more lr) would "
-            "do, or b='auto'. Otherwise the freeze will cut the lowest masks off."
+            f"PruneHook: at the present pace the target {self.target} is reached {when}: the masks still have "
+            f"{left:.3f} to go and {self.window_steps - self.steps} steps left. "
+            f"About b={needed:.3g} (or as much more lr) would do, or b='auto'. Otherwise the freeze will cut the "
+            "lowest masks off."
         )
 
     def after_train_iter(
@@ -260,7 +263,7 @@ class PruneHook(Hook):
         ratio = float(self.budget.ratio().detach())
         hub = runner.message_hub
         hub.update_scalar("train/ops_kept", ratio)
-        hub.update_scalar("train/loss_hw", max(ratio - self.target, 0.0))
+        hub.update_scalar("train/L_HW", max(ratio - self.target, 0.0))
         if self._steps_now:
             hub.update_scalar("train/mask_distance", self.forecast.seen[-1][1] if self.forecast.seen else 0.0)
             if self.auto is not None:
@@ -276,7 +279,9 @@ class PruneHook(Hook):
     def after_train(self, runner: Runner) -> None:
         self._handle.remove()
         if not self.frozen and self.budget is not None:
-            self.logger.warning("PruneHook: training stopped inside the window; the masks freeze now, after the last save")
+            self.logger.warning(
+                "PruneHook: training stopped inside the window; the masks freeze now, after the last save"
+            )
             self._freeze(runner)
 
     # -- the freeze

@@ -1,0 +1,397 @@
+"""PruneHook in real Runners on the CPU: a toy network, every point of the run's life."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import Dataset
+
+from mmitp.engine.hooks import PruneHook
+from mmitp.pruning import mask_model, masked_layers
+
+RUNS = itertools.count()  # mmengine keeps loggers by the experiment's name
+
+
+class Toy(BaseModel):
+    """Two convolutions on 8x8 images and a linear classifier; learns which half of the image is brighter."""
+
+    def __init__(self, masked=True, norm=True, width=8):
+        super().__init__(data_preprocessor=ToyPreprocessor())
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width) if norm else nn.Identity()
+        self.body = nn.Conv2d(width, width, 3, padding=1)
+        self.fc = nn.Linear(width, 2)
+        if masked:
+            mask_model(self)
+
+    def forward(self, inputs, data_samples=None, mode="tensor"):
+        x = self.norm(self.stem(inputs)).relu()
+        x = self.fc(self.body(x).relu().mean((2, 3)))
+        if mode == "tensor":
+            return x
+        if mode == "loss":
+            return dict(loss=nn.functional.cross_entropy(x, data_samples))
+        return list(x.argmax(1))
+
+
+class ToyPreprocessor(BaseDataPreprocessor):
+    def forward(self, data, training=False):
+        return dict(inputs=torch.stack(data["inputs"]), data_samples=torch.stack(data["label"]))
+
+
+class ToyData(Dataset):
+    metainfo = {}
+
+    def __init__(self, n=32):
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(n, 3, 8, 8, generator=generator)
+        self.y = (self.x[:, :, :4].mean((1, 2, 3)) > self.x[:, :, 4:].mean((1, 2, 3))).long()
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return dict(inputs=self.x[i], label=self.y[i])
+
+
+def make_runner(work_dir, hook, epochs=4, model=None, seed=0, batch=8, optim=None, extra_hooks=(), loop=None, **kwargs):
+    torch.manual_seed(seed)
+    return Runner(
+        model=model or Toy(),
+        work_dir=str(work_dir),
+        train_dataloader=dict(
+            batch_size=batch,
+            dataset=ToyData(),
+            sampler=dict(type="DefaultSampler", shuffle=True),
+            num_workers=0,
+        ),
+        train_cfg=loop or dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=optim or dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.01, weight_decay=1e-4)),
+        custom_hooks=[*([hook] if hook else []), *extra_hooks],
+        default_hooks=kwargs.pop("default_hooks", dict(logger=dict(type="LoggerHook", interval=1))),
+        default_scope="mmengine",
+        experiment_name=f"toy{next(RUNS)}",
+        randomness=dict(seed=seed),
+        log_level="INFO",
+        **kwargs,
+    )
+
+
+def hook_of(runner):
+    return next(h for h in runner.hooks if isinstance(h, PruneHook))
+
+
+@pytest.mark.parametrize("target", [0.7, 0.4])
+def test_masks_freeze_at_or_under_the_target_even_if_nothing_moved_them(tmp_path, target):
+    runner = make_runner(tmp_path, dict(type="mmitp.PruneHook", target=target, b=0, begin=1, end=3))
+    runner.train()
+    hook = hook_of(runner)
+    assert hook.frozen
+    assert all(layer.mask_frozen for layer in masked_layers(runner.model).values())
+    assert hook.budget.kept_macs() <= target * hook.budget.dense_macs
+    report = json.loads((tmp_path / "pruning.json").read_text())
+    assert report["switched_off"] > 0
+    assert report["macs_kept"] == hook.budget.kept_macs()
+
+
+def test_optimizer_2_moves_masks_by_its_equation_and_only_in_the_window(tmp_path):
+    """M <- M - lr (dL_task/dM + b dL_HW/dM), after Optimizer 1, which here leaves the masks alone."""
+    seen = []
+
+    class Spy(PruneHook):
+        def _optimizer_2(self):
+            layer = self.masks["body"]
+            before, grad = layer.prune_mask.detach().clone(), layer.prune_mask.grad.clone()
+            (push,) = torch.autograd.grad(self.budget.ratio(), [layer.prune_mask])
+            active = self._steps_now
+            super()._optimizer_2()
+            seen.append((self.runner.epoch, active, before - layer.prune_mask.detach(), 0.1 * (grad + 5 * push)))
+
+    optim = dict(
+        type="OptimWrapper",
+        optimizer=dict(type="SGD", lr=0.01, weight_decay=0.0),
+        paramwise_cfg=dict(custom_keys={"prune_mask": dict(lr_mult=0.0)}),
+    )
+    make_runner(tmp_path, Spy(target=0.5, b=5.0, begin=1, end=3, lr=0.1), optim=optim).train()
+    assert [epoch for epoch, active, *_ in seen if active] == [1] * 4 + [2] * 4
+    for _, active, moved, expected in seen:
+        torch.testing.assert_close(moved, expected if active else torch.zeros_like(moved), atol=1e-7, rtol=1e-4)
+
+
+def test_masks_learn_from_optimizer_1_too(tmp_path):
+    model = Toy()
+    make_runner(tmp_path, dict(type="mmitp.PruneHook", target=0.5, b=0, begin=3, end=4), model=model).train()
+    assert not torch.equal(model.body.prune_mask, torch.ones(8))
+
+
+def test_frozen_masks_stay_while_weights_train_on(tmp_path):
+    class Watch(PruneHook):
+        def after_train_epoch(self, runner):
+            super().after_train_epoch(runner)
+            history.append((self.budget.kept_macs(), self.masks["body"].weight.detach().clone()))
+
+    history = []
+    make_runner(tmp_path, Watch(target=0.5, b=0, begin=0, end=2), epochs=4).train()
+    assert history[1][0] == history[2][0] == history[3][0]
+    assert not torch.equal(history[2][1], history[3][1])
+
+
+def test_auto_reaches_the_target_by_itself_without_projection(tmp_path):
+    optim = dict(
+        type="OptimWrapper",
+        optimizer=dict(type="Adam", lr=1e-3, weight_decay=0.0),
+        paramwise_cfg=dict(custom_keys={"prune_mask": dict(lr_mult=0.0, decay_mult=0.0)}),
+    )
+    hook = dict(type="mmitp.PruneHook", target=0.5, b="auto", begin=2, end=26)
+    make_runner(tmp_path, hook, epochs=28, optim=optim, model=Toy(width=32)).train()
+    report = json.loads((tmp_path / "pruning.json").read_text())
+    assert report["switched_off"] == 0
+    assert 0.4 <= report["ratio"] <= 0.5
+
+
+def test_fill_ends_no_further_below_than_a_channel_costs(tmp_path):
+    hook = dict(type="mmitp.PruneHook", target=0.5, b=1e6, begin=0, end=2, fill=True)
+    runner = make_runner(tmp_path, hook)
+    runner.train()
+    budget = hook_of(runner).budget
+    on = budget.flat_pattern()
+    assert budget.macs_of(on) <= 0.5 * budget.dense_macs
+    if budget.macs_of(on) < 0.99 * 0.5 * budget.dense_macs:
+        for i in (~on).nonzero().flatten():
+            more = on.clone()
+            more[i] = True
+            assert budget.macs_of(more) > 0.5 * budget.dense_macs
+
+
+def test_a_missed_target_stops_the_run_on_request(tmp_path):
+    hook = dict(type="mmitp.PruneHook", target=0.5, b=0, begin=0, end=2, on_miss="error")
+    with pytest.raises(RuntimeError, match="above the target"):
+        make_runner(tmp_path, hook).train()
+
+
+def test_a_missed_target_is_kept_on_request_and_said(tmp_path, caplog):
+    hook = dict(type="mmitp.PruneHook", target=0.5, b=0, begin=0, end=2, on_miss="warn")
+    runner = make_runner(tmp_path, hook)
+    runner.train()
+    assert float(hook_of(runner).budget.ratio()) > 0.5
+    assert "frozen as they are" in (next(tmp_path.glob("*/*.log"))).read_text()
+
+
+def test_it_warns_early_that_the_pace_will_not_do(tmp_path):
+    hook = dict(type="mmitp.PruneHook", target=0.5, b=1e-6, begin=0, end=30, lr=0.01)
+    make_runner(tmp_path, hook, epochs=30).train()
+    log = (next(tmp_path.glob("*/*.log"))).read_text()
+    warning = next(line for line in log.splitlines() if "at the present pace" in line)
+    assert "b='auto'" in warning
+    assert log.index("at the present pace") < log.index("Epoch(train) [10]"), "not early"
+
+
+def test_the_b_it_names_arrives(tmp_path):
+    """The forecast's advice is followed and the target is reached inside the window."""
+    optim = dict(
+        type="OptimWrapper",
+        optimizer=dict(type="SGD", lr=0.01, weight_decay=0.0),
+        paramwise_cfg=dict(custom_keys={"prune_mask": dict(lr_mult=0.0)}),
+    )
+    hook = dict(type="mmitp.PruneHook", target=0.5, b=1e-3, begin=0, end=30, lr=0.01)
+    make_runner(tmp_path / "a", hook, epochs=30, optim=optim).train()
+    log = (next((tmp_path / "a").glob("*/*.log"))).read_text()
+    advice = float(log.split("About b=")[1].split()[0])
+    make_runner(tmp_path / "b", dict(hook, b=advice * 1.2), epochs=30, optim=optim).train()
+    assert json.loads((tmp_path / "b" / "pruning.json").read_text())["switched_off"] == 0
+
+
+def test_iteration_based_loops_take_the_window_in_iterations(tmp_path):
+    loop = dict(type="IterBasedTrainLoop", max_iters=10)
+    hook = PruneHook(target=0.5, b=0, begin=2, end=7)
+    make_runner(tmp_path, hook, loop=loop).train()
+    assert hook.steps == 5
+    assert hook.frozen
+
+
+def test_once_an_epoch_is_the_last_step_of_each(tmp_path):
+    hook = PruneHook(target=0.5, b=0, begin=1, end=3, interval="epoch")
+    make_runner(tmp_path, hook).train()
+    assert hook.steps == 2
+
+
+def test_gradient_accumulation_takes_one_step_an_update(tmp_path):
+    optim = dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.01), accumulative_counts=2)
+    hook = PruneHook(target=0.5, b=0, begin=1, end=3)
+    make_runner(tmp_path, hook, optim=optim).train()
+    assert hook.steps == hook.window_steps == 4
+
+
+def test_mask_gradients_do_not_count_in_gradient_clipping(tmp_path):
+    optim = dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.01), clip_grad=dict(max_norm=1e-9))
+    model = Toy()
+    runner = make_runner(
+        tmp_path, dict(type="mmitp.PruneHook", target=0.5, b=0, begin=3, end=4), model=model, optim=optim, epochs=4
+    )
+    runner.train()
+    assert not torch.allclose(model.body.prune_mask, torch.ones(8), atol=1e-6)
+
+
+def test_a_step_skipped_by_the_gradient_scaler_leaves_the_masks_alone(tmp_path):
+    class Poisoned(PruneHook):
+        def _optimizer_2(self):
+            for layer in self.masks.values():
+                layer.prune_mask.grad = torch.full_like(layer.prune_mask, math.nan)
+            before = {n: m.prune_mask.detach().clone() for n, m in self.masks.items()}
+            super()._optimizer_2()
+            for n, m in self.masks.items():
+                assert torch.equal(before[n], m.prune_mask)
+
+    hook = Poisoned(target=0.5, b=10, begin=0, end=2, on_miss="warn")
+    make_runner(tmp_path, hook, epochs=2).train()
+    assert hook.steps == 0
+
+
+@pytest.mark.parametrize("b", [200.0, "auto"])
+def test_resuming_in_the_window_continues_exactly(tmp_path, b):
+    checkpoint = dict(checkpoint=dict(type="CheckpointHook", interval=1), logger=dict(type="LoggerHook", interval=1))
+    hook = dict(type="mmitp.PruneHook", target=0.4, b=b, begin=1, end=7, lr=0.01)
+    whole, resumed = Toy(norm=False), Toy(norm=False)
+    torch.manual_seed(1)
+    start = {k: v.clone() for k, v in Toy(norm=False).state_dict().items()}
+    whole.load_state_dict(start)
+    make_runner(tmp_path / "a", hook, epochs=8, model=whole, default_hooks=checkpoint).train()
+    runner = make_runner(
+        tmp_path / "b", hook, epochs=8, model=resumed, default_hooks=checkpoint, seed=0,
+        load_from=str(tmp_path / "a" / "epoch_4.pth"), resume=True,
+    )  # fmt: skip
+    runner.train()
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
+    final = torch.load(tmp_path / "b" / "epoch_8.pth", weights_only=False)["mmitp_prune_hook"]
+    assert final == torch.load(tmp_path / "a" / "epoch_8.pth", weights_only=False)["mmitp_prune_hook"]
+
+
+def test_resuming_after_the_freeze_keeps_the_pattern(tmp_path):
+    checkpoint = dict(checkpoint=dict(type="CheckpointHook", interval=1))
+    hook = dict(type="mmitp.PruneHook", target=0.5, b=0, begin=0, end=2)
+    first = make_runner(tmp_path, hook, epochs=3, default_hooks=checkpoint)
+    first.train()
+    pattern = masked_layers(first.model)["body"].prune_pattern.clone()
+    again = make_runner(
+        tmp_path, hook, epochs=5, default_hooks=checkpoint, load_from=str(tmp_path / "epoch_3.pth"), resume=True
+    )
+    again.train()
+    assert hook_of(again).frozen
+    assert torch.equal(masked_layers(again.model)["body"].prune_pattern, pattern)
+
+
+@pytest.mark.parametrize("update_buffers", [False, True])
+def test_the_averaged_model_prunes_the_same_channels(tmp_path, update_buffers):
+    ema = dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=0.1, update_buffers=update_buffers)
+    hook = dict(type="mmitp.PruneHook", target=0.5, b=0, begin=0, end=2)
+    checkpoint = dict(checkpoint=dict(type="CheckpointHook", interval=1))
+    runner = make_runner(tmp_path, hook, epochs=4, extra_hooks=[ema], default_hooks=checkpoint)
+    runner.train()
+    saved = torch.load(tmp_path / "epoch_4.pth", weights_only=False)
+    source = masked_layers(runner.model)
+    for name, layer in source.items():
+        assert torch.equal(saved["state_dict"][f"{name}.prune_pattern"], layer.prune_pattern)
+        assert torch.equal(saved["ema_state_dict"][f"module.{name}.prune_pattern"], layer.prune_pattern)
+
+
+def test_best_checkpoints_come_from_models_within_the_budget_only(tmp_path):
+    from mmengine.evaluator import BaseMetric
+
+    class Falling(BaseMetric):
+        """Every evaluation is worse than the one before: the first would always be the best."""
+
+        value = 10.0
+
+        def process(self, data_batch, data_samples):
+            self.results.append(0)
+
+        def compute_metrics(self, results):
+            Falling.value -= 1
+            return dict(score=Falling.value)
+
+    checkpoint = dict(checkpoint=dict(type="CheckpointHook", interval=1, save_best="score", rule="greater"))
+    runner = make_runner(
+        tmp_path, dict(type="mmitp.PruneHook", target=0.5, b=0, begin=0, end=2), epochs=4, default_hooks=checkpoint,
+        val_dataloader=dict(batch_size=8, dataset=ToyData(), sampler=dict(type="DefaultSampler"), num_workers=0),
+        val_cfg=dict(), val_evaluator=[Falling()],
+    )  # fmt: skip
+    runner.train()
+    assert [p.name for p in tmp_path.glob("best_*")] == ["best_score_epoch_2.pth"]
+
+
+def test_operations_and_hardware_loss_are_logged(tmp_path):
+    runner = make_runner(tmp_path, dict(type="mmitp.PruneHook", target=0.5, b=0, begin=1, end=3))
+    runner.train()
+    rows = [json.loads(line) for line in next(tmp_path.glob("*/vis_data/scalars.json")).read_text().splitlines()]
+    logged = [r for r in rows if "ops_kept" in r]
+    assert logged[0]["ops_kept"] == 1.0
+    assert logged[0]["L_HW"] == 0.5
+    assert logged[-1]["ops_kept"] <= 0.5
+    assert logged[-1]["L_HW"] == 0.0
+    assert any("channels_kept/body" in r for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (dict(target=0), "target"),
+        (dict(target=1.5), "target"),
+        (dict(target=0.5, b="fast"), "'auto'"),
+        (dict(target=0.5, begin=5, end=5), "begin < end"),
+        (dict(target=0.5, lr=0), "lr"),
+        (dict(target=0.5, interval="step"), "interval"),
+        (dict(target=0.5, on_miss="ignore"), "on_miss"),
+        (dict(target=0.5, input_shape=(8,)), "input_shape"),
+    ],
+)
+def test_arguments_out_of_range_are_named(arguments, text):
+    with pytest.raises(ValueError, match=text):
+        PruneHook(**arguments)
+
+
+def test_a_window_longer_than_the_run_is_an_error_that_says_what_would_fit(tmp_path):
+    with pytest.raises(ValueError, match=r"begin=0, end=3"):
+        make_runner(tmp_path, dict(type="mmitp.PruneHook", target=0.5)).train()
+
+
+def test_a_model_without_masks_is_an_error_that_shows_the_line(tmp_path):
+    with pytest.raises(ValueError, match="mmitp.MaskedModel"):
+        make_runner(tmp_path, dict(type="mmitp.PruneHook", target=0.5, begin=0, end=2), model=Toy(masked=False)).train()
+
+
+def test_an_unreachable_target_is_an_error_at_once(tmp_path):
+    with pytest.raises(ValueError, match="cannot be reached"):
+        make_runner(tmp_path, dict(type="mmitp.PruneHook", target=0.05, begin=0, end=2)).train()
+
+
+def test_two_lines_compose_it_with_a_config(tmp_path):
+    """One line for the model, one for the hook, on a stock-like config file; the original type stays a plain key."""
+    base = tmp_path / "base.py"
+    base.write_text(
+        "default_scope = 'mmpretrain'\n"
+        "model = dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=18),\n"
+        "             neck=dict(type='GlobalAveragePooling'),\n"
+        "             head=dict(type='LinearClsHead', num_classes=2, in_channels=512))\n"
+    )
+    child = tmp_path / "child.py"
+    child.write_text(
+        "_base_ = ['./base.py']\n"
+        "model = dict(type='mmitp.MaskedModel', of=_base_.model.type)\n"
+        "custom_hooks = [dict(type='mmitp.PruneHook', target=0.5)]\n"
+    )
+    pytest.importorskip("mmpretrain")
+    from mmengine.registry import DefaultScope
+
+    cfg = Config.fromfile(child)
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        model = ROOT_MODELS.build(cfg.model)
+    assert type(model).__name__ == "ImageClassifier"
+    assert len(masked_layers(model)) == 19  # 20 convolutions of ResNet-18 but the stem
