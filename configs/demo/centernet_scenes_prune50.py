@@ -37,6 +37,6 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=12, eta_min=1e-5, convert_to_iter_based=True),
 ]
 custom_hooks = [
-    dict(type="mmitp.PruneHook", target=0.5, b="auto", begin=1, end=8, lr=0.01, input_shape=(128, 384)),
+    dict(type="mmitp.PruneHook", target=0.5, b="auto", begin=1, end=8, lr=1e-4, input_shape=(128, 384)),
 ]
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=12, max_keep_ckpts=1))

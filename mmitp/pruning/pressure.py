@@ -42,6 +42,30 @@ def push_speed(budget: MacBudget, gradient: Tensor, reach: float) -> float:
     return float(chosen.mean()) if chosen.numel() else 0.0
 
 
+def balanced(budget: MacBudget, gradient: Tensor) -> Tensor:
+    """``dratio/dM`` with every layer's push in proportion to the part of its channels it still keeps (ours).
+
+    The plain gradient weighs a channel by what it costs. In a detector that differs by a factor of thirty from the
+    stride-4 maps to the deepest level, so the costly layers are emptied to a single channel, one after the other,
+    before the others lose any. Here each layer's mean push over its kept channels is its kept fraction: layers thin out
+    together, and the task gradient decides which of their channels go. Within a layer the weights of the gradient stay,
+    a channel that frees its producers counting for more.
+
+    Args:
+        budget: the model's budget.
+        gradient: flat ``dratio/dM``.
+    """
+    tables = budget.tables(gradient.device)
+    rows, n = tables.literal_row, len(budget.layers)
+    on = budget.flat_pattern().to(gradient.dtype)
+    size = gradient.new_zeros(n).index_add_(0, rows, torch.ones_like(on))
+    kept = gradient.new_zeros(n).index_add_(0, rows, on)
+    total = gradient.new_zeros(n).index_add_(0, rows, gradient * on)
+    # mean push wanted: kept / size; mean push there is: total / kept
+    scale = torch.where(total > 0, kept.square() / (size * total).clamp(min=1e-30), torch.zeros_like(total))
+    return gradient * scale[rows]
+
+
 class AutoPressure:
     """Closed loop for ``b``: the smallest push that keeps the ratio on its path (ours; a fixed ``b`` is the paper's).
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mmitp.engine.example import example_inputs
 from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, masked_layers
 from mmitp.pruning.freeze import freeze_masks, project
-from mmitp.pruning.pressure import AutoPressure, Forecast, distance, path, push_speed
+from mmitp.pruning.pressure import AutoPressure, Forecast, balanced, distance, path, push_speed
 from mmitp.registry import HOOKS
 
 STATE_KEY = "mmitp_prune_hook"
@@ -37,7 +37,8 @@ class PruneHook(Hook):
     Args:
         target: ``psi*``, fraction of the whole model's MACs to keep, in (0, 1).
         b: weight of ``L_HW`` (S1: 10; 50 for a target of 0.2), or ``'auto'``: a closed loop that keeps the ratio on a
-            half-cosine path from 1 to ``target`` over the first 70 % of the window with the smallest push that does.
+            half-cosine path from 1 to ``target`` over the first 70 % of the window with the smallest push that does,
+            in the direction of :func:`mmitp.pruning.pressure.balanced` (``lr`` then only weighs the task gradient).
         begin, end: the window, in epochs (S1: 20 and 240 of 300), or in iterations with an iteration-based loop.
         lr: learning rate of Optimizer 2 (S1: 0.01), SGD without momentum.
         interval: Optimizer 2 steps with every optimizer step (``'iter'``) or with the last of each epoch (``'epoch'``).
@@ -215,6 +216,9 @@ class PruneHook(Hook):
         with torch.enable_grad():
             push = torch.autograd.grad(self.budget.ratio(), masks)
         flat = torch.cat([g.reshape(-1) for g in push])
+        if self.auto is not None:
+            flat = balanced(self.budget, flat)
+            push = tuple(self.budget.split(flat).values())
         b = self._pressure(flat)
         torch._foreach_add_(masks, task, alpha=-self.lr)
         if self.auto is not None and b > 0:
