@@ -1,0 +1,122 @@
+"""Any OpenMMLab config as a masked model with an example input and random, valid training batches."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from mmengine import Config, MessageHub
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+
+def build_masked(cfg: Config) -> nn.Module:
+    """Builds a config's model with masks, as ``mmitp.MaskedModel`` does, without downloading pre-trained weights.
+
+    Raises:
+        ValueError: the config has no model, or no layer of it can be masked.
+    """
+    if "model" not in cfg:
+        raise ValueError(f"{cfg.filename} describes no model")
+    init_default_scope(cfg.get("default_scope") or "mmengine")
+    model = copy.deepcopy(cfg.model)
+    _without_pretrained(model)
+    if model.type != "mmitp.MaskedModel":
+        model = dict(model, type="mmitp.MaskedModel", of=model.type)
+    torch.manual_seed(0)
+    built = MODELS.build(model)
+    if hasattr(built, "init_weights"):
+        built.init_weights()
+    return built
+
+
+def is_detector(model: nn.Module) -> bool:
+    """Whether the model speaks mmdet's interface (boxes), else mmpretrain's (labels)."""
+    return hasattr(model, "add_pred_to_datasample")
+
+
+def random_batch(model: nn.Module, shape: tuple[int, int], batch: int, generator: torch.Generator) -> dict[str, Any]:
+    """Noise images (uint8, as loaders give them) with valid labels: classes, or boxes with masks and a semantic map."""
+    images = [torch.randint(256, (3, *shape), dtype=torch.uint8, generator=generator) for _ in range(batch)]
+    classes = min(
+        (n for m in model.modules() if isinstance(n := getattr(m, "num_classes", None), int) and n > 0), default=1
+    )
+    make = _boxes if is_detector(model) else _label
+    return dict(inputs=images, data_samples=[make(shape, classes, generator, i) for i in range(batch)])
+
+
+def train_on_noise(model: nn.Module, shape: tuple[int, int], iterations: int = 3, batch: int = 2) -> list[float]:
+    """A few training steps of plain SGD on random batches; returns the losses.
+
+    Raises:
+        RuntimeError: a loss is not finite.
+    """
+    model.train()
+    optimizer = OptimWrapper(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4))
+    hub = MessageHub.get_current_instance()
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for step in range(iterations):
+        # what some heads and batch augmentations ask the Runner's message hub for
+        for key, value in dict(iter=step, epoch=0, max_iters=iterations, max_epochs=1).items():
+            hub.update_info(key, value)
+        logs = model.train_step(random_batch(model, shape, batch, generator), optimizer)  # type: ignore[operator]
+        losses.append(logs["loss"].item())
+        if not torch.isfinite(torch.tensor(losses[-1])):
+            raise RuntimeError(f"the loss of {type(model).__name__} on noise is {losses[-1]} at step {step}")
+    return losses
+
+
+def _label(shape: tuple[int, int], classes: int, generator: torch.Generator, index: int) -> Any:
+    from mmpretrain.structures import DataSample
+
+    label = int(torch.randint(classes, (), generator=generator))
+    return DataSample(metainfo=dict(img_shape=shape, ori_shape=shape)).set_gt_label(label)
+
+
+def _boxes(shape: tuple[int, int], classes: int, generator: torch.Generator, index: int) -> Any:
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.bbox import HorizontalBoxes
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData, PixelData
+
+    height, width = shape
+    n = 3
+    size = 0.2 + 0.4 * torch.rand(n, 2, generator=generator)
+    corner = torch.rand(n, 2, generator=generator) * (1 - size)
+    boxes = torch.cat([corner, corner + size], 1) * torch.tensor([width, height, width, height])
+    labels = torch.randint(classes, (n,), generator=generator)
+    bitmaps = torch.zeros(n, height, width, dtype=torch.uint8)
+    for bitmap, (x1, y1, x2, y2) in zip(bitmaps, boxes.long().tolist(), strict=True):
+        bitmap[y1 : y2 + 1, x1 : x2 + 1] = 1
+    meta = dict(
+        img_id=index,
+        img_shape=shape,
+        ori_shape=shape,
+        batch_input_shape=shape,
+        pad_shape=shape,
+        scale_factor=(1.0, 1.0),
+    )
+    sample = DetDataSample(metainfo=dict(meta, flip=False, flip_direction=None))
+    sample.gt_instances = InstanceData(
+        bboxes=HorizontalBoxes(boxes), labels=labels, masks=BitmapMasks(bitmaps.numpy(), height, width)
+    )
+    sample.ignored_instances = InstanceData(bboxes=HorizontalBoxes(boxes[:0]), labels=labels[:0])
+    sample.gt_sem_seg = PixelData(sem_seg=torch.zeros(1, height, width, dtype=torch.long))
+    return sample
+
+
+def _without_pretrained(node: Any) -> None:
+    if isinstance(node, dict):
+        init = node.get("init_cfg")
+        if isinstance(init, dict) and init.get("type") == "Pretrained":
+            node["init_cfg"] = None
+        if isinstance(node.get("pretrained"), str):
+            node["pretrained"] = None
+        for child in node.values():
+            _without_pretrained(child)
+    elif isinstance(node, (list, tuple)):
+        for child in node:
+            _without_pretrained(child)

@@ -1,0 +1,95 @@
+"""A check of the whole chain on any model: random masks, frozen, slimmed, compared and counted independently."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .budget import MacBudget
+from .freeze import freeze_masks
+from .graph import call_model
+from .slim import difference, slim_with_plan
+
+
+@dataclass
+class SlimCheck:
+    """Outcome of :func:`check_slimming`.
+
+    Attributes:
+        ratio: operations kept by the random pattern.
+        macs_budget: MACs by the budget.
+        macs_counted: MACs of the slimmed model by torch's own counter.
+        problem: how the outputs differ; empty if they are equal.
+    """
+
+    ratio: float
+    macs_budget: int
+    macs_counted: int
+    problem: str
+
+    @property
+    def passed(self) -> bool:
+        return not self.problem and self.macs_budget == self.macs_counted
+
+
+def counted_macs(model: nn.Module, example_inputs: Any) -> int:
+    """MACs of convolutions and linear layers in one evaluation pass, by torch's ``FlopCounterMode``.
+
+    Products of two activations (attention's) are none of the budget's business and left out.
+    """
+    aten = torch.ops.aten
+    training = {module: module.training for module in model.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused operation that the counter does not know
+    model.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            call_model(model, example_inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in training.items():
+            module.training = mode
+    counts = counter.get_flop_counts()["Global"]
+    return sum(counts.get(op, 0) for op in (aten.convolution, aten._convolution, aten.addmm, aten.mm)) // 2
+
+
+@torch.no_grad()
+def randomize_to(budget: MacBudget, target: float, seed: int = 0) -> float:
+    """Switches masks off at random until about ``target`` of the operations are left; returns the ratio reached.
+
+    Where the cheapest ratio is above the target, the middle between it and 1 is taken.
+    """
+    target = max(target, (1 + budget.min_ratio()) / 2) if budget.min_ratio() > target else target
+    order = torch.rand(budget.n_literals, generator=torch.Generator().manual_seed(seed))
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        keep = (low + high) / 2
+        over = budget.macs_of(budget.binarize(keep - order)) > target * budget.dense_macs
+        low, high = (low, keep) if over else (keep, high)
+    for name, values in budget.split(low - order).items():
+        mask = dict(budget.masked)[name].prune_mask
+        mask.copy_(values)
+    return budget.kept_macs() / budget.dense_macs
+
+
+def check_slimming(model: nn.Module, example_inputs: Any, target: float = 0.5, rtol: float = 1e-5) -> SlimCheck:
+    """Random masks to about ``target``, freeze, slim, and compare: outputs to ``rtol``, MACs as integers.
+
+    Changes the model's masks. The budget is recorded anew under the frozen masks: where work depends on the data
+    (proposals), a network with other masks has other work.
+    """
+    randomize_to(MacBudget(model, example_inputs), target)
+    freeze_masks(model)
+    budget = MacBudget(model, example_inputs)
+    small, _ = slim_with_plan(model, example_inputs, budget)
+    macs = budget.kept_macs()
+    return SlimCheck(
+        macs / budget.dense_macs,
+        macs,
+        counted_macs(small, example_inputs),
+        difference(model, small, example_inputs, rtol),
+    )
