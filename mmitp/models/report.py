@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import torch
@@ -22,13 +23,19 @@ def build_masked(cfg: Config) -> nn.Module:
         raise ValueError(f"{cfg.filename} describes no model")
     init_default_scope(cfg.get("default_scope") or "mmengine")
     model = copy.deepcopy(cfg.model)
+    if cfg.get("data_preprocessor") is not None:
+        model.setdefault("data_preprocessor", copy.deepcopy(cfg.data_preprocessor))  # as the Runner does
     _without_pretrained(model)
     if model.type != "mmitp.MaskedModel":
         model = dict(model, type="mmitp.MaskedModel", of=model.type)
     torch.manual_seed(0)
     built = MODELS.build(model)
     if hasattr(built, "init_weights"):
-        built.init_weights()
+        logging.disable(logging.INFO)  # a line for every parameter
+        try:
+            built.init_weights()
+        finally:
+            logging.disable(logging.NOTSET)
     return built
 
 
@@ -43,8 +50,12 @@ def random_batch(model: nn.Module, shape: tuple[int, int], batch: int, generator
     classes = min(
         (n for m in model.modules() if isinstance(n := getattr(m, "num_classes", None), int) and n > 0), default=1
     )
-    make = _boxes if is_detector(model) else _label
-    return dict(inputs=images, data_samples=[make(shape, classes, generator, i) for i in range(batch)])
+    if is_detector(model):
+        masks = any("mask_head" in name for name, _ in model.named_modules())
+        samples = [_boxes(shape, classes, generator, i, masks) for i in range(batch)]
+    else:
+        samples = [_label(shape, classes, generator) for _ in range(batch)]
+    return dict(inputs=images, data_samples=samples)
 
 
 def train_on_noise(model: nn.Module, shape: tuple[int, int], iterations: int = 3, batch: int = 2) -> list[float]:
@@ -69,14 +80,14 @@ def train_on_noise(model: nn.Module, shape: tuple[int, int], iterations: int = 3
     return losses
 
 
-def _label(shape: tuple[int, int], classes: int, generator: torch.Generator, index: int) -> Any:
+def _label(shape: tuple[int, int], classes: int, generator: torch.Generator) -> Any:
     from mmpretrain.structures import DataSample
 
     label = int(torch.randint(classes, (), generator=generator))
     return DataSample(metainfo=dict(img_shape=shape, ori_shape=shape)).set_gt_label(label)
 
 
-def _boxes(shape: tuple[int, int], classes: int, generator: torch.Generator, index: int) -> Any:
+def _boxes(shape: tuple[int, int], classes: int, generator: torch.Generator, index: int, masks: bool) -> Any:
     from mmdet.structures import DetDataSample
     from mmdet.structures.bbox import HorizontalBoxes
     from mmdet.structures.mask import BitmapMasks
@@ -88,9 +99,6 @@ def _boxes(shape: tuple[int, int], classes: int, generator: torch.Generator, ind
     corner = torch.rand(n, 2, generator=generator) * (1 - size)
     boxes = torch.cat([corner, corner + size], 1) * torch.tensor([width, height, width, height])
     labels = torch.randint(classes, (n,), generator=generator)
-    bitmaps = torch.zeros(n, height, width, dtype=torch.uint8)
-    for bitmap, (x1, y1, x2, y2) in zip(bitmaps, boxes.long().tolist(), strict=True):
-        bitmap[y1 : y2 + 1, x1 : x2 + 1] = 1
     meta = dict(
         img_id=index,
         img_shape=shape,
@@ -100,9 +108,12 @@ def _boxes(shape: tuple[int, int], classes: int, generator: torch.Generator, ind
         scale_factor=(1.0, 1.0),
     )
     sample = DetDataSample(metainfo=dict(meta, flip=False, flip_direction=None))
-    sample.gt_instances = InstanceData(
-        bboxes=HorizontalBoxes(boxes), labels=labels, masks=BitmapMasks(bitmaps.numpy(), height, width)
-    )
+    sample.gt_instances = InstanceData(bboxes=HorizontalBoxes(boxes), labels=labels)
+    if masks:
+        bitmaps = torch.zeros(n, height, width, dtype=torch.uint8)
+        for bitmap, (x1, y1, x2, y2) in zip(bitmaps, boxes.long().tolist(), strict=True):
+            bitmap[y1 : y2 + 1, x1 : x2 + 1] = 1
+        sample.gt_instances.masks = BitmapMasks(bitmaps.numpy(), height, width)
     sample.ignored_instances = InstanceData(bboxes=HorizontalBoxes(boxes[:0]), labels=labels[:0])
     sample.gt_sem_seg = PixelData(sem_seg=torch.zeros(1, height, width, dtype=torch.long))
     return sample

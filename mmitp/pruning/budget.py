@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .graph import ChannelGraph, LayerRecord, call_model, record_graph, tensors_in
+from .layers import Conv2dKind
 from .masks import MaskedLayer, ste_derivative
 from .needs import Needs, channel_masked, solve_needs
 
@@ -346,7 +347,7 @@ class MacBudget:
         for name, part in self.split(pattern).items():
             dict(self._masked)[name].freeze_mask(part.to(dict(self._masked)[name].prune_mask))
         try:
-            still = _outputs(model, example_inputs)
+            still = self._outputs_and_work(model, example_inputs)
             candidates = [
                 i for i, r in enumerate(self.layers) if r.module is not None and not bool(needed[r.out_nodes].all())
             ]
@@ -359,6 +360,29 @@ class MacBudget:
                 layer.mask_frozen = was
             for module, mode in training.items():
                 module.training = mode
+
+    def _outputs_and_work(self, model: nn.Module, example_inputs: Any) -> list[Tensor]:
+        """The outputs; names the layers whose work changed with the pattern, as it does after proposals."""
+        work: dict[int, int] = {}
+        handles = []
+        for i, record in enumerate(self.layers):
+            if record.module is None or record.kind is None:
+                continue
+
+            def count(module: nn.Module, args: Any, out: Tensor, i: int = i, kind: Conv2dKind = record.kind) -> None:
+                if args:
+                    work[i] = work.get(i, 0) + kind.pair_macs(module, args[0], out)
+
+            handles.append(record.module.register_forward_hook(count))
+        try:
+            outputs = _outputs(model, example_inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for i, macs in work.items():
+            if macs != self.layers[i].pair_macs:
+                self.layers[i].note = "its work depends on the data: the recorded pass's MACs stand"
+        return outputs
 
     def _moves(
         self, model: nn.Module, example_inputs: Any, rows: list[int], needed: Tensor, still: list[Tensor]

@@ -1,0 +1,95 @@
+"""The report's reasons, and the check's independent counter and random masks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mmitp.pruning import MacBudget, mask_model
+from mmitp.pruning.check import check_slimming, counted_macs, randomize_to
+from mmitp.pruning.report import dense_reason, prunable_outputs, report_text
+
+
+def model() -> nn.Sequential:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        nn.Conv2d(4, 4, 3, groups=4),
+        nn.Conv2d(4, 8, 1),
+        nn.GroupNorm(2, 8),
+        nn.Conv2d(8, 6, 1),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 6, 1)),
+        nn.Conv2d(6, 6, 1),
+        nn.Conv2d(6, 5, 1),
+        nn.Flatten(),
+        nn.Linear(20, 3),
+    )
+    net[6].weight.requires_grad_(False)
+    return net
+
+
+def test_reasons_name_what_each_layer_is() -> None:
+    budget = MacBudget(mask_model(model(), exclude="7"), torch.randn(1, 3, 4, 4))
+    reasons = {record.name: dense_reason(budget, record).partition(":")[0] for record in budget.layers}
+    assert reasons == {
+        "0": "stem",
+        "1": "grouped",
+        "2": "",
+        "4": "",
+        "5.conv2d (conv2d)": "called as a function with a weight of its own",
+        "6": "frozen",
+        "7": "left out by include or exclude",
+        "9": "linear",
+    }
+    outputs = {record.name: prunable_outputs(budget, record) for record in budget.layers}
+    # the depthwise layer and the stem go with the reader of the first; GroupNorm and dense readers hold the others
+    assert {name for name, n in outputs.items() if n} == {"0", "1"}
+    assert outputs["1"] == 4
+
+
+def test_report_states_dense_macs_and_the_cheapest_ratio() -> None:
+    net = mask_model(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.GroupNorm(1, 6)))
+    text = report_text(MacBudget(net, torch.randn(1, 3, 2, 2)))
+    assert "layers that can be pruned: 1 of 2, 66.7% of the operations" in text
+    assert "dense MACs: 144 " in text
+    assert "cheapest reachable ratio: 0.2500" in text
+    assert "2: group_norm is not known to treat channels one by one" in text
+
+
+def test_random_masks_come_close_to_the_target() -> None:
+    net = mask_model(nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 1), nn.Conv2d(64, 64, 1)))
+    budget = MacBudget(net, torch.randn(1, 3, 2, 2))
+    assert randomize_to(budget, 0.5) == pytest.approx(0.5, abs=0.02)
+    assert budget.ratio().item() <= 0.5
+
+
+def test_a_model_that_cannot_reach_the_target_goes_half_the_way() -> None:
+    net = mask_model(nn.Sequential(nn.Conv2d(8, 64, 3, padding=1), nn.Conv2d(64, 64, 1)), include="1")
+    budget = MacBudget(net, torch.randn(1, 8, 4, 4))
+    net2 = mask_model(nn.Sequential(nn.Conv2d(3, 64, 7), nn.GroupNorm(1, 64), nn.Conv2d(64, 64, 1)))
+    held = MacBudget(net2, torch.randn(1, 3, 8, 8))
+    assert budget.min_ratio() < 0.5 < held.min_ratio()
+    assert randomize_to(held, 0.5) == pytest.approx((1 + held.min_ratio()) / 2, abs=0.02)
+
+
+def test_check_passes_on_a_sound_model_and_counts_independently() -> None:
+    net = mask_model(nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 1)))
+    outcome = check_slimming(net, torch.randn(1, 3, 8, 8))
+    assert outcome.passed
+    assert outcome.macs_budget == outcome.macs_counted
+    assert net[3].mask_frozen
+    assert net.training
+
+
+def test_the_counter_leaves_attention_products_out() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(8, 24)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.qkv(x).chunk(3, -1)
+            return (q @ k.transpose(1, 2)).softmax(-1) @ v
+
+    assert counted_macs(Attention(), torch.randn(2, 5, 8)) == 2 * 5 * 8 * 24
+    assert counted_macs(nn.MultiheadAttention(8, 2, batch_first=True), (torch.randn(2, 5, 8),) * 3) == 2 * 5 * 8 * 8 * 4

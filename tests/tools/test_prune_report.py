@@ -1,0 +1,106 @@
+"""tools/prune_report.py on packaged configs of both libraries, and its exit code."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import mmitp.pruning.check as check_module
+from mmitp.engine.config import load_config
+from mmitp.models.report import build_masked, random_batch
+from mmitp.pruning import masked_layers
+
+TOOL = Path(__file__).parents[2] / "tools" / "prune_report.py"
+RESNET = "mmpretrain::resnet/resnet18_8xb32_in1k"
+CENTERNET = "mmdet::centernet/centernet_r18-dcnv2_8xb16-crop512-140e_coco"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    spec = importlib.util.spec_from_file_location("prune_report", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def main(*args: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["prune_report.py", *args])
+        return tool.main()
+
+    return main
+
+
+def test_report_lists_layers_and_reasons(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(RESNET, "--shape", "64", "64") == 0
+    text = capsys.readouterr().out
+    assert "ImageClassifier of mmpretrain::resnet/resnet18_8xb32_in1k at 64x64, batch 1" in text
+    assert "stem: reads the image" in text
+    assert "linear: masked only when asked for" in text
+    assert "layers that can be pruned: 19 of 21" in text
+    assert "dense MACs: 148,557,824 (0.149 G)" in text
+    assert "cheapest reachable ratio: 0.00" in text
+    assert "equal" not in text
+
+
+@pytest.mark.parametrize("config", [RESNET, CENTERNET])
+def test_check_passes_on_stock_configs(
+    config: str, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(config, "--shape", "64", "64", "--check") == 0
+    text = capsys.readouterr().out
+    assert "slimmed outputs equal the masked ones: yes" in text
+    assert "MACs at ratio 0.4" in text or "MACs at ratio 0.5000" in text
+    assert text.endswith("passed\n")
+
+
+def test_check_fails_where_the_counter_disagrees(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = check_module.counted_macs
+    monkeypatch.setattr(check_module, "counted_macs", lambda *args: honest(*args) + 1)
+    assert run(RESNET, "--shape", "32", "32", "--check") == 1
+    assert capsys.readouterr().out.endswith("FAILED\n")
+
+
+def test_check_fails_where_the_outputs_differ(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = check_module.slim_with_plan
+
+    def broken(*args: object) -> object:
+        small, plan = honest(*args)
+        small.head.fc.weight.data[3] += 1e-3
+        return small, plan
+
+    monkeypatch.setattr(check_module, "slim_with_plan", broken)
+    assert run(RESNET, "--shape", "32", "32", "--check") == 1
+    assert "slimmed outputs equal the masked ones: no: output 0 differs" in capsys.readouterr().out
+
+
+def test_building_never_asks_for_pretrained_weights() -> None:
+    cfg = load_config("mmdet::retinanet/retinanet_r50_fpn_1x_coco")
+    assert cfg.model.backbone.init_cfg.type == "Pretrained"
+    model = build_masked(cfg)
+    assert "Pretrained" not in str([getattr(m, "init_cfg", None) for m in model.modules()])
+    assert masked_layers(model)
+    assert cfg.model.backbone.init_cfg.type == "Pretrained"  # the config itself is untouched
+
+
+def test_random_batches_carry_valid_labels() -> None:
+    model = build_masked(load_config(CENTERNET))
+    batch = random_batch(model, (64, 96), 2, torch.Generator().manual_seed(0))
+    assert [tuple(x.shape) for x in batch["inputs"]] == [(3, 64, 96)] * 2
+    for sample in batch["data_samples"]:
+        boxes = sample.gt_instances.bboxes.tensor
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        assert (boxes >= 0).all()
+        assert (boxes[:, 2] <= 96).all()
+        assert (boxes[:, 3] <= 64).all()
+        assert (sample.gt_instances.labels < 80).all()
+    labels = random_batch(build_masked(load_config(RESNET)), (32, 32), 8, torch.Generator().manual_seed(0))
+    assert all(0 <= s.gt_label.item() < 1000 for s in labels["data_samples"])
