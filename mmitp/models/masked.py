@@ -10,7 +10,7 @@ from torch import nn
 from mmitp.pruning import MaskedConv2d, mask_model
 from mmitp.registry import MODELS
 
-from . import dcn  # noqa: F401  registers the deformable convolution with the core
+from . import dcn, mmcv_layers  # noqa: F401  make their layers known to the core
 
 
 @MODELS.register_module(name="MaskedConv2d")
