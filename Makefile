@@ -1,6 +1,7 @@
 # make demo | make test | make lint | make clean: each sets up the virtual environment .venv by itself.
-# Wants only make and Python >= 3.10. To choose another interpreter or other wheels:
-#   make test PYTHON=python3.12 PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# Wants only make and Python >= 3.10. To choose another interpreter or other wheels (torch's CPU wheels, say, which spare
+# a machine without CUDA gigabytes; their index is named in torch's own installation guide):
+#   make test PYTHON=python3.12 PIP_ARGS="--extra-index-url INDEX"
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -8,6 +9,9 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+
+# Threads that spin while they wait slow each other down many times over as soon as anything else wants the cores.
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test lint clean setup
 

@@ -1,6 +1,6 @@
 """The main job from nothing: generate scenes, train and prune CenterNet-DLA34 on them, slim it, evaluate, draw.
 
-    python tools/demo.py [--minutes 5] [--work-dir work_dirs/demo]
+    python tools/demo.py [--minutes 6] [--work-dir work_dirs/demo]
 
 Runs tools/train.py on configs/demo/centernet_scenes_prune50.py. How many epochs fit into the given training time is
 measured first, so that the whole takes about the same time on a fast and on a slow machine.
@@ -87,7 +87,7 @@ def scalars(work_dir: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=5.0, help="training time aimed at")
+    parser.add_argument("--minutes", type=float, default=6.0, help="training time aimed at")
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/demo"))
     parser.add_argument("--data", type=Path, default=Path("data/scenes"), help="where the scenes are generated")
     args = parser.parse_args()

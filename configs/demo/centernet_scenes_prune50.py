@@ -1,5 +1,5 @@
-# The main job on generated scenes, sized for minutes on two CPU cores: the same network at a quarter of its width, 384x128
-# frames, 12 epochs. `make demo` runs it; data/scenes comes from tools/make_scenes.py.
+# The main job on generated scenes, sized for minutes on two CPU cores: the same network at a quarter of its width on
+# 384x128 frames. `make demo` runs it; data/scenes comes from tools/make_scenes.py.
 _base_ = ["../centernet_kitti_prune50.py"]
 
 data_root = "data/scenes/"
@@ -14,7 +14,7 @@ model = dict(
 train_pipeline = [
     dict(type="LoadImageFromFile", backend_args=None),
     dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="mmitp.ScaleShiftCrop", size=input_size, prob=0.5, scale=0.2, shift=0.1),
+    dict(type="mmitp.ScaleShiftCrop", size=input_size, prob=0.2, scale=0.2, shift=0.1),
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 test_pipeline = [
@@ -30,13 +30,13 @@ val_evaluator = dict(data_root=data_root)
 test_evaluator = val_evaluator
 
 # A short run wants a larger step than 250 epochs do.
-train_cfg = dict(max_epochs=12, val_interval=12)
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
+train_cfg = dict(max_epochs=7, val_interval=7)
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=30),
-    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=12, eta_min=1e-5, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=7, eta_min=1e-5, convert_to_iter_based=True),
 ]
 custom_hooks = [
-    dict(type="mmitp.PruneHook", target=0.5, b="auto", begin=1, end=8, lr=1e-4, input_shape=(128, 384)),
+    dict(type="mmitp.PruneHook", target=0.5, b="auto", begin=1, end=5, lr=1e-4, fill=True, input_shape=(128, 384)),
 ]
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=12, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=7, max_keep_ckpts=1))

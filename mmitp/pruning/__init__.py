@@ -7,6 +7,7 @@ removes what they leave unread.
 
 from .budget import LayerRow, MacBudget
 from .convert import fold_masks, mask_model
+from .freeze import freeze_masks, project
 from .layers import (
     MaskedConv2d,
     MaskedConvTranspose2d,
@@ -29,8 +30,10 @@ __all__ = [
     "SlimPlan",
     "apply_plan",
     "fold_masks",
+    "freeze_masks",
     "mask_model",
     "masked_layers",
+    "project",
     "randomize_masks",
     "register_channelwise",
     "register_kind",

@@ -22,6 +22,9 @@ from .freeze import project
 #: ``b='auto'`` aims this far below zero (in units of ``M``): a step in proportion to the distance would never arrive.
 MARGIN = 0.01
 
+#: ``b='auto'`` lets a step take the ratio at most this far below its path.
+FRONT = 0.05
+
 
 def distance(budget: MacBudget, target: float) -> float:
     """How far the masks still have to travel (in units of ``M``) to a ratio of ``target``; 0 when it is reached."""
@@ -116,17 +119,18 @@ class AutoPressure:
         masks = budget.flat_masks().detach()
         floor = int(path((step + 1) / self.arrival, self.target) * budget.dense_macs)
 
-        def stays(part: float) -> bool:
-            return budget.macs_of(budget.binarize(masks - self.lr * b * part * gradient)) >= floor
+        def macs(part: float) -> int:
+            return budget.macs_of(budget.binarize(masks - self.lr * b * part * gradient))
 
-        if stays(1.0):
+        if macs(1.0) >= floor:
             return b
         low, high = 0.0, 1.0
         for _ in range(20):
             middle = 0.5 * (low + high)
-            low, high = (middle, high) if stays(middle) else (low, middle)
-        # The upper end crosses the path by as little as one channel allows; the lower one would never arrive.
-        return b * high
+            low, high = (middle, high) if macs(middle) >= floor else (low, middle)
+        # The upper end crosses the path by as little as the front allows; the lower one would never arrive. Masks that
+        # nothing tells apart stay above zero: the freeze cuts them to the target.
+        return b * (high if macs(high) >= floor - FRONT * budget.dense_macs else low)
 
     def state_dict(self) -> dict[str, Any]:
         return dict(b=self.b, integral=self.integral)

@@ -1,5 +1,5 @@
-# S1 (section S.3): Adam, 250 epochs, steps at 60, 90 and 120. S1 words the step as "decrease by 0.01"; read as times 0.1.
-# The learning rate is CenterNet's own on KITTI, 1.25e-4 at a batch of 16.
+# S1 (section S.3): Adam, 250 epochs, steps at 60, 90 and 120. S1 words the step as "decrease by 0.01"; read as times
+# 0.1. The learning rate is CenterNet's own on KITTI, 1.25e-4 at a batch of 16.
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=250, val_interval=5)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
