@@ -1,6 +1,6 @@
 """What can be pruned of any config's model: layers, MACs, the cheapest ratio, and a check that slimming is exact.
 
-    python tools/prune_report.py CONFIG [--shape H W] [--check]
+    python tools/prune_report.py CONFIG [--shape H W] [--linear] [--check]
 
 CONFIG is a file or a packaged config such as mmdet::retinanet/retinanet_r50_fpn_1x_coco. --check trains three
 iterations on random data, switches masks off at random to about half of the operations, freezes, slims, and fails
@@ -30,8 +30,12 @@ def main() -> int:
         help="input size; 224 224 for classifiers, 320 320 for detectors",
     )
     parser.add_argument("--check", action="store_true", help="train, mask, freeze, slim and compare")
+    parser.add_argument("--linear", action="store_true", help="mask linear layers too (transformers, ConvNeXt)")
     args = parser.parse_args()
-    model = build_masked(load_config(args.config))
+    try:
+        model = build_masked(load_config(args.config), args.linear)
+    except ValueError as error:
+        parser.exit(2, f"{args.config}: {error}; see --linear\n" if not args.linear else f"{args.config}: {error}\n")
     shape = tuple(args.shape) if args.shape else (320, 320) if is_detector(model) else (224, 224)
     example = blank_example(model, shape)
     print(f"{type(model).__name__} of {args.config} at {shape[0]}x{shape[1]}, batch 1")

@@ -13,8 +13,12 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 
-def build_masked(cfg: Config) -> nn.Module:
+def build_masked(cfg: Config, linear: bool = False) -> nn.Module:
     """Builds a config's model with masks, as ``mmitp.MaskedModel`` does, without downloading pre-trained weights.
+
+    Args:
+        cfg: any config with a model, masked or not.
+        linear: mask linear layers too.
 
     Raises:
         ValueError: the config has no model, or no layer of it can be masked.
@@ -28,6 +32,8 @@ def build_masked(cfg: Config) -> nn.Module:
     _without_pretrained(model)
     if model.type != "mmitp.MaskedModel":
         model = dict(model, type="mmitp.MaskedModel", of=model.type)
+    if linear:
+        model["prune"] = dict(model.get("prune") or {}, linear=True)
     torch.manual_seed(0)
     built = MODELS.build(model)
     if hasattr(built, "init_weights"):
