@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmcv.ops import ModulatedDeformConv2dPack
+from mmcv.ops import DeformConv2d, DeformConv2dPack, ModulatedDeformConv2d, ModulatedDeformConv2dPack
 from torch import Tensor
 
 from mmitp.ops import modulated_deform_conv2d
 from mmitp.pruning import MaskedLayer, register_kind
-from mmitp.pruning.layers import Conv2dKind
+from mmitp.pruning.layers import Conv2dKind, CountedKind
 from mmitp.pruning.slim import SlimLayer, register_slim
 
 
@@ -72,6 +72,12 @@ class SlimDCNv2(SlimLayer, ModulatedDeformConv2dPack):
         return x.new_zeros(*x.shape[:-3], self.out_width, *size)
 
 
+def offset_macs(layer: Any, out: Tensor) -> int:
+    """MACs that an input channel costs the offset convolution."""
+    weight = layer.conv_offset.weight
+    return int(weight.shape[0] * weight[0, 0].numel() * (out.numel() // out.shape[1]))
+
+
 class DCNv2Kind(Conv2dKind):
     """Counts the deformable product and the offset convolution; several deformable groups stay dense."""
 
@@ -85,8 +91,7 @@ class DCNv2Kind(Conv2dKind):
         return int(layer.groups) != 1 or int(layer.deform_groups) != 1
 
     def input_macs(self, layer: Any, x: Tensor, out: Tensor) -> int:
-        weight = layer.conv_offset.weight
-        return weight.shape[0] * weight[0, 0].numel() * (out.numel() // out.shape[1])
+        return offset_macs(layer, out)
 
     def slice(self, layer: Any, in_keep: Tensor, out_keep: Tensor) -> None:
         super().slice(layer, in_keep, out_keep)
@@ -94,5 +99,22 @@ class DCNv2Kind(Conv2dKind):
         super().slice(offset, in_keep, torch.arange(offset.out_channels, device=in_keep.device))
 
 
+class GivenOffsetsKind(CountedKind):
+    """Deformable convolutions whose offsets come from elsewhere: counted, dense."""
+
+    dense = (DeformConv2d, ModulatedDeformConv2d)
+
+
+class DCNv1Kind(CountedKind):
+    """The deformable convolution without modulation: counted with its offset convolution, dense."""
+
+    dense = (DeformConv2dPack,)
+
+    def input_macs(self, layer: Any, x: Tensor, out: Tensor) -> int:
+        return offset_macs(layer, out)
+
+
 register_kind(DCNv2Kind())
+register_kind(GivenOffsetsKind())
+register_kind(DCNv1Kind())
 register_slim(ModulatedDeformConv2dPack, SlimDCNv2)

@@ -19,6 +19,12 @@ from mmitp.pruning.slim import SlimConv2d, SlimConvTranspose2d, SlimLayer, SlimL
 class MaskedConv2dAdaptivePadding(MaskedLayer, Conv2dAdaptivePadding):
     """mmcv's ``Conv2dAdaptivePadding`` whose input channels carry a mask."""
 
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    bias: Tensor | None
+
     def forward(self, x: Tensor) -> Tensor:
         pads: list[int] = []
         for size, kernel, stride, dilation in zip(
@@ -31,6 +37,8 @@ class MaskedConv2dAdaptivePadding(MaskedLayer, Conv2dAdaptivePadding):
 
 class SlimConv2dAdaptivePadding(SlimLayer, Conv2dAdaptivePadding):
     """mmcv's ``Conv2dAdaptivePadding`` with gather and scatter."""
+
+    stride: tuple[int, int]
 
     def _nothing(self, x: Tensor) -> Tensor:
         size = [-(-s // stride) for s, stride in zip(x.shape[-2:], self.stride, strict=True)]

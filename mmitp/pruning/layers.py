@@ -122,6 +122,16 @@ class LinearKind(Conv2dKind):
         return out.numel() // out.shape[-1]
 
 
+class CountedKind(Conv2dKind):
+    """A layer that is counted and never masked or cut."""
+
+    def can_mask(self, layer: nn.Module) -> bool:
+        return False
+
+    def whole(self, layer: nn.Module) -> bool:
+        return True
+
+
 _KINDS: dict[type[nn.Module], Conv2dKind] = {}
 _CHANNELWISE: set[type[nn.Module]] = set()
 
@@ -130,7 +140,8 @@ def register_kind(kind: Conv2dKind) -> None:
     """Makes a kind of layer known to the conversion, the channel graph, the budget and the slimming."""
     for cls in kind.dense:
         _KINDS[cls] = kind
-    _KINDS[kind.masked] = kind
+    if not isinstance(kind, CountedKind):
+        _KINDS[kind.masked] = kind
 
 
 def register_channelwise(*types: type[nn.Module]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mmcv.ops import ModulatedDeformConv2dPack
+from mmcv.ops import DeformConv2d, DeformConv2dPack, ModulatedDeformConv2dPack
 from torch import Tensor, nn
 
 from mmitp.models.dcn import MaskedDCNv2, SlimDCNv2
@@ -139,4 +139,27 @@ def test_several_deformable_groups_stay_whole() -> None:
     budget = MacBudget(model, x)
     off(model, **{"3": [0, 1], "4": [0]})
     assert budget.unfollowed == {"1": "its structure forbids removing single channels: counted, stays dense"}
+    assert difference(model, slim(model, x, budget), x, rtol=1e-5) == ""
+
+
+def test_unmodulated_deformable_convolutions_are_counted_and_stay_dense() -> None:
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.offsets, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 18, 1), nn.Conv2d(6, 2, 1)
+            self.given, self.own = DeformConv2d(4, 6, 3, padding=1), DeformConv2dPack(6, 6, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.last(self.own(self.given(x, self.offsets(x))))
+
+    x = torch.randn(1, 3, 5, 6)
+    model = mask_model(Given().eval())
+    assert list(masked_layers(model)) == ["offsets", "last"]
+    budget = MacBudget(model, x)
+    off(model, offsets=[0], last=[0, 1])
+    rows = {r.name: (r.macs_kept, r.out_kept) for r in budget.table()}
+    assert rows["given"] == (30 * 9 * 4 * 6, 6)
+    assert rows["own"] == (30 * (9 * 6 * 6 + 9 * 6 * 18), 6)
+    assert set(budget.unfollowed) == {"given", "own"}
     assert difference(model, slim(model, x, budget), x, rtol=1e-5) == ""
