@@ -75,9 +75,7 @@ def main() -> None:
             times["optimizer_2"].append(time.perf_counter() - start)
             times["masked"][-1] += times["optimizer_2"][-1]
     h, w = args.shape
-    print(
-        f"CenterNet-DLA34 x {args.width}, batch {args.batch}, {h}x{w}, {args.threads} threads, torch {torch.__version__}"
-    )
+    print(f"CenterNet-DLA34 x {args.width}, batch {args.batch}, {h}x{w}, {args.threads} threads, {torch.__version__}")
     print(f"{budget.n_literals} masks; {args.rounds} rounds; min / median / max")
     for name, values in times.items():
         print(f"{name:>14}: {min(values):.4f} / {statistics.median(values):.4f} / {max(values):.4f} s")
