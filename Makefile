@@ -10,8 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-# Threads that spin while they wait slow each other down many times over as soon as anything else wants the cores.
-export OMP_WAIT_POLICY := PASSIVE
+# Threads that spin for long while they wait slow each other down many times over as soon as anything else wants the
+# cores; threads that do not spin at all wake up too slowly for small layers.
+export GOMP_SPINCOUNT := 10000
 
 .PHONY: demo test lint clean setup
 

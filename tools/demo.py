@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
+import torch
+
 from mmitp.datasets.scenes import write_scenes
 from mmitp.engine.config import load_config
 from mmitp.engine.run import build_runner
@@ -71,7 +73,8 @@ def evaluate(config: str, checkpoint: str, overrides: list[str], work_dir: Path,
         runner.model.eval()
         results = []
         for batch in runner.test_dataloader:
-            results += runner.model.test_step(batch)
+            with torch.no_grad():
+                results += runner.model.test_step(batch)
             if len(results) >= 8:
                 break
         save_gt_vs_pred(runner.test_dataloader.dataset, results, picture, n=6)

@@ -77,7 +77,7 @@ def _field(sample: Any, key: str) -> Any:
 
 
 def _array(values: Any) -> np.ndarray:
-    return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
 def save_gt_vs_pred(
