@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
 import torch
 
+import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
 from mmitp.datasets.scenes import write_scenes
 from mmitp.engine.config import load_config
 from mmitp.engine.run import build_runner
