@@ -188,6 +188,10 @@ class PruneHook(Hook):
                 "operations remain. Raise the target or let more layers carry masks (model.prune)"
             )
 
+    def _ratio(self) -> float:
+        assert self.budget is not None
+        return self.budget.kept_macs() / self.budget.dense_macs
+
     # -- the window
 
     def _in_window(self) -> bool:
@@ -239,7 +243,7 @@ class PruneHook(Hook):
                 self._warn_if_late(gradient, left)
         if self.auto is not None:
             return self.auto.b
-        return float(self.b) if float(self.budget.ratio()) > self.target else 0.0
+        return float(self.b) if self._ratio() > self.target else 0.0
 
     def _warn_if_late(self, gradient: Tensor, left: float) -> None:
         assert self.budget is not None
@@ -264,7 +268,7 @@ class PruneHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
         assert self.budget is not None
-        ratio = float(self.budget.ratio().detach())
+        ratio = self._ratio()
         hub = runner.message_hub
         hub.update_scalar("train/ops_kept", ratio)
         hub.update_scalar("train/L_HW", max(ratio - self.target, 0.0))
@@ -293,7 +297,7 @@ class PruneHook(Hook):
     def _freeze(self, runner: Runner) -> None:
         assert self.budget is not None
         model = self._model(runner)
-        before = float(self.budget.ratio().detach())
+        before = self._ratio()
         limit = int(self.target * self.budget.dense_macs)
         if self.budget.kept_macs() > limit and self.on_miss != "project":
             text = f"PruneHook: the masks end at {before:.4f} of the operations, above the target {self.target}"
@@ -309,7 +313,7 @@ class PruneHook(Hook):
         self.frozen = True
         self._steps_now = False
         self._sync_ema(runner)
-        ratio = float(self.budget.ratio())
+        ratio = self._ratio()
         self.logger.info(
             f"PruneHook: masks frozen at {ratio:.4f} of the operations ({self.budget.kept_macs()} of "
             f"{self.budget.dense_macs} MACs; {before:.4f} before), target {self.target}: {switched_off} masks switched "
@@ -342,7 +346,7 @@ class PruneHook(Hook):
         if self.budget is None:
             return
         # 'best' is only kept from models within the budget.
-        within = self.frozen or float(self.budget.ratio().detach()) <= self.target
+        within = self.frozen or self._ratio() <= self.target
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook) and hook.save_best:
                 self._best_rules[hook] = hook.save_best
