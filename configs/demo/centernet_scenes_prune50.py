@@ -39,4 +39,4 @@ param_scheduler = [
 custom_hooks = [
     dict(type="mmitp.PruneHook", target=0.5, b="auto", begin=1, end=5, lr=1e-4, fill=True, input_shape=(128, 384)),
 ]
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=7, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=7, max_keep_ckpts=1))

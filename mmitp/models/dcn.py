@@ -104,6 +104,14 @@ class GivenOffsetsKind(CountedKind):
 
     dense = (DeformConv2d, ModulatedDeformConv2d)
 
+    def pair_macs(self, layer: Any, x: Tensor, out: Tensor) -> int:
+        if type(layer) is ModulatedDeformConv2d:
+            return super().pair_macs(layer, x, out)
+        # mmcv enlarges maps smaller than the kernel, and cuts the surplus off the output.
+        missing = [max(k - s, 0) for k, s in zip(layer.kernel_size, x.shape[-2:], strict=True)]
+        positions = out.shape[0] * (out.shape[-2] + missing[0]) * (out.shape[-1] + missing[1])
+        return int(layer.weight[0, 0].numel()) * positions
+
 
 class DCNv1Kind(CountedKind):
     """The deformable convolution without modulation: counted with its offset convolution, dense."""

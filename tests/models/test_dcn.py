@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmitp.models.dcn import MaskedDCNv2, SlimDCNv2
 from mmitp.pruning import MacBudget, fold_masks, mask_model, masked_layers, slim
+from mmitp.pruning.check import counted_macs
 from mmitp.pruning.slim import difference
 
 
@@ -163,3 +164,16 @@ def test_unmodulated_deformable_convolutions_are_counted_and_stay_dense() -> Non
     assert rows["own"] == (30 * (9 * 6 * 6 + 9 * 6 * 18), 6)
     assert set(budget.unfollowed) == {"given", "own"}
     assert difference(model, slim(model, x, budget), x, rtol=1e-5) == ""
+
+
+def test_given_offsets_on_a_map_smaller_than_the_kernel_cost_the_enlarged_map() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = DeformConv2d(4, 5, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x, x.new_zeros(x.shape[0], 18, *x.shape[-2:]))
+
+    x = torch.randn(1, 4, 2, 3)
+    assert MacBudget(Net(), x).dense_macs == 4 * 5 * 9 * (3 * 3) == counted_macs(Net(), x)

@@ -8,6 +8,7 @@ from torch import nn
 
 import mmitp  # noqa: F401
 from mmitp.models.dla import DLA
+from mmitp.pruning import MaskedConv2d
 from mmitp.registry import MODELS
 
 CHANNELS = (16, 32, 64, 128, 256, 512)
@@ -64,7 +65,7 @@ def test_full_width_has_the_published_keys_shapes_and_count():
 
 @pytest.mark.parametrize("width", [0.25, 0.5])
 def test_levels_have_stride_and_scaled_channels(width: float):
-    model = MODELS.build(dict(type="DLA", width=width, out_indices=range(6)))
+    model = MODELS.build(dict(type="mmitp.DLA", width=width, out_indices=range(6)))
     outputs = model(torch.zeros(1, 3, 64, 96))
     assert [tuple(output.shape) for output in outputs] == [
         (1, int(channels * width), 64 // 2**level, 96 // 2**level) for level, channels in enumerate(CHANNELS)
@@ -170,7 +171,7 @@ def test_convolutions_come_from_conv_cfg_and_take_pretrained_weights(imagenet_ch
     model = DLA(conv_cfg=dict(type="mmitp.MaskedConv2d"), init_cfg=dict(type="Pretrained", checkpoint=str(path)))
     convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     assert len(convolutions) == sum(len(shape) == 4 for shape in published_shapes().values()) - 1  # without fc
-    assert {type(layer) for layer in convolutions} == {MODELS.get("MaskedConv2d")}
+    assert {type(layer) for layer in convolutions} == {MaskedConv2d}
     model.init_weights()
     assert torch.equal(model.level5.root.conv.weight, imagenet_checkpoint["level5.root.conv.weight"])
     dead = [p for name, p in model.named_parameters() if name.startswith(DEAD)]

@@ -17,7 +17,7 @@ def levels(height: int = 64, width: int = 96, batch: int = 1) -> list[torch.Tens
 
 @pytest.mark.parametrize("use_dcn", [False, True])
 def test_one_map_at_stride_four(use_dcn: bool):
-    neck = MODELS.build(dict(type="DLAUp", in_channels=CHANNELS, use_dcn=use_dcn))
+    neck = MODELS.build(dict(type="mmitp.DLAUp", in_channels=CHANNELS, use_dcn=use_dcn))
     inputs = levels()
     copies = [x.clone() for x in inputs]
     outputs = neck(inputs)
