@@ -5,3 +5,5 @@ _base_ = [
     "./_base_/schedules/centernet_250e.py",
     "./_base_/default_runtime_det.py",
 ]
+
+default_hooks = dict(checkpoint=dict(save_best="kitti/Car_R40_moderate", rule="greater"))

@@ -22,14 +22,14 @@ RUNS = itertools.count()  # mmengine keeps loggers by the experiment's name
 class Toy(BaseModel):
     """Two convolutions on 8x8 images and a linear classifier; learns which half of the image is brighter."""
 
-    def __init__(self, masked=True, norm=True, width=8):
+    def __init__(self, masked=True, norm=True, width=8, granularity="channel"):
         super().__init__(data_preprocessor=ToyPreprocessor())
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.norm = nn.BatchNorm2d(width) if norm else nn.Identity()
         self.body = nn.Conv2d(width, width, 3, padding=1)
         self.fc = nn.Linear(width, 2)
         if masked:
-            mask_model(self)
+            mask_model(self, granularity)
 
     def forward(self, inputs, data_samples=None, mode="tensor"):
         x = self.norm(self.stem(inputs)).relu()
@@ -154,6 +154,19 @@ def test_auto_reaches_the_target_by_itself(tmp_path):
     report = json.loads((tmp_path / "pruning.json").read_text())
     assert 0.4 <= report["ratio_before"] <= 0.54  # a channel is a thirty-second of this network
     assert report["switched_off"] <= 2
+
+
+@pytest.mark.parametrize("b", [0, "auto"])
+def test_single_weights_are_pruned_to_the_target_too(tmp_path, b):
+    hook = dict(type="mmitp.PruneHook", target=0.5, b=b, begin=0, end=6)
+    model = Toy(granularity="weight")
+    runner = make_runner(tmp_path, hook, model=model, epochs=7)
+    runner.train()
+    kept = model.body.prune_pattern
+    assert kept.shape == model.body.weight.shape
+    # 64 positions: 216 multiplications of the stem, 16 of the classifier once, and those of the kept weights.
+    assert hook_of(runner).budget.kept_macs() == 64 * (216 + int(kept.sum())) + 16
+    assert 0.45 < hook_of(runner).budget.kept_macs() / hook_of(runner).budget.dense_macs <= 0.5
 
 
 def test_fill_ends_no_further_below_than_a_channel_costs(tmp_path):
