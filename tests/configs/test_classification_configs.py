@@ -31,7 +31,7 @@ def name(path: Path) -> str:
             for s in ("", "_psi20_b10", "_psi20_b50", "_short", "_psi50_short")
         ),
         *(f"resnet{d}_cifar10_psi{p}" for d in (20, 56) for p in (30, 40, 50, 70)),
-        *(f"resnet20_cifar10_psi50_{s}" for s in ("noreg", "init03", "noreg_init03")),
+        *(f"resnet20_cifar10_psi30_{s}" for s in ("noreg", "init03", "noreg_init03")),
         *(f"resnet{d}_imagenet{s}" for d in (18, 50) for s in ("", "_psi70", "_psi50", "_psi30")),
     ],
 )

@@ -2,5 +2,5 @@
 _base_ = ["./resnet20_cifar10_short.py"]
 
 model = dict(type="mmitp.MaskedModel", of="mmpretrain.ImageClassifier")
-custom_hooks = [dict(type="mmitp.PruneHook", target=0.5, b=10, begin=1, end=8, lr=0.16, interval="iter")]
+custom_hooks = [dict(type="mmitp.PruneHook", target=0.3, b=10, begin=1, end=8, lr=0.16, interval="iter")]
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"prune_mask": dict(decay_mult=0.0)}))
