@@ -223,6 +223,8 @@ class MacBudget:
 
     def flat_pattern(self) -> Tensor:
         """The binary patterns in force as one bool vector of the same order."""
+        if not any(layer.mask_frozen for _, layer in self._masked):
+            return self.binarize(self.flat_masks().detach())
         return torch.cat([layer.binary_mask().reshape(-1) > 0 for _, layer in self._masked])
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:

@@ -215,7 +215,7 @@ class PruneHook(Hook):
         assert self.budget is not None
         masks: list[Tensor] = [layer.prune_mask for _, layer in self.budget.masked]
         task = [p.grad if p.grad is not None else torch.zeros_like(p) for p in masks]
-        if not all(bool(torch.isfinite(g).all()) for g in task):
+        if not bool(torch.isfinite(torch.cat([g.reshape(-1) for g in task])).all()):
             return  # a GradScaler skipped this step
         with torch.enable_grad():
             push = torch.autograd.grad(self.budget.ratio(), masks)
