@@ -19,7 +19,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
 from mmitp.pruning import MacBudget, mask_model
-from mmitp.pruning.pressure import balanced
+from mmitp.pruning.pressure import balanced, descend, ratio_gradient
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,11 +41,7 @@ def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tens
 
 
 def optimizer_2(budget: MacBudget) -> None:
-    masks = [layer.prune_mask for _, layer in budget.masked]
-    push = torch.cat([g.reshape(-1) for g in torch.autograd.grad(budget.ratio(), masks)])
-    parts = list(budget.split(balanced(budget, push)).values())
-    with torch.no_grad():
-        torch._foreach_add_(masks, parts, alpha=-1e-9)
+    descend(budget, balanced(budget, ratio_gradient(budget)), 1e-9)
 
 
 def main() -> None:

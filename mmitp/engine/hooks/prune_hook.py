@@ -19,7 +19,17 @@ from torch import Tensor, nn
 from mmitp.engine.example import example_inputs
 from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, masked_layers
 from mmitp.pruning.freeze import freeze_masks, project
-from mmitp.pruning.pressure import AutoPressure, Forecast, balanced, distance, path, push_speed
+from mmitp.pruning.pressure import (
+    AutoPressure,
+    Forecast,
+    balanced,
+    descend,
+    distance,
+    path,
+    push_speed,
+    ratio_gradient,
+    task_gradient,
+)
 from mmitp.registry import HOOKS
 
 STATE_KEY = "mmitp_prune_hook"
@@ -213,22 +223,18 @@ class PruneHook(Hook):
         if not self._steps_now:
             return
         assert self.budget is not None
-        masks: list[Tensor] = [layer.prune_mask for _, layer in self.budget.masked]
-        task = [p.grad if p.grad is not None else torch.zeros_like(p) for p in masks]
-        if not bool(torch.isfinite(torch.cat([g.reshape(-1) for g in task])).all()):
+        task = task_gradient(self.budget)
+        if not bool(torch.isfinite(task).all()):
             return  # a GradScaler skipped this step
-        with torch.enable_grad():
-            push = torch.autograd.grad(self.budget.ratio(), masks)
-        flat = torch.cat([g.reshape(-1) for g in push])
+        push = ratio_gradient(self.budget)
         if self.auto is not None:
-            flat = balanced(self.budget, flat)
-            push = tuple(self.budget.split(flat).values())
-        b = self._pressure(flat)
-        torch._foreach_add_(masks, task, alpha=-self.lr)
+            push = balanced(self.budget, push)
+        b = self._pressure(push)
+        descend(self.budget, task, self.lr)
         if self.auto is not None and b > 0:
-            b = self.auto.restrain(self.budget, flat, b, self.steps)
+            b = self.auto.restrain(self.budget, push, b, self.steps)
         if b > 0:
-            torch._foreach_add_(masks, list(push), alpha=-self.lr * b)
+            descend(self.budget, push, self.lr * b)
         self.steps += 1
 
     def _pressure(self, gradient: Tensor) -> float:
