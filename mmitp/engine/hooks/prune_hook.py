@@ -97,7 +97,6 @@ class PruneHook(Hook):
         self.budget: MacBudget | None = None
         self.frozen = False
         self.steps = 0
-        self.measured_at = 0
         self.forecast = Forecast()
         self.auto: AutoPressure | None = None
         self.warned_at = -1
