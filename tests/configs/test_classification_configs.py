@@ -8,9 +8,11 @@ import torch
 
 pytest.importorskip("mmpretrain")
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
+from mmengine.registry import HOOKS, DefaultScope
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
+
+from mmitp.engine.hooks import AdversarialHook, CollapseGuardHook
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted([*CONFIGS.glob("cifar10/*.py"), *CONFIGS.glob("imagenet/*.py")])
@@ -33,6 +35,10 @@ def name(path: Path) -> str:
         *(f"resnet{d}_cifar10_psi{p}" for d in (20, 56) for p in (30, 40, 50, 70)),
         *(f"resnet20_cifar10_psi30_{s}" for s in ("noreg", "init03", "noreg_init03")),
         *(f"resnet{d}_imagenet{s}" for d in (18, 50) for s in ("", "_psi70", "_psi50", "_psi30")),
+        *(f"resnet{d}_cifar10_fastat{s}" for d in (20, 56) for s in ("", "_psi70", "_psi50", "_psi30")),
+        *(f"resnet{d}_imagenet_fastat{s}" for d in (18, 50) for s in ("", "_psi70", "_psi50", "_psi30")),
+        *(f"resnet20_cifar10_fastat{s}" for s in ("_short", "_psi50_short")),
+        *(f"resnet18_imagenette_fastat{s}" for s in ("_short", "_psi50_short")),
     ],
 )
 def test_every_row_of_the_tables_has_its_file(stem: str) -> None:
@@ -51,20 +57,49 @@ def test_pruned_config_is_the_dense_one_with_masks_and_a_hook(path: Path) -> Non
     assert model == {k: v for k, v in dense.model.items() if k != "type"}
     assert dense.model.type == "ImageClassifier"
 
-    (hook,) = pruned.custom_hooks
+    hook, *attack = pruned.custom_hooks
+    assert attack == dense.get("custom_hooks", [])
     assert hook.type == "mmitp.PruneHook"
     assert round(100 * hook.target) == int(re.search(r"psi(\d+)", stem)[1])
     b = re.search(r"_b(\d+)", stem)
     assert b is None or hook.b == int(b[1])
     epochs = pruned.train_cfg.max_epochs
     assert epochs == dense.train_cfg.max_epochs
-    assert (hook.begin, hook.end) == {300: (20, 240), 100: (7, 80), 10: (1, 8)}[epochs]
+    assert (hook.begin, hook.end) == {300: (20, 240), 100: (7, 80), 10: (1, 8), 5: (1, 4)}[epochs]
 
     assert prune.get("init", 1.0) == (0.3 if "init03" in stem else 1.0)
     assert prune.get("granularity", "channel") == ("weight" if "weight" in stem else "channel")
     keys = pruned.optim_wrapper.get("paramwise_cfg", {}).get("custom_keys", {})
     assert keys == ({"prune_mask": {"decay_mult": 0.0}} if "noreg" in stem else {})
     assert pruned.optim_wrapper.optimizer == dense.optim_wrapper.optimizer
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if "fastat" in f.stem], ids=name)
+def test_robust_config_is_the_clean_one_with_the_published_attack(path: Path) -> None:
+    robust = Config.fromfile(path)
+    attack, guard = (HOOKS.build(hook) for hook in robust.custom_hooks if hook.type != "mmitp.PruneHook")
+    assert isinstance(attack, AdversarialHook)
+    assert (attack.eps, attack.alpha) == ((8, 10) if "cifar10" in path.stem else (2, 2.5))
+    assert (attack.attack, attack.begin, attack.end, attack.warmup) == ("fgsm_rs", 0, None, 0)
+    assert isinstance(guard, CollapseGuardHook)
+    assert guard.action == "warn"
+    clean = Config.fromfile(path.with_name(path.name.replace("_fastat", "")))
+    for key in ("model", "data_preprocessor", "train_dataloader", "test_dataloader"):
+        assert robust[key] == clean[key]
+    if "cifar10_fastat" not in path.stem or "short" not in path.stem:  # CIFAR-10's short schedule is of its own length
+        for key in ("optim_wrapper", "param_scheduler", "train_cfg"):
+            assert robust[key] == clean[key]
+
+
+def test_the_short_robust_schedule_keeps_the_forces_on_a_mask() -> None:
+    """Sums over the run of Optimizer 2's rates, and of rate * decay, against the 300 epochs it stands for."""
+    short = Config.fromfile(CONFIGS / "cifar10/resnet20_cifar10_fastat_psi50_short.py")
+    prune, cycle = short.custom_hooks[0], short.param_scheduler
+    iterations = -(-50_000 // short.train_dataloader.batch_size)
+    assert prune.lr * (prune.end - prune.begin) * iterations == pytest.approx(0.01 * 220 * 196, rel=0.01)
+    rates = cycle.eta_max / 2 * cycle.total_steps * iterations
+    paper = 196 * (80 * (0.1 + 0.01 + 0.001) + 60 * 1e-4)
+    assert rates * short.optim_wrapper.optimizer.weight_decay == pytest.approx(paper * 1e-4, rel=0.15)
 
 
 @pytest.mark.parametrize("path", DENSE, ids=name)

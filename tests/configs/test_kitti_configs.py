@@ -7,7 +7,7 @@ from mmengine import Config
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 
 import mmitp  # noqa: F401
-from mmitp.engine.hooks import PruneHook
+from mmitp.engine.hooks import AdversarialHook, CollapseGuardHook, PruneHook
 from mmitp.pruning import masked_layers
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -25,10 +25,22 @@ def test_every_config_builds_its_model_and_a_window_that_fits(name):
     assert bool(masked_layers(model)) == pruned
     assert type(model).__name__ == "CenterNet"
     if pruned:
-        (config,) = cfg.custom_hooks
-        hook = HOOKS.build(config)
+        hook = HOOKS.build(cfg.custom_hooks[0])
         assert isinstance(hook, PruneHook)
         assert hook.end <= cfg.train_cfg.max_epochs
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "robust" in n])
+def test_robust_config_is_the_clean_one_with_the_attack(name):
+    robust, clean = Config.fromfile(CONFIGS / name), Config.fromfile(CONFIGS / name.replace("_robust", ""))
+    *pruning, attack, guard = robust.pop("custom_hooks")
+    assert pruning == clean.pop("custom_hooks", [])
+    attack = HOOKS.build(attack)
+    assert isinstance(attack, AdversarialHook)
+    assert (attack.eps, attack.alpha, attack.losses) == (2, 2.5, None)
+    assert isinstance(HOOKS.build(guard), CollapseGuardHook)
+    robust.pop("fastat")
+    assert robust.to_dict() == clean.to_dict()
 
 
 def test_the_main_config_masks_all_but_stem_and_dead_projections():

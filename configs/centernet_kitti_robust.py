@@ -1,0 +1,4 @@
+# CenterNet-DLA34 on KITTI, dense, trained by FastAT.
+_base_ = ["./centernet_kitti.py", "./_base_/attacks/fastat_kitti.py"]
+
+custom_hooks = _base_.fastat

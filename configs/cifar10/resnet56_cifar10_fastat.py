@@ -1,0 +1,4 @@
+# ResNet-56 on CIFAR-10, dense, trained by FastAT.
+_base_ = ["./resnet56_cifar10.py", "../_base_/attacks/fastat_cifar10.py"]
+
+custom_hooks = _base_.fastat

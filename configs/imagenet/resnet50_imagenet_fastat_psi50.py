@@ -1,0 +1,4 @@
+# ResNet-50 on ImageNet, trained by FastAT and pruned in the same run to at most 0.5 of its operations (b = 10).
+_base_ = ["./resnet50_imagenet_psi50.py", "../_base_/attacks/fastat_imagenet.py"]
+
+custom_hooks = [*_base_.custom_hooks, *_base_.fastat]
