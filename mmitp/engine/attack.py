@@ -6,6 +6,7 @@ The mathematics is :mod:`mmitp.attacks`'; this file translates between it and th
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -145,3 +146,39 @@ def training_loss(
         return select_losses(model(**batch, mode="loss"), losses)
 
     return loss_fn
+
+
+def class_labels(samples: Sequence[Any] | None) -> Tensor | None:
+    """Class indices ``(N,)`` if every sample has exactly one ``gt_label``, as single-label classifiers' have."""
+    labels: list[Any] = [getattr(sample, "gt_label", None) for sample in samples or ()]
+    if not labels or any(label is None or label.numel() != 1 for label in labels):
+        return None
+    return torch.cat([label.flatten() for label in labels])
+
+
+def logits_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A classifier's logits ``(N, K)`` as a function of its normalised input; of several outputs the last counts.
+
+    Raises:
+        ValueError: (the function returned) where ``mode="tensor"`` gives no ``(N, K)`` tensor.
+    """
+
+    def predict(x: Tensor) -> Tensor:
+        output = model(x, mode="tensor")
+        output = output[-1] if isinstance(output, (tuple, list)) else output
+        if not isinstance(output, Tensor) or output.dim() != 2:
+            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"attacking a classifier takes logits of shape (images, classes) from mode='tensor'; "
+                f"{type(model).__name__} gives {got}"
+            )
+        return output
+
+    return predict
+
+
+def seeded_generator(seed: int, rank: int, index: int, device: torch.device | str) -> torch.Generator:
+    """A generator that depends on these numbers alone: ranks and batches differ, and any run repeats them."""
+    # Hashed, because the CPU's generator reads 32 bits only: sums and shifts of the three would collide.
+    digest = hashlib.blake2b(f"{seed}-{rank}-{index}".encode(), digest_size=4).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["plot_budget", "plot_channels"]
+__all__ = ["plot_budget", "plot_channels", "plot_robustness"]
 
 
 def _figure(width: float, height: float) -> Any:
@@ -99,4 +99,35 @@ def plot_channels(
     axes.margins(y=0.01)
     axes.set(xlabel="channels", title=title)
     figure.legend(loc="outside upper right", ncols=2)
+    return _save(figure, out_path)
+
+
+def plot_robustness(
+    eps: Sequence[float], curves: Mapping[str, Sequence[float]], out_path: str | Path, title: str = ""
+) -> Path:
+    """Metrics over the size of an attack.
+
+    Args:
+        eps: (N,) sizes in pixels/255, ascending; 0 is the clean figure.
+        curves: (N,) values of each metric.
+        out_path: picture to write; its folder is made.
+        title: above the curves, as a rule the attack.
+
+    Raises:
+        ValueError: no or unequally many values.
+        ImportError: without matplotlib.
+    """
+    if not len(eps) or not curves or any(len(values) != len(eps) for values in curves.values()):
+        raise ValueError(
+            f"need as many values a curve as sizes, at least one: {len(eps)}, {[len(v) for v in curves.values()]}"
+        )
+    figure = _figure(7, 3.6)
+    axes = figure.add_subplot()
+    for name, values in curves.items():
+        axes.plot(eps, values, marker="o", label=name)
+    axes.set(xlabel="eps [pixels/255]", ylabel="metric")
+    axes.set_title(title, fontsize=9)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best")
     return _save(figure, out_path)
