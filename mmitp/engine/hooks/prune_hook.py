@@ -13,12 +13,15 @@ from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from mmitp.engine.example import example_inputs
-from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, masked_layers
+from mmitp.engine.live import require_same_training, require_slimmable, slim_runner, without_runner_hooks
+from mmitp.models.slim import slim_config
+from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, SlimPlan, masked_layers
 from mmitp.pruning.freeze import freeze_masks, project
+from mmitp.pruning.live import plan_live
 from mmitp.pruning.pressure import (
     AutoPressure,
     Forecast,
@@ -56,6 +59,10 @@ class PruneHook(Hook):
             is met, ``'error'`` stops, ``'warn'`` freezes them as they are.
         fill: switch the best dropped channels back on up to within 1 % of the target.
         input_shape: (H, W) the MACs are stated for; by default the size of the first training batch.
+        slim_at_end: at ``end`` cut what the frozen masks drop out of the live model (weights, BatchNorm, averaged
+            copies, optimizer state): the remaining epochs train the small network, with the masked one's losses up to
+            rounding (see :mod:`mmitp.pruning.live`). Checkpoints hold the small network from then on; they resume, and
+            ``<work_dir>/slim/config.py`` loads them like any config.
 
     Raises:
         ValueError: an argument out of range; no masks in the model or the optimizer; the window does not fit the run;
@@ -76,6 +83,7 @@ class PruneHook(Hook):
         on_miss: str = "project",
         fill: bool = False,
         input_shape: Sequence[int] | None = None,
+        slim_at_end: bool = False,
     ) -> None:
         if not 0 < target < 1:
             raise ValueError(f"PruneHook target must be a fraction of the operations in (0, 1), got {target}")
@@ -92,10 +100,12 @@ class PruneHook(Hook):
         if input_shape is not None and len(input_shape) != 2:
             raise ValueError(f"PruneHook input_shape must be (H, W), got {input_shape}")
         self.target, self.b, self.begin, self.end, self.lr = float(target), b, begin, end, lr
-        self.interval, self.on_miss, self.fill = interval, on_miss, fill
+        self.interval, self.on_miss, self.fill, self.slim_at_end = interval, on_miss, fill, slim_at_end
         self.input_shape = (int(input_shape[0]), int(input_shape[1])) if input_shape is not None else None
         self.budget: MacBudget | None = None
         self.frozen = False
+        #: spec and MACs of the slimmed network once it has taken the masked one's place; there is no budget then
+        self.slimmed: dict[str, Any] | None = None
         self.steps = 0
         self.forecast = Forecast()
         self.auto: AutoPressure | None = None
@@ -110,11 +120,13 @@ class PruneHook(Hook):
         self.logger = MMLogger.get_current_instance()
         model = self._model(runner)
         self.masks = {name: layer for name, layer in masked_layers(model).items()}
-        if not self.masks:
+        if not self.masks and self.slimmed is None:
             raise ValueError(
                 "PruneHook found no masks in the model. Compose the config with one more line: "
                 "model = dict(type='mmitp.MaskedModel', of=<the model's type>)"
             )
+        if self.slim_at_end and self.slimmed is None:
+            require_slimmable(runner)
         self._check_window(runner)
         self.frozen = all(layer.mask_frozen for layer in self.masks.values())
         optimizer = self._optimizer(runner)
@@ -196,8 +208,13 @@ class PruneHook(Hook):
                 f"PruneHook target {self.target} cannot be reached: with one input channel a layer {low:.4f} of the "
                 "operations remain. Raise the target or let more layers carry masks (model.prune)"
             )
+        if self.slim_at_end:
+            require_same_training(model, example, data_batch)
+            self._example = example
 
     def _ratio(self) -> float:
+        if self.slimmed is not None:
+            return self.slimmed["macs_kept"] / self.slimmed["macs_dense"]
         assert self.budget is not None
         return self.budget.kept_macs() / self.budget.dense_macs
 
@@ -208,12 +225,16 @@ class PruneHook(Hook):
         return self.begin <= now < self.end and not self.frozen
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if self.slimmed is not None:
+            return
         if self.budget is None:
             self._build_budget(runner, data_batch)
         now = runner.iter if self.by_iter else runner.epoch
         if not self.frozen and now >= self.end:
             self.logger.warning(f"PruneHook: training goes on at {now}, past the window's end, with masks not frozen")
             self._freeze(runner)
+        if self.slim_at_end and self.frozen:
+            self._slim(runner)  # resumed from a checkpoint with frozen masks
         last_of_epoch = not self.by_iter and batch_idx + 1 == self.length
         self._steps_now = self._in_window() and (self.interval == "iter" or last_of_epoch)
 
@@ -272,7 +293,6 @@ class PruneHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        assert self.budget is not None
         ratio = self._ratio()
         hub = runner.message_hub
         hub.update_scalar("train/ops_kept", ratio)
@@ -284,10 +304,16 @@ class PruneHook(Hook):
                 hub.update_scalar("train/ops_path", path(self.steps / self.auto.arrival, self.target))
         if self.by_iter and not self.frozen and runner.iter + 1 >= self.end:
             self._freeze(runner)
+            if self.slim_at_end:
+                outputs = outputs or {}
+                outputs.update({key: value.detach() for key, value in outputs.items()})  # lets go of the graph
+                self._slim(runner)
 
     def after_train_epoch(self, runner: Runner) -> None:
         if not self.by_iter and not self.frozen and runner.epoch + 1 >= self.end:
             self._freeze(runner)
+            if self.slim_at_end:
+                self._slim(runner)
 
     def after_train(self, runner: Runner) -> None:
         self._handle.remove()
@@ -344,11 +370,36 @@ class PruneHook(Hook):
             with open(os.path.join(runner.work_dir, "pruning.json"), "w", encoding="utf-8") as file:
                 json.dump(report, file, indent=1)
 
+    def _slim(self, runner: Runner) -> None:
+        assert self.budget is not None
+        model = self._model(runner)
+        params = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("prune_mask"))
+        with without_runner_hooks(model):
+            plan = plan_live(model, self._example, self.budget)
+        slim = dict(spec=plan.spec(), macs_dense=self.budget.dense_macs, macs_kept=self.budget.kept_macs())
+        self._become(runner, plan, slim)
+        self.logger.info(
+            f"PruneHook: training goes on with the slimmed network, {sum(p.numel() for p in model.parameters())} of "
+            f"{params} parameters"
+        )
+
+    def _become(self, runner: Runner, plan: SlimPlan, slim: dict[str, Any]) -> None:
+        if restarted := slim_runner(runner, plan):
+            MMLogger.get_current_instance().warning(
+                f"PruneHook: the optimizer's state of {len(restarted)} parameters does not have their shape and starts "
+                f"anew ({restarted[0]} and others)"
+            )
+        self.slimmed, self.budget, self.masks = slim, None, {}
+        if is_main_process() and runner.cfg.get("model", {}).get("type") == "mmitp.MaskedModel":
+            folder = os.path.join(runner.work_dir, "slim")
+            os.makedirs(folder, exist_ok=True)
+            slim_config(runner.cfg, plan).dump(os.path.join(folder, "config.py"))
+
     # -- evaluation and checkpoints
 
     def before_val_epoch(self, runner: Runner) -> None:
         self._sync_ema(runner)
-        if self.budget is None:
+        if self.budget is None and self.slimmed is None:
             return
         # 'best' is only kept from models within the budget.
         within = self.frozen or self._ratio() <= self.target
@@ -367,11 +418,22 @@ class PruneHook(Hook):
             warned_at=self.warned_at,
             forecast=self.forecast.state_dict(),
             auto=self.auto.state_dict() if self.auto is not None else None,
+            slimmed=self.slimmed,
         )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        if getattr(runner, "_resume", False) and STATE_KEY in checkpoint:
-            self._pending = checkpoint[STATE_KEY]
+        state = checkpoint.get(STATE_KEY, {})
+        resume = getattr(runner, "_resume", False)
+        if (slim := state.get("slimmed")) and self.slimmed is None:
+            if isinstance(runner._train_loop, BaseLoop) and not resume:
+                raise ValueError(
+                    "load_from names a checkpoint of a slimmed network, which fits no masked one: resume it, or train "
+                    "on with the slim/config.py beside it"
+                )
+            # Before EMA's hook loads its copy, and before the Runner loads model and optimizer.
+            self._become(runner, SlimPlan.from_spec(slim["spec"]), slim)
+        if resume and state:
+            self._pending = state
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.steps, self.frozen, self.warned_at = state["steps"], state["frozen"], state["warned_at"]

@@ -1,0 +1,175 @@
+"""Slimming a network in the middle of its training: the rest of the run trains what is left, and goes on the same.
+
+What the masks drop has no say in the masked network's training either: the weights they multiply by zero, and the
+channels no reader keeps, get gradients of exactly zero, BatchNorm treats every channel by itself, and an optimizer
+that steps elementwise lets no weight feel its neighbours. So the losses of the shrunk network are those of the masked
+one up to rounding, once parameters, running statistics and optimizer state are cut by the same indices.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from itertools import compress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .budget import MacBudget
+from .graph import tensors_in
+from .layers import kind_of, masked_layers
+from .slim import LayerPlan, SlimLayer, SlimPlan, apply_plan, slim_with_plan
+
+
+def plan_live(model: nn.Module, example_inputs: Any, budget: MacBudget) -> SlimPlan:
+    """The plan for slimming ``model`` under its present patterns and training it on.
+
+    It is :func:`slim`'s plan, checked there on the example, but for masks that do not count in the budget (of layers
+    the example never ran): their pattern is cut as well, since zeros folded into weights that train on would not stay.
+
+    Raises:
+        ValueError: the model carries no mask, or masks of granularity ``'weight'``.
+        RuntimeError: as :func:`slim`.
+    """
+    for name, layer in masked_layers(model).items():
+        if layer.mask_granularity != "channel":
+            raise ValueError(
+                f"{name!r} masks single weights: they cannot be cut out, so the network cannot be slimmed while it "
+                "trains; use masks of granularity 'channel', or slim_at_end=False"
+            )
+    _, plan = slim_with_plan(model, example_inputs, budget)
+    for name, layer in masked_layers(model).items():
+        keep = layer.binary_mask().cpu().nonzero().flatten()
+        n_in, n_out = kind_of(layer).channels(layer)  # type: ignore[union-attr]
+        cut = plan.layers.get(name)
+        if len(keep) == n_in or cut is not None and len(cut.in_keep) < n_in:
+            continue
+        if cut is None:
+            plan.layers[name] = LayerPlan(keep, torch.arange(n_out), keep, None, n_out)
+        else:
+            plan.layers[name] = LayerPlan(keep, cut.out_keep, keep, cut.out_index, cut.out_width)
+    return plan
+
+
+def shrink_live(model: nn.Module, plan: SlimPlan, optimizer: torch.optim.Optimizer | None = None) -> list[str]:
+    """Shrinks a model by a plan while it trains: in place, its parameters staying the objects that they are.
+
+    Gradients and every tensor of the optimizer's state that has its parameter's shape (momentum, Adam's moments) are
+    cut with the parameter. The masks leave model and optimizer; param groups stay, empty ones too, because learning
+    rate schedules count them. Not wrapped for distributed training: a wrapper has to be taken off before and to be
+    made anew after.
+
+    Args:
+        model: masked model.
+        plan: from :func:`plan_live`, or :meth:`SlimPlan.from_spec` where weights and state are loaded afterwards.
+        optimizer: the one that trains it, if any.
+
+    Returns:
+        Names of the parameters whose optimizer state has another shape (factored moments): it starts anew.
+
+    Raises:
+        ValueError: the plan was made for another model; nothing has changed then.
+    """
+    positions = _positions(model, plan)
+    masks = {id(layer.prune_mask) for layer in masked_layers(model).values()}
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    apply_plan(model, plan)
+    for name, layer in model.named_modules():
+        if name in plan.layers and isinstance(layer, SlimLayer) and layer.out_index is not None:
+            if len(layer.out_index) == 0:
+                layer.register_forward_hook(_keep_in_graph)
+    if optimizer is not None:
+        _drop(optimizer, masks)
+    restarted = []
+    for name, p in model.named_parameters():
+        if p.shape == shapes[name]:
+            continue
+        if p.grad is not None:
+            p.grad = _cut(p.grad, positions[name])
+        state = optimizer.state.get(p) if optimizer is not None else None
+        if not state:
+            continue
+        tensors = {  # all but step counters
+            key: value
+            for key, value in state.items()
+            if isinstance(value, Tensor) and (value.numel() > 1 or value.shape == shapes[name])
+        }
+        if any(value.shape != shapes[name] for value in tensors.values()):
+            optimizer.state.pop(p)  # type: ignore[union-attr]
+            restarted.append(name)
+        else:
+            state.update({key: _cut(value, positions[name]) for key, value in tensors.items()})
+    return restarted
+
+
+def steps_elementwise(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer moves every weight by itself, tried out on a small tensor with its own options.
+
+    False for those whose step depends on norms or means of whole tensors (LARS, Lamb, Adafactor), which differ once
+    channels are gone; false too where it cannot be tried out.
+    """
+    accepted = set(inspect.signature(type(optimizer).__init__).parameters) - {"params", "foreach", "fused"}
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    grads = torch.randn(3, 4, 6, generator=generator, dtype=torch.float64)
+    for group in optimizer.param_groups:
+        options = {key: value for key, value in group.items() if key in accepted - {"capturable"}}
+        options["lr"] = 0.1  # the present one may be a warm-up's zero
+        ends = []
+        for rows in (4, 2):
+            p = nn.Parameter(start[:rows].clone())
+            try:
+                probe = type(optimizer)([p], **options)
+                for grad in grads:
+                    p.grad = grad[:rows].clone()
+                    probe.step()
+            except Exception:  # a third party's optimizer may ask for anything
+                return False
+            ends.append(p.detach()[:2])
+        if not torch.allclose(ends[0], ends[1], rtol=1e-9, atol=1e-12):
+            return False
+    return True
+
+
+def _positions(model: nn.Module, plan: SlimPlan) -> dict[str, Tensor]:
+    """For each parameter that stays, which positions of its flattened self stay, in its new shape."""
+    shadow = copy.deepcopy(model).cpu()
+    for p in shadow.parameters():
+        p.requires_grad_(False)
+        p.data = torch.arange(p.numel(), dtype=torch.float64).view(p.shape)
+    apply_plan(shadow, plan)
+    return {name: p.data.long() for name, p in shadow.named_parameters()}
+
+
+def _cut(value: Tensor, positions: Tensor) -> Tensor:
+    return value.detach().reshape(-1)[positions.to(value.device)]
+
+
+def _drop(optimizer: torch.optim.Optimizer, ids: set[int]) -> None:
+    for group in optimizer.param_groups:
+        stays = [id(p) not in ids for p in group["params"]]
+        for p in compress(group["params"], [not s for s in stays]):
+            optimizer.state.pop(p, None)
+        for key in ("params", "param_names"):
+            if key in group:
+                group[key][:] = compress(group[key], stays)
+
+
+class _ZeroGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, *sources: Tensor) -> Tensor:
+        ctx.save_for_backward(*sources)
+        return out.clone()  # a view could not be changed in place by what follows
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return None, *[torch.zeros_like(source) for source in ctx.saved_tensors]
+
+
+def _keep_in_graph(layer: nn.Module, args: Any, out: Tensor) -> Tensor:
+    """A layer that computes nothing (no reader) passes on zero gradients, as under the mask.
+
+    Without any, DistributedDataParallel would wait for the parameters up to it.
+    """
+    return _ZeroGradient.apply(out, *[t for t in tensors_in((args, list(layer.parameters()))) if t.requires_grad])
