@@ -49,7 +49,9 @@ class _Tables:
     fixed: Tensor
     in_const: Tensor
     out_const: Tensor
-    literal_row: Tensor
+    literal_row: Tensor  # the layer a mask is counted under (the first of those that share it)
+    in_row: Tensor  # layer and literal of every masked input
+    in_literal: Tensor
     class_of: Tensor
     class_row: Tensor
     class_weight: Tensor
@@ -68,7 +70,7 @@ class _Tables:
 
     def channels(self, on: Tensor, needed: Tensor) -> tuple[Tensor, Tensor]:
         """Kept inputs and needed outputs of every layer, from float64 literals."""
-        n_in = self.in_const.index_add(0, self.literal_row, on)
+        n_in = self.in_const.index_add(0, self.in_row, on[self.in_literal])
         n_out = self.out_const.index_add(0, self.class_row, needed[self.class_of] * self.class_weight)
         return n_in, n_out
 
@@ -107,7 +109,8 @@ class _Ratio(torch.autograd.Function):
         d_need = t.need_price((readers > 0).to(readers.dtype), n_in, n_out)
         # The marginal saving: a reader matters to a channel only where no other reader keeps it.
         alone = (readers[t.pair_class] - on[t.pair_literal]) == 0
-        d_on = d_in[t.literal_row].index_add(0, t.pair_literal, d_need[t.pair_class] * alone)
+        d_on = torch.zeros_like(on).index_add_(0, t.in_literal, d_in[t.in_row])
+        d_on.index_add_(0, t.pair_literal, d_need[t.pair_class] * alone)
         gradient = (d_on * live * (grads[0] / ctx.dense)).to(masks.dtype) * ste_derivative(masks)
         return gradient, None, None, None, None
 
@@ -145,9 +148,8 @@ class MacBudget:
         for index in self.needs.dead:
             self.layers[index].note = "its output is never read: held at full size"
         self.n_literals = self.needs.n_literals
-        self._masked = [
-            (r.name, r.mask) for r, s in zip(self.layers, self.needs.literal_start, strict=True) if s >= 0 and r.mask
-        ]
+        first = {s: r for r, s in zip(self.layers[::-1], self.needs.literal_start[::-1], strict=True)}
+        self._masked = [(r.name, r.mask) for s, r in sorted(first.items(), key=lambda sr: sr[0]) if s >= 0 and r.mask]
         self.dense_macs = sum(record.dense_macs for record in self.layers)
         self._tables: dict[torch.device, _Tables] = {}
         self._tables[torch.device("cpu")] = self._build_tables()
@@ -155,6 +157,8 @@ class MacBudget:
     def _build_tables(self) -> _Tables:
         pair, inp, fixed, in_const, out_const = [], [], [], [], []
         literal_row: list[Tensor] = []
+        in_row: list[Tensor] = []
+        in_literal: list[Tensor] = []
         class_of, class_row, class_weight = [], [], []
         for row, (record, start) in enumerate(zip(self.layers, self.needs.literal_start, strict=True)):
             masked = start >= 0 and record.mask is not None
@@ -164,7 +168,11 @@ class MacBudget:
             inp.append(0 if per_weight else record.input_macs)
             fixed.append(record.input_macs * record.n_in if per_weight else 0)
             if masked:
-                literal_row.append(torch.full((record.mask.prune_mask.numel(),), row))  # type: ignore[union-attr]
+                n = record.mask.prune_mask.numel()  # type: ignore[union-attr]
+                in_row.append(torch.full((n,), row))
+                in_literal.append(torch.arange(start, start + n))
+                if start == sum(map(len, literal_row)):
+                    literal_row.append(in_row[-1])
             in_const.append(0 if masked else record.n_in // record.groups)
             if per_weight:
                 out_const.append(1)
@@ -191,6 +199,8 @@ class MacBudget:
             floats(in_const),
             floats(out_const),
             ints(literal_row),
+            ints(in_row),
+            ints(in_literal),
             ints(class_of),
             ints(class_row),
             ints(class_weight).double(),
@@ -208,7 +218,7 @@ class MacBudget:
 
     @property
     def masked(self) -> list[tuple[str, MaskedLayer]]:
-        """The masked layers that count, by name, in the order of the flat vectors."""
+        """The masked layers that count, by name, in the order of the flat vectors; of those that share a mask the first."""
         return self._masked
 
     def tables(self, device: torch.device) -> _Tables:
@@ -233,6 +243,15 @@ class MacBudget:
         return {
             name: part.view(layer.prune_mask.shape)
             for (name, layer), part in zip(self._masked, flat.split(sizes), strict=True)
+        }
+
+    def patterns(self, flat: Tensor) -> dict[MaskedLayer, Tensor]:
+        """A flat vector's part for every layer whose mask counts, layers that share a mask included."""
+        parts = {id(layer.prune_mask): part for (_, layer), part in zip(self._masked, self.split(flat).values(), strict=True)}
+        return {
+            r.mask: parts[id(r.mask.prune_mask)]
+            for r, start in zip(self.layers, self.needs.literal_start, strict=True)
+            if start >= 0 and r.mask is not None
         }
 
     def binarize(self, masks: Tensor) -> Tensor:
@@ -343,11 +362,11 @@ class MacBudget:
     @torch.no_grad()
     def _layers_that_move(self, model: nn.Module, example_inputs: Any, pattern: Tensor) -> list[int]:
         needed = self.node_needs(pattern)
-        frozen = {layer: (layer.mask_frozen, layer.prune_pattern.clone()) for _, layer in self._masked}
+        frozen = {m: (m.mask_frozen, m.prune_pattern.clone()) for m in self.patterns(pattern)}
         training = {m: m.training for m in model.modules()}
         model.eval()
-        for name, part in self.split(pattern).items():
-            dict(self._masked)[name].freeze_mask(part.to(dict(self._masked)[name].prune_mask))
+        for layer, part in self.patterns(pattern).items():
+            layer.freeze_mask(part.to(layer.prune_mask))
         try:
             still = self._outputs_and_work(model, example_inputs)
             candidates = [

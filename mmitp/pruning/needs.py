@@ -20,7 +20,8 @@ class Needs:
     """Literals and the classes of nodes that share the same set of them.
 
     Attributes:
-        literal_start: per layer the offset of its mask in the vector of literals, or -1 without a mask that counts.
+        literal_start: per layer the offset of its mask in the vector of literals, or -1 without a mask that counts;
+            layers that share one mask have the same.
         n_literals: length of that vector.
         node_class: ``(n_nodes,)``, class of each node, -1 for always needed.
         pairs: ``(2, E)``: class and literal of it.
@@ -47,12 +48,16 @@ def solve_needs(graph: ChannelGraph) -> Needs:
     dead = _dead_layers(graph, always)
     starts: list[int] = []
     n_literals = 0
+    start_of: dict[int, int] = {}
     reads: dict[int, set[int]] = {}
     for index, record in enumerate(graph.layers):
         if record.mask is None or index in dead:
             starts.append(-1)
+        elif (known := start_of.get(id(record.mask.prune_mask))) is not None:
+            starts.append(known)
         else:
             starts.append(n_literals)
+            start_of[id(record.mask.prune_mask)] = n_literals
             n_literals += record.mask.prune_mask.numel()
         for call in record.calls:
             if call.in_ids is None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .budget import MacBudget
 from .graph import call_model, tensors_in
-from .layers import Conv2dKind, kind_of, masked_layers
+from .layers import _KINDS, Conv2dKind, kind_of, masked_layers
 from .needs import channel_masked
 
 logger = logging.getLogger(__name__)
@@ -112,6 +112,12 @@ _SLIM: dict[type[nn.Module], type[SlimLayer]] = {
 def register_slim(dense: type[nn.Module], slim: type[SlimLayer]) -> None:
     """Names the gathering/scattering form of a layer type added with ``register_kind``."""
     _SLIM[dense] = slim
+
+
+def slim_kind(module: nn.Module) -> Conv2dKind | None:
+    """:func:`~mmitp.pruning.layers.kind_of`, for layers with gather and scatter too."""
+    dense = next((dense for dense, slim in _SLIM.items() if type(module) is slim), None)
+    return kind_of(module) if dense is None else _KINDS[dense]
 
 
 @dataclass

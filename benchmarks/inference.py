@@ -1,0 +1,186 @@
+"""Inference time of slimmed networks against the dense one, beside Torch-Pruning at the same MACs, in one process.
+
+    python benchmarks/inference.py --net resnet50 --batch 1 [--threads 1] [--rounds 9] [--target 0.5] [--draw even]
+    python benchmarks/inference.py --net centernet_dla34 --shape 384 1280 --only dense,gather,stream/8
+
+Rounds alternate between the networks; every round's dense time is divided by the other's, so that what else runs on
+the machine cancels out. ``share`` is the speed-up over the ideal one, dense MACs / kept MACs. The networks are
+untrained and their masks drawn: ``even`` from one uniform distribution, so that every layer loses about the same share;
+``uneven`` with a normal offset (sigma 0.3) a layer, as trained masks differ from layer to layer. The freeze cuts the lowest to the target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import platform
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from mmengine import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+
+import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
+from mmitp.pruning import MacBudget, freeze_masks, mask_model, project, slim
+from mmitp.pruning.check import counted_macs
+from mmitp.pruning.deploy import fold_norms
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = dict(
+    resnet50="imagenet/resnet50_imagenet.py",
+    resnet18="imagenet/resnet18_imagenet.py",
+    centernet_dla34="_base_/models/centernet_dla34.py",
+    centernet_dla34_plain="_base_/models/centernet_dla34_plain.py",
+)
+
+
+def build(net: str) -> nn.Module:
+    cfg = Config.fromfile(str(ROOT / "configs" / CONFIGS[net]))
+    init_default_scope("mmdet" if "centernet" in net else "mmpretrain")
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).eval()
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # nothing is 0 or 1 by chance
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+    return model
+
+
+def draw_masks(budget: MacBudget, how: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _, layer in budget.masked:
+        values = torch.rand(layer.prune_mask.shape, generator=generator) + 2
+        if how == "uneven":
+            values += 0.3 * torch.randn((), generator=generator)
+        layer.prune_mask.data.copy_(values)
+
+
+def pruned(dense: nn.Module, x: Tensor, target: float, draw: str, divisor: int, share: str) -> nn.Module:
+    model = mask_model(copy.deepcopy(dense), linear=True)
+    if share == "stream":
+        from mmitp.pruning.convert import share_masks
+
+        share_masks(model, x[:1])
+    budget = MacBudget(model, x[:1])
+    draw_masks(budget, draw)
+    options = dict(divisor=divisor) if divisor > 1 else {}
+    freeze_masks(model, budget.split(project(budget, target, fill=True, **options).pattern))
+    return slim(model, x[:1], budget)
+
+
+def torch_pruning(dense: nn.Module, x: Tensor, target: float, divisor: int) -> nn.Module:
+    """L1 pruning by Torch-Pruning, one ratio for all layers, the largest network at or under the target's MACs."""
+    import torch_pruning as tp
+
+    whole = counted_macs(dense, x[:1])
+
+    def prune(ratio: float) -> nn.Module:
+        model = copy.deepcopy(dense)
+        last = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        pruner = tp.pruner.MagnitudePruner(
+            model, x[:1], tp.importance.MagnitudeImportance(p=1), pruning_ratio=ratio, ignored_layers=last,
+            round_to=divisor if divisor > 1 else None,
+        )
+        pruner.step()
+        return model
+
+    low, high = 0.0, 0.9
+    best = prune(high)
+    for _ in range(7):
+        middle = (low + high) / 2
+        model = prune(middle)
+        if counted_macs(model, x[:1]) <= target * whole:
+            high, best = middle, model
+        else:
+            low = middle
+    return best
+
+
+def profile(model: nn.Module, x: Tensor) -> dict[str, float]:
+    """Seconds by class of operations in one pass."""
+    classes = dict(
+        convolution="convolution conv2d mm addmm bmm baddbmm matmul", norm="batch_norm", gather="index_select", scatter="index_copy",
+        elementwise="relu clamp add sigmoid mul", pooling="pool", sampling="embedding_bag grid_sample",
+    )  # fmt: skip
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as prof:
+        model(x)
+    out: dict[str, float] = defaultdict(float)
+    for event in prof.key_averages():
+        name = event.key.removeprefix("aten::")
+        kind = next((k for k, words in classes.items() if any(w in name for w in words.split())), "other")
+        out[kind] += event.self_cpu_time_total / 1e6
+    return dict(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--net", choices=CONFIGS, default="resnet50")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--shape", type=int, nargs=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--target", type=float, default=0.5)
+    parser.add_argument("--draw", choices=("even", "uneven"), default="even")
+    parser.add_argument("--only", help="comma-separated names of rows")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="print where the time goes")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    shape = args.shape or ((384, 1280) if "centernet" in args.net else (224, 224))
+    x = torch.randn(args.batch, 3, *shape, generator=torch.Generator().manual_seed(0))
+    dense = build(args.net)
+    make: dict[str, Callable[[], nn.Module]] = {"dense": lambda: dense}
+    for divisor in (1, 8, 16):
+        suffix = f"/{divisor}" if divisor > 1 else ""
+        for share in ("gather", "stream"):
+            make[share + suffix] = lambda d=divisor, s=share: pruned(dense, x, args.target, args.draw, d, s)
+        make["torch-pruning" + suffix] = lambda d=divisor: torch_pruning(dense, x, args.target, d)
+    nets: dict[str, nn.Module] = {}
+    for name in args.only.split(",") if args.only else make:
+        model = make[name]()
+        nets[name] = model
+        nets[name + " folded"] = fold_norms(model, x[:1])
+    macs = {name: counted_macs(model, x[:1]) for name, model in nets.items()}
+    if args.channels_last:
+        x = x.to(memory_format=torch.channels_last)
+        nets = {name: model.to(memory_format=torch.channels_last) for name, model in nets.items()}
+
+    # One thread's CPU time is the time it would take alone on the machine.
+    clock = time.process_time if args.threads == 1 else time.perf_counter
+    times: dict[str, list[float]] = defaultdict(list)
+    with torch.inference_mode():
+        for i in range(args.rounds + 1):
+            for name, model in nets.items():
+                start = clock()
+                model(x)
+                if i:
+                    times[name].append(clock() - start)
+        print(
+            f"{args.net}, batch {args.batch}, {shape[0]}x{shape[1]}, target {args.target}, masks {args.draw}, "
+            f"{args.threads} thread(s), torch {torch.__version__}, {platform.machine()} "
+            f"{torch.backends.cpu.get_cpu_capability()}, {args.rounds} alternating rounds"
+        )
+        print(f"{'':26} {'MACs':>6} {'ms (min)':>9} {'speed-up: min / median / max':>30} {'share of ideal':>16}")
+        for name, seconds in times.items():
+            base = "dense folded" if name.endswith("folded") else "dense"
+            ratio = macs[name] / macs["dense"]
+            gains = [a / b for a, b in zip(times[base], seconds, strict=True)]
+            speed = f"{min(gains):.2f} / {statistics.median(gains):.2f} / {max(gains):.2f}"
+            print(
+                f"{name:26} {ratio:6.3f} {1e3 * min(seconds):9.1f} {speed:>30} "
+                f"{100 * statistics.median(gains) * ratio:12.0f} %"
+            )
+        if args.profile:
+            for name, model in nets.items():
+                parts = sorted(profile(model, x).items(), key=lambda kv: -kv[1])
+                print(f"{name:26} " + ", ".join(f"{k} {1e3 * v:.1f}" for k, v in parts if v > 1e-4) + " ms")
+
+
+if __name__ == "__main__":
+    main()

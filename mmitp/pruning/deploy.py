@@ -1,0 +1,168 @@
+"""For deployment only: BatchNorm folded into the layers before it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from .graph import _METADATA, call_model, tensors_in
+from .slim import SlimLayer, difference, difference_in_double, slim_kind
+
+_SHAPE_ONLY = frozenset("shape dtype device ndim layout is_cuda requires_grad".split())
+
+
+def fold_norms(model: nn.Module, example_inputs: Any) -> nn.Module:
+    """Returns a copy in evaluation mode with every BatchNorm folded into the layer right before it, where there is one.
+
+    ``y = s * (W x + c - mean) + b`` with ``s = gamma / sqrt(var + eps)`` becomes ``(s W) x + s (c - mean) + b``. One
+    pass of the example shows which layer's output goes to which norm and to nothing else; other norms stay. The copy
+    computes what the model computes (checked here on the example); it is for inference, its training would differ.
+
+    Args:
+        model: dense, masked or slimmed network.
+        example_inputs: as for :class:`~mmitp.pruning.MacBudget`.
+
+    Raises:
+        RuntimeError: the copy does not compute the same: the model reads the folded layers in a way that cannot be
+            seen (nothing wrong is returned).
+    """
+    model = copy.deepcopy(model).eval()
+    folded = copy.deepcopy(model)
+    pairs = _pairs(folded, example_inputs)
+    for layer, norm in pairs.items():
+        _fold(layer, norm)
+    norms = set(pairs.values())
+    for parent in list(folded.modules()):
+        for name, child in parent._modules.items():
+            if child in norms:
+                parent._modules[name] = nn.Identity()
+    problem = difference(model, folded, example_inputs, rtol=1e-5)
+    if problem and difference_in_double(model, folded, example_inputs, rtol=1e-5):
+        raise RuntimeError(f"{type(model).__name__} with its norms folded does not compute the same: {problem}")
+    return folded
+
+
+class _Reads(TorchFunctionMode):
+    """Which layer made a tensor, and everything that read it, during one pass (strong references: ids stay unique)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth = 0
+        self.made: dict[int, tuple[Tensor, nn.Module]] = {}
+        self.readers: dict[int, list[Any]] = {}
+
+    def read(self, by: Any, tensors: Any) -> None:
+        for t in tensors_in(tensors):
+            if id(t) in self.made:
+                self.readers[id(t)].append(by)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", str(func))
+        attribute = getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else ""
+        if self.depth == 0 and name not in _METADATA and attribute not in _SHAPE_ONLY:
+            self.read(name, (args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, _BatchNorm]:
+    """Layer -> the norm that alone reads its output, at every call, and reads nothing else."""
+    reads = _Reads()
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if reads.depth == 0:
+            with torch._C.DisableTorchFunction():
+                reads.read(module, (args, kwargs))
+        reads.depth += 1
+
+    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        reads.depth -= 1
+        if reads.depth == 0 and slim_kind(module) is not None:
+            reads.made[id(output)] = (output, module)
+            reads.readers[id(output)] = []
+
+    handles = []
+    sources: dict[nn.Module, list[Any]] = {}  # norm -> what its calls read
+
+    def note_source(norm: nn.Module, args: Any) -> None:
+        made = reads.made.get(id(args[0]))
+        sources.setdefault(norm, []).append(made[1] if made is not None else None)
+
+    for module in model.modules():
+        norm = isinstance(module, _BatchNorm)
+        if norm or slim_kind(module) is not None:
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave, with_kwargs=True))
+        if norm:
+            handles.append(module.register_forward_pre_hook(note_source))
+    try:
+        with reads:
+            out = call_model(model, example_inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    reads.read("the model's output", out)
+    fate: dict[nn.Module, set[Any]] = {}
+    for _, layer in reads.made.values():
+        fate[layer] = set()
+    for key, (_, layer) in reads.made.items():
+        readers = reads.readers[key]
+        fate[layer].add(readers[0] if len(readers) == 1 else None)
+    shared = _shared_parameters(model)
+    pairs: dict[nn.Module, _BatchNorm] = {}
+    for layer, norms in fate.items():
+        (norm, *others) = norms
+        if others or not isinstance(norm, _BatchNorm) or norm.running_mean is None:
+            continue
+        if set(sources.get(norm, [])) == {layer} and not any(id(p) in shared for p in layer.parameters()):
+            pairs[layer] = norm
+    return pairs
+
+
+def _shared_parameters(model: nn.Module) -> set[int]:
+    seen: set[int] = set()
+    shared: set[int] = set()
+    for module in model.modules():
+        for p in module._parameters.values():
+            if p is not None:
+                (shared if id(p) in seen else seen).add(id(p))
+    return shared
+
+
+@torch.no_grad()
+def _fold(layer: Any, norm: _BatchNorm) -> None:
+    kind = slim_kind(layer)
+    assert kind is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    if isinstance(layer, SlimLayer) and layer.out_index is not None:
+        # What is not computed is zero and nobody reads it: the norm's constants there go with it.
+        scale, shift = scale[layer.out_index], shift[layer.out_index]
+    bias = shift if layer.bias is None else layer.bias.double() * scale + shift
+    weight = layer.weight
+    shape = [1] * weight.dim()
+    if kind.out_dim == 0:
+        shape[0] = -1
+        factor = scale.view(shape)
+    else:
+        # (in, out / groups, ...): the rows of a group hold its own outputs
+        groups = kind.groups(layer)
+        shape[1] = len(scale) // groups
+        factor = scale.view(groups, 1, *shape[1:])
+        factor = factor.expand(groups, weight.shape[0] // groups, *shape[1:]).reshape(weight.shape[0], *shape[1:])
+    weight.copy_(weight.double() * factor)
+    layer.bias = nn.Parameter(bias.to(weight.dtype))

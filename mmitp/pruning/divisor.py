@@ -1,0 +1,124 @@
+"""Kept channel numbers as multiples of 8 or 16, which CPUs and GPUs like best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .budget import MacBudget
+from .needs import channel_masked
+
+
+@dataclass
+class _Counts:
+    """Channels read (``n_in``) and computed (``n_out``) by every layer under a pattern, and the classes needed."""
+
+    n_in: Tensor
+    n_out: Tensor
+    needed: Tensor
+
+
+class Divisor:
+    """Makes patterns whose layers read and compute multiples of a divisor, or all they have.
+
+    Args:
+        budget: the model's budget.
+        divisor: 8, 16, ...
+    """
+
+    def __init__(self, budget: MacBudget, divisor: int) -> None:
+        if divisor < 1:
+            raise ValueError(f"divisor must be a positive number of channels, got {divisor}")
+        self.divisor = divisor
+        self.tables = budget.tables(torch.device("cpu"))
+        self.all_in = torch.tensor([r.n_in // r.groups for r in budget.layers])
+        self.all_out = torch.tensor([r.n_out for r in budget.layers])
+        starts = budget.needs.literal_start
+        masked = [s >= 0 and channel_masked(r) for s, r in zip(starts, budget.layers, strict=True)]
+        # A mask on single weights removes no channel, and functional layers stay as they are.
+        self.counts_in = torch.tensor(masked)
+        self.counts_out = torch.tensor(
+            [r.module is not None and (m or s < 0) for r, s, m in zip(budget.layers, starts, masked, strict=True)]
+        )
+
+    def counts(self, on: Tensor) -> _Counts:
+        _, needed = self.tables.needs(on.double())
+        n_in, n_out = self.tables.channels(on.double(), needed)
+        return _Counts(n_in.long(), n_out.long(), needed > 0)
+
+    def missing(self, counts: _Counts) -> tuple[Tensor, Tensor]:
+        """Channels that every layer's inputs and outputs are short of the next allowed number."""
+        up_in = torch.minimum(-counts.n_in % self.divisor, self.all_in - counts.n_in)
+        up_out = torch.minimum(-counts.n_out % self.divisor, self.all_out - counts.n_out)
+        return up_in * self.counts_in, up_out * self.counts_out
+
+    def nearest(self, masks: Tensor, on: Tensor) -> Tensor:
+        """Drops each layer's lowest masks down to a multiple that is no further away than the one above."""
+        rows, ranks = self._ranks(torch.where(on, masks, -torch.inf))
+        n_in = self.counts(on).n_in
+        excess = n_in % self.divisor
+        down = (2 * excess <= self.divisor) & (n_in > self.divisor) & (n_in < self.all_in)
+        return on & (ranks < torch.where(down, n_in - excess, n_in)[rows])
+
+    def up(self, masks: Tensor, on: Tensor) -> Tensor:
+        """Switches on the best dropped masks until every number is allowed; ends at the dense network at the latest.
+
+        Computed channels come first, the layer with the most ahead, so that those which feed fewer readers can grow
+        within them; what a reader lacks it then takes from what is computed anyhow.
+        """
+        on = on.clone()
+        t = self.tables
+        while True:
+            counts = self.counts(on)
+            in_short, out_short = self.missing(counts)
+            if not bool(in_short.any() or out_short.any()):
+                return on
+            # Layers at an allowed number that a literal would disturb by making a channel computed.
+            settled = (out_short == 0) & self.counts_out
+            class_harm = torch.zeros(t.n_classes, dtype=torch.long).index_add_(0, t.class_of, settled[t.class_row].long())
+            harm = torch.zeros(len(on), dtype=torch.long).index_add_(
+                0, t.pair_literal, class_harm[t.pair_class] * ~counts.needed[t.pair_class]
+            )
+            if bool(out_short.any()):
+                row = int(torch.where(out_short > 0, counts.n_out, -1).argmax())
+                mine = torch.zeros(t.n_classes, dtype=torch.bool)
+                mine[t.class_of[t.class_row == row]] = True
+                mine &= ~counts.needed
+                pairs = mine[t.pair_class]
+                literals, classes, short = t.pair_literal[pairs], t.pair_class[pairs], int(out_short[row])
+            else:
+                row = int(in_short.argmax())
+                literals = t.in_literal[t.in_row == row]
+                literals = literals[~on[literals]]
+                classes, short = literals, int(in_short[row])
+            chosen = _best(literals, classes, harm[literals], masks[literals], short)
+            on[chosen] = True
+
+    def _ranks(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Every literal's row, and its place among the row's by falling value."""
+        rows = self.tables.literal_row
+        order = masks.argsort(descending=True, stable=True)
+        order = order[rows[order].argsort(stable=True)]
+        first = torch.zeros(len(self.all_in) + 1, dtype=torch.long)
+        first[1:] = torch.bincount(rows, minlength=len(self.all_in)).cumsum(0)
+        ranks = torch.empty_like(rows)
+        ranks[order] = torch.arange(len(rows)) - first[rows[order]]
+        return rows, ranks
+
+
+def _best(literals: Tensor, classes: Tensor, harm: Tensor, masks: Tensor, count: int) -> Tensor:
+    """Up to ``count`` literals of different classes: those of least harm, of these the highest."""
+    order = masks.argsort(descending=True, stable=True)
+    order = order[harm[order].argsort(stable=True)]
+    least = harm[order[0]]
+    chosen: list[int] = []
+    seen: set[int] = set()
+    for i in order.tolist():
+        if len(chosen) == count or harm[i] != least:
+            break
+        if int(classes[i]) not in seen:
+            seen.add(int(classes[i]))
+            chosen.append(int(literals[i]))
+    return torch.tensor(chosen)
