@@ -1,0 +1,253 @@
+"""Networks for other runtimes: ONNX, torch.export and TorchScript files, each checked against torch when written."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner.checkpoint import _load_checkpoint
+from torch import Tensor, nn
+
+from mmitp.engine.example import blank_example
+from mmitp.engine.hooks.prune_hook import STATE_KEY
+from mmitp.pruning import MacBudget, masked_layers
+from mmitp.pruning.graph import tensors_in
+from mmitp.pruning.slim import slim_with_plan
+
+#: Largest difference from torch that an exported file may show, in parts of an output's largest value.
+TOLERANCE = 1e-4
+
+# The first with grid_sample, which deformable convolutions are exported as, is 16; 17 is read by onnxruntime >= 1.12.
+_OPSET = 17
+
+
+class RawOutputs(nn.Module):
+    """An OpenMMLab model as a function of the normalised image batch, with its outputs as a flat tuple.
+
+    Classifiers give ``logits``; CenterNet ``heatmap`` (after the sigmoid), ``wh`` and ``offset`` (in cells), and decoded
+    from them ``boxes`` (N, k, 5: x1, y1, x2, y2 in input pixels, score) and ``labels`` (N, k). Other single-stage
+    detectors give what their head gives, as ``output_0`` on.
+
+    Attributes:
+        names: of the outputs.
+    """
+
+    def __init__(self, model: nn.Module, shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.model, self.shape = model, shape
+        with torch.no_grad():
+            count = len(list(tensors_in(self.raw(torch.zeros(1, 3, *shape)))))
+        self.decodes = hasattr(getattr(model, "bbox_head", None), "heatmap_head")
+        if self.decodes:
+            self.names = ["heatmap", "wh", "offset", "boxes", "labels"]
+        elif not hasattr(model, "add_pred_to_datasample") and count == 1:
+            self.names = ["logits"]
+        else:
+            self.names = [f"output_{i}" for i in range(count)]
+
+    def raw(self, images: Tensor) -> Any:
+        try:
+            return self.model(images, None, mode="tensor")
+        except TypeError as error:
+            raise ValueError(
+                f"{type(self.model).__name__} does not run on images alone ({error}): two-stage detectors cannot be "
+                "exported"
+            ) from error
+
+    def decode(self, heatmap: Tensor, wh: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """CenterNet's ``boxes`` and ``labels`` from its three maps."""
+        head: Any = self.model.bbox_head
+        cfg = head.test_cfg
+        boxes, labels = head._decode_heatmap(
+            heatmap, wh, offset, self.shape, k=cfg["topk"], kernel=cfg["local_maximum_kernel"]
+        )
+        return boxes, labels
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        outputs = tuple(tensors_in(self.raw(images)))
+        return (*outputs, *self.decode(*outputs)) if self.decodes else outputs
+
+
+@dataclass
+class ExportReport:
+    """What :func:`export_checkpoint` wrote."""
+
+    file: str
+    size: int
+    parameters: int
+    how: str
+    shape: tuple[int, int]
+    batch: int | None
+    outputs: list[str]
+    difference: float
+
+    def text(self) -> str:
+        height, width = self.shape
+        return (
+            f"exported: {self.how}\n"
+            f"input: images (float32, {self.batch or 'any batch'} x 3 x {height} x {width}, normalised); "
+            f"outputs: {', '.join(self.outputs)}\n"
+            f"differs from torch by at most {self.difference:.2g} of an output's largest value\n"
+            f"{self.file}: {self.size:,} bytes, {self.parameters:,} parameters"
+        )
+
+
+def export_checkpoint(
+    cfg: Config, checkpoint: str, out: str, shape: Sequence[int] | None = None, batch: int | None = None
+) -> ExportReport:
+    """Exports a dense, masked or slimmed network and checks the file against torch.
+
+    Masked networks are slimmed on the way. The input is the batch after the data preprocessor, whose settings (mean,
+    std, channel order, padding) an ONNX file carries in its metadata as JSON under ``preprocessing``.
+
+    Args:
+        cfg: the config the checkpoint belongs to; a slimmed network's own config for a slimmed one.
+        checkpoint: its path.
+        out: file to write: ``.onnx``, ``.pt2`` (torch.export) or ``.pt`` (TorchScript by tracing).
+        shape: (H, W) in pixels of the input; by default that of the training's budget.
+        batch: fixed batch size; by default any.
+
+    Raises:
+        ValueError: the ending is none of these, the packages for ONNX are missing, the checkpoint does not fit, no
+            shape is known, or the network cannot be exported that way.
+        RuntimeError: the file does not compute what torch does.
+    """
+    writers: dict[str, Callable[[RawOutputs, str, int | None], Callable[[Tensor], list[Tensor]]]] = {
+        ".onnx": _write_onnx,
+        ".pt2": _write_exported,
+        ".pt": _write_traced,
+    }
+    ending = os.path.splitext(out)[1]
+    if ending not in writers:
+        raise ValueError(f"{out}: the ending says what to write: {', '.join(writers)}")
+    init_default_scope(cfg.get("default_scope", "mmengine"))
+    loaded: dict[str, Any] = _load_checkpoint(checkpoint, map_location="cpu")
+    size = tuple(shape) if shape else loaded.get(STATE_KEY, {}).get("input_shape")
+    if size is None:
+        raise ValueError(f"{checkpoint} does not say which input size it is for: give --shape H W")
+    height, width = int(size[0]), int(size[1])
+    model = MODELS.build(cfg.model)
+    misfit = model.load_state_dict(loaded.get("state_dict", loaded), strict=False)
+    if misfit.missing_keys or misfit.unexpected_keys:
+        raise ValueError(
+            f"{checkpoint} does not fit {cfg.filename}: missing {misfit.missing_keys[:3]}, "
+            f"unexpected {misfit.unexpected_keys[:3]}"
+        )
+    model.eval()
+    how = f"{cfg.model.get('of', cfg.model.type)} as it is"
+    if masked_layers(model):
+        example = blank_example(model, (height, width))
+        budget = MacBudget(model, example)
+        model, _ = slim_with_plan(model, example, budget)
+        how = f"{cfg.model.of}, slimmed: {budget.kept_macs():,} of {budget.dense_macs:,} MACs at {height}x{width}"
+    network = RawOutputs(model, (height, width)).eval()
+    try:
+        run = writers[ending](network, out, batch)
+    except (RuntimeError, TypeError, NotImplementedError, torch.onnx.errors.OnnxExporterError) as error:
+        raise ValueError(f"{how} cannot be exported as {ending}: {error}") from error
+    if ending == ".onnx":
+        _describe(out, cfg)
+    difference = max(_difference(network, run, n) for n in ((batch,) if batch else (1, 3)))
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"{out} differs from torch by {difference:.3g} of an output's largest value")
+    parameters = sum(p.numel() for p in model.parameters())
+    return ExportReport(out, os.path.getsize(out), parameters, how, (height, width), batch, network.names, difference)
+
+
+def _example(network: RawOutputs, n: int) -> Tensor:
+    return torch.randn(n, 3, *network.shape, generator=torch.Generator().manual_seed(n))
+
+
+def _write_onnx(network: RawOutputs, out: str, batch: int | None) -> Callable[[Tensor], list[Tensor]]:
+    try:
+        import onnx  # noqa: F401  the check below would otherwise come after minutes of work
+        import onnxruntime
+    except ImportError as error:
+        raise ValueError(f'ONNX needs more packages ({error}): pip install "mmitp[export]"') from error
+    # The exporter by tracing: several times as fast as the one by torch.export, smaller files, no further packages.
+    exporter: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    names = ["images", *network.names]
+    with warnings.catch_warnings(), torch.no_grad():
+        # Shape checks that tracing takes as constants; the check at other batch sizes would show where one is not.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(
+            network,
+            (_example(network, batch or 2),),
+            out,
+            opset_version=_OPSET,
+            input_names=names[:1],
+            output_names=names[1:],
+            dynamic_axes=None if batch else {name: {0: "batch"} for name in names},
+            **exporter,
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # its words on unused constants
+
+    def run(images: Tensor) -> list[Tensor]:
+        session = onnxruntime.InferenceSession(out, options, providers=["CPUExecutionProvider"])
+        return [torch.from_numpy(np.asarray(o)) for o in session.run(None, {"images": images.numpy()})]
+
+    return run
+
+
+def _write_exported(network: RawOutputs, out: str, batch: int | None) -> Callable[[Tensor], list[Tensor]]:
+    shapes = None if batch else ({0: torch.export.Dim("batch", min=1)},)
+    program = torch.export.export(network, (_example(network, batch or 2),), dynamic_shapes=shapes, strict=False)
+    torch.export.save(program, out)
+    return lambda images: list(torch.export.load(out).module()(images))
+
+
+def _write_traced(network: RawOutputs, out: str, batch: int | None) -> Callable[[Tensor], list[Tensor]]:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        # Two images: a batch of one would fix sizes that happen to be one.
+        torch.jit.save(torch.jit.trace(network, _example(network, batch or 2), check_trace=False), out)
+    return lambda images: list(torch.jit.load(out)(images))
+
+
+def _describe(file: str, cfg: Config) -> None:
+    """Writes what the input has to look like into the ONNX file."""
+    import onnx
+
+    settings = dict(cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {})
+    settings.pop("type", None)
+    model = onnx.load(file)
+    onnx.helper.set_model_props(model, dict(preprocessing=json.dumps(settings, default=str)))
+    onnx.save(model, file)
+
+
+@torch.no_grad()
+def _difference(network: RawOutputs, run: Callable[[Tensor], list[Tensor]], n: int) -> float:
+    """Largest difference over the outputs for a batch of n, each in parts of its largest value."""
+    images = _example(network, n)
+    expected, got = list(network(images)), run(images)
+    if network.decodes:
+        # Peaks of almost the same height may change places: decoding is compared on the very same maps, and there for
+        # peaks of a height of their own (where there is none, the rest are zeros in no order).
+        expected[3:] = network.decode(*got[:3])
+        scores = expected[3][..., 4]
+        tie = scores[:, 1:] == scores[:, :-1]
+        alone = scores > 0
+        alone[:, 1:] &= ~tie
+        alone[:, :-1] &= ~tie
+        alone[:, -1] = False  # the next is unknown
+        expected[3:], got[3:] = [t[alone] for t in expected[3:]], [t[alone] for t in got[3:]]
+    worst = 0.0
+    for a, b in zip(expected, got, strict=True):
+        if a.shape != b.shape:
+            raise RuntimeError(f"an exported output has shape {tuple(b.shape)} instead of {tuple(a.shape)}")
+        if a.numel():
+            gap = float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp(min=1e-6))
+            worst = max(worst, gap) if gap == gap else float("inf")
+    return worst

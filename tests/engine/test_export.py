@@ -1,0 +1,160 @@
+"""Exported files compute what torch does, for dense, masked and slimmed networks, at any batch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+import mmitp  # noqa: F401
+import mmitp.engine.export as export_module
+from mmitp.engine.export import export_checkpoint
+from mmitp.engine.slimming import slim_checkpoint
+from mmitp.models.dcn import MaskedDCNv2
+from mmitp.pruning import masked_layers
+
+MODELS_DIR = Path(__file__).parents[2] / "configs" / "_base_" / "models"
+needs_onnx = pytest.mark.skipif(
+    importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxruntime") is None,
+    reason="onnx and onnxruntime are not installed (extra: export)",
+)
+
+
+def classifier() -> Config:
+    cfg = Config.fromfile(MODELS_DIR / "resnet20_cifar.py")
+    cfg.model.backbone.depth = 8
+    cfg.model.update(type="mmitp.MaskedModel", of="mmpretrain.ImageClassifier")
+    cfg.data_preprocessor = dict(num_classes=10, mean=[125.0, 123.0, 114.0], std=[63.0, 62.0, 67.0], to_rgb=False)
+    cfg.default_scope = "mmpretrain"
+    return cfg
+
+
+def detector(deformable: bool) -> Config:
+    cfg = Config.fromfile(MODELS_DIR / ("centernet_dla34.py" if deformable else "centernet_dla34_plain.py"))
+    cfg.model.backbone.width = 0.125
+    cfg.model.neck.in_channels = (8, 16, 32, 64)
+    cfg.model.bbox_head.update(in_channels=8, feat_channels=8)
+    cfg.model.update(type="mmitp.MaskedModel", of="mmdet.CenterNet")
+    cfg.default_scope = "mmdet"
+    return cfg
+
+
+def dense(cfg: Config) -> Config:
+    cfg = cfg.copy()
+    cfg.model.type = cfg.model.pop("of")
+    return cfg
+
+
+def save(cfg: Config, path: Path, drop: int = 0) -> str:
+    """Random weights, offsets that move, and masks without the first ``drop`` of every eight channels."""
+    init_default_scope(cfg.default_scope)  # another test may have left its own
+    model: nn.Module = MODELS.build(cfg.model)
+    for layer in masked_layers(model).values():
+        channels = torch.arange(layer.prune_mask.numel())
+        layer.prune_mask.data[channels % 8 < drop] = -1.0
+        if isinstance(layer, MaskedDCNv2):
+            nn.init.normal_(layer.conv_offset.weight, std=0.1)
+    state = {k: v for k, v in model.state_dict().items() if drop or "prune_" not in k}
+    torch.save(dict(state_dict=state), path)
+    return str(path)
+
+
+@needs_onnx
+def test_the_file_shrinks_with_the_parameters_kept(tmp_path: Path) -> None:
+    sizes, parameters = [], []
+    for drop in (0, 2, 4, 6):
+        checkpoint = save(classifier(), tmp_path / "weights.pth", drop)
+        report = export_checkpoint(classifier(), checkpoint, str(tmp_path / "net.onnx"), (32, 32))
+        assert report.difference <= 1e-4
+        assert report.outputs == ["logits"]
+        assert "slimmed" in report.how
+        assert report.size == (tmp_path / "net.onnx").stat().st_size
+        sizes.append(report.size)
+        parameters.append(report.parameters)
+    assert parameters == sorted(set(parameters), reverse=True)
+    for (big, small), (many, few) in zip(
+        zip(sizes, sizes[1:], strict=False), zip(parameters, parameters[1:], strict=False), strict=True
+    ):
+        # 4 bytes a parameter; the rest of the file (names, gather indices) changes by far less
+        assert big - small == pytest.approx(4 * (many - few), rel=0.15)
+
+
+@needs_onnx
+def test_a_dense_checkpoint_and_a_slimmed_folder_export_as_they_are(tmp_path: Path) -> None:
+    whole = export_checkpoint(
+        dense(classifier()), save(dense(classifier()), tmp_path / "d.pth"), str(tmp_path / "d.onnx"), (32, 32)
+    )
+    slim_checkpoint(classifier(), save(classifier(), tmp_path / "m.pth", 4), str(tmp_path / "slim"), (32, 32))
+    folder = tmp_path / "slim"
+    small = export_checkpoint(
+        Config.fromfile(folder / "config.py"), str(folder / "weights.pth"), str(tmp_path / "s.onnx"), (32, 32)
+    )
+    assert "as it is" in whole.how
+    assert "as it is" in small.how
+    assert small.parameters < whole.parameters
+    assert small.size < whole.size
+
+
+@needs_onnx
+def test_the_onnx_file_says_what_its_input_is(tmp_path: Path) -> None:
+    import onnx
+
+    checkpoint = save(classifier(), tmp_path / "weights.pth", 4)
+    export_checkpoint(classifier(), checkpoint, str(tmp_path / "net.onnx"), (32, 32), batch=2)
+    model = onnx.load(tmp_path / "net.onnx")
+    settings = json.loads({p.key: p.value for p in model.metadata_props}["preprocessing"])
+    assert settings == dict(num_classes=10, mean=[125.0, 123.0, 114.0], std=[63.0, 62.0, 67.0], to_rgb=False)
+    (images,) = model.graph.input
+    assert [d.dim_value for d in images.type.tensor_type.shape.dim] == [2, 3, 32, 32]
+
+
+@needs_onnx
+@pytest.mark.parametrize("deformable", [False, True])
+def test_centernet_exports_its_maps_and_boxes(tmp_path: Path, deformable: bool) -> None:
+    checkpoint = save(detector(deformable), tmp_path / "weights.pth", 4)
+    report = export_checkpoint(detector(deformable), checkpoint, str(tmp_path / "net.onnx"), (32, 64))
+    assert report.outputs == ["heatmap", "wh", "offset", "boxes", "labels"]
+    assert report.difference <= 1e-4
+
+
+@pytest.mark.parametrize("ending", [".pt", ".pt2"])
+def test_torch_formats_take_any_batch(tmp_path: Path, ending: str) -> None:
+    out = str(tmp_path / f"net{ending}")
+    export_checkpoint(classifier(), save(classifier(), tmp_path / "weights.pth", 4), out, (32, 32))
+    load = torch.jit.load if ending == ".pt" else lambda file: torch.export.load(file).module()
+    assert load(out)(torch.zeros(5, 3, 32, 32))[0].shape == (5, 10)
+
+
+def test_a_file_that_computes_something_else_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def off(network: export_module.RawOutputs, out: str, batch: int | None) -> object:
+        Path(out).touch()
+        return lambda images: [1.001 * o for o in network(images)]
+
+    monkeypatch.setattr(export_module, "_write_traced", off)
+    with pytest.raises(RuntimeError, match=r"differs from torch by 0.001"):
+        export_checkpoint(classifier(), save(classifier(), tmp_path / "w.pth"), str(tmp_path / "net.pt"), (32, 32))
+
+
+def test_a_missing_shape_a_wrong_ending_and_another_networks_weights_are_named(tmp_path: Path) -> None:
+    checkpoint = save(classifier(), tmp_path / "weights.pth", 4)
+    with pytest.raises(ValueError, match="give --shape"):
+        export_checkpoint(classifier(), checkpoint, str(tmp_path / "net.pt"))
+    with pytest.raises(ValueError, match=r"\.onnx, \.pt2, \.pt"):
+        export_checkpoint(classifier(), checkpoint, str(tmp_path / "net.tflite"), (32, 32))
+    with pytest.raises(ValueError, match="does not fit"):
+        export_checkpoint(detector(False), checkpoint, str(tmp_path / "net.pt"), (32, 32))
+
+
+def test_two_stage_detectors_are_declined_by_name(tmp_path: Path) -> None:
+    class NeedsSamples(nn.Module):
+        def forward(self, images: torch.Tensor, samples: None, mode: str) -> None:
+            raise TypeError("'NoneType' object is not iterable")
+
+    with pytest.raises(ValueError, match="NeedsSamples does not run on images alone"):
+        export_module.RawOutputs(NeedsSamples(), (32, 32))

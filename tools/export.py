@@ -1,0 +1,34 @@
+"""Export a checkpoint for other runtimes, and check the file against torch.
+
+    python tools/export.py CONFIG CHECKPOINT OUT [--shape H W] [--batch N]
+
+OUT ends in .onnx, .pt2 (torch.export) or .pt (TorchScript). Dense, masked (slimmed on the way) and slimmed networks of
+classifiers and CenterNet; other single-stage detectors with their head's raw outputs. Fails unless the outputs agree
+with torch to 1e-4 of each output's largest value, at two batch sizes. ONNX needs pip install "mmitp[export]".
+"""
+
+import argparse
+import sys
+
+import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
+from mmitp.engine.config import load_config
+from mmitp.engine.export import export_checkpoint
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="config of the checkpoint; of a slimmed network, its own config.py")
+    parser.add_argument("checkpoint", help="weights, with or without masks")
+    parser.add_argument("out", help="file to write: .onnx, .pt2 or .pt")
+    parser.add_argument("--shape", type=int, nargs=2, metavar=("H", "W"), help="input size; default: the training's")
+    parser.add_argument("--batch", type=int, metavar="N", help="fixed batch size; default: any")
+    args = parser.parse_args()
+    try:
+        report = export_checkpoint(load_config(args.config), args.checkpoint, args.out, args.shape, args.batch)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"{args.checkpoint}: {error}")
+    print(report.text())
+
+
+if __name__ == "__main__":
+    main()
