@@ -33,9 +33,9 @@ _OPSET = 17
 class RawOutputs(nn.Module):
     """An OpenMMLab model as a function of the normalised image batch, with its outputs as a flat tuple.
 
-    Classifiers give ``logits``; CenterNet ``heatmap`` (after the sigmoid), ``wh`` and ``offset`` (in cells), and decoded
-    from them ``boxes`` (N, k, 5: x1, y1, x2, y2 in input pixels, score) and ``labels`` (N, k). Other single-stage
-    detectors give what their head gives, as ``output_0`` on.
+    Classifiers give ``logits``; CenterNet ``heatmap`` (after the sigmoid), ``wh`` and ``offset`` (in cells), and
+    decoded from them ``boxes`` (N, k, 5: x1, y1, x2, y2 in input pixels, score) and ``labels`` (N, k). Other
+    single-stage detectors give what their head gives, as ``output_0`` on.
 
     Attributes:
         names: of the outputs.
