@@ -1,9 +1,15 @@
-"""What can be pruned of a masked model, what stays dense and why, as text."""
+"""What can be pruned of a masked model, what stays dense and why, as text; and the parameters it keeps."""
 
 from __future__ import annotations
 
+import copy
+
+from torch import nn
+
 from .budget import MacBudget
 from .graph import LayerRecord
+from .layers import masked_layers
+from .slim import apply_plan, plan_slim
 
 
 def prunable_outputs(budget: MacBudget, record: LayerRecord) -> int:
@@ -61,3 +67,23 @@ def report_text(budget: MacBudget) -> str:
         f"cheapest reachable ratio: {budget.min_ratio():.4f}",
     ]
     return "\n".join(lines)
+
+
+def parameter_counts(model: nn.Module, budget: MacBudget) -> tuple[int, int]:
+    """Parameters of the dense network, and those kept under the masks' present patterns; masks are none of them.
+
+    Channels: kept are the parameters that the slimmed network has. Single weights: slimming cannot take them out, and
+    kept are those that are not masked to zero.
+
+    Args:
+        model: the model ``budget`` was recorded on.
+        budget: its budget.
+    """
+    dense = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("prune_mask"))
+    small = apply_plan(copy.deepcopy(model), plan_slim(model, budget))
+    zeros = sum(
+        int((layer.binary_mask() == 0).sum())
+        for layer in masked_layers(model).values()
+        if layer.mask_granularity == "weight"
+    )
+    return dense, sum(p.numel() for p in small.parameters()) - zeros

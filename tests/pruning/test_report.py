@@ -8,7 +8,7 @@ from torch import nn
 
 from mmitp.pruning import MacBudget, mask_model
 from mmitp.pruning.check import check_slimming, counted_macs, randomize_to
-from mmitp.pruning.report import dense_reason, prunable_outputs, report_text
+from mmitp.pruning.report import dense_reason, parameter_counts, prunable_outputs, report_text
 
 
 def model() -> nn.Sequential:
@@ -54,6 +54,28 @@ def test_report_states_dense_macs_and_the_cheapest_ratio() -> None:
     assert "dense MACs: 144 " in text
     assert "cheapest reachable ratio: 0.2500" in text
     assert "2: group_norm is not known to treat channels one by one" in text
+
+
+def two_layers(granularity: str) -> tuple[nn.Sequential, MacBudget]:
+    net = mask_model(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1)), granularity)
+    return net, MacBudget(net, torch.randn(1, 3, 2, 2))
+
+
+def test_parameters_kept_are_those_of_the_slimmed_network() -> None:
+    net, budget = two_layers("channel")
+    # 16 in the first layer, 8 in the norm, 30 in the second; each of its inputs costs 4 + 2 + 6.
+    assert parameter_counts(net, budget) == (54, 54)
+    net[2].freeze_mask(torch.tensor([True, False, False, True]))
+    assert parameter_counts(net, budget) == (54, 54 - 2 * 12)
+    assert net[2].weight.shape == (6, 4, 1, 1)
+
+
+def test_parameters_kept_of_single_weights_are_the_non_zeros() -> None:
+    net, budget = two_layers("weight")
+    pattern = torch.ones(6, 4, 1, 1, dtype=torch.bool)
+    pattern[:, 0] = False
+    net[2].freeze_mask(pattern)
+    assert parameter_counts(net, budget) == (54, 54 - 6)
 
 
 def test_random_masks_come_close_to_the_target() -> None:
