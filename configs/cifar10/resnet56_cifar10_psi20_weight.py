@@ -1,4 +1,5 @@
-# ResNet-56 on CIFAR-10, irregular pruning: one mask per weight.
+# ResNet-56 on CIFAR-10, irregular pruning: one mask per weight. The operations are the multiplications by weights that
+# are not masked to zero.
 _base_ = ["./resnet56_cifar10.py"]
 
 model = dict(type="mmitp.MaskedModel", of="mmpretrain.ImageClassifier", prune=dict(granularity="weight"))
