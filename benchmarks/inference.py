@@ -26,9 +26,8 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
-from mmitp.pruning import MacBudget, freeze_masks, mask_model, project, slim
+from mmitp.pruning import MacBudget, fold_norms, freeze_masks, mask_model, project, share_masks, slim
 from mmitp.pruning.check import counted_macs
-from mmitp.pruning.deploy import fold_norms
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = dict(
@@ -61,45 +60,56 @@ def draw_masks(budget: MacBudget, how: str) -> None:
         layer.prune_mask.data.copy_(values)
 
 
-def pruned(dense: nn.Module, x: Tensor, target: float, draw: str, divisor: int, share: str) -> nn.Module:
+def pruned(
+    dense: nn.Module, shape: tuple[int, int], share: str, target: float, draw: str
+) -> Callable[[int], nn.Module]:
+    """A function of the divisor that returns the slimmed network."""
     model = mask_model(copy.deepcopy(dense), linear=True)
+    small = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     if share == "stream":
-        from mmitp.pruning.convert import share_masks
-
-        share_masks(model, x[:1])
-    budget = MacBudget(model, x[:1])
+        share_masks(model, small)
+    budget = MacBudget(model, torch.zeros(1, 3, *shape), check=False)
     draw_masks(budget, draw)
-    options = dict(divisor=divisor) if divisor > 1 else {}
-    freeze_masks(model, budget.split(project(budget, target, fill=True, **options).pattern))
-    return slim(model, x[:1], budget)
+
+    def at(divisor: int) -> nn.Module:
+        freeze_masks(model, budget.split(project(budget, target, fill=True, divisor=divisor).pattern))
+        return slim(model, small, budget)
+
+    return at
 
 
-def torch_pruning(dense: nn.Module, x: Tensor, target: float, divisor: int) -> nn.Module:
+def torch_pruning(dense: nn.Module, shape: tuple[int, int], target: float, divisor: int) -> nn.Module:
     """L1 pruning by Torch-Pruning, one ratio for all layers, the largest network at or under the target's MACs."""
     import torch_pruning as tp
 
-    whole = counted_macs(dense, x[:1])
-
     def prune(ratio: float) -> nn.Module:
         model = copy.deepcopy(dense)
-        last = [m for m in model.modules() if isinstance(m, nn.Linear)]
-        pruner = tp.pruner.MagnitudePruner(
-            model, x[:1], tp.importance.MagnitudeImportance(p=1), pruning_ratio=ratio, ignored_layers=last,
+        pruner = tp.pruner.BasePruner(
+            model,
+            torch.zeros(1, 3, 64, 64),
+            tp.importance.MagnitudeImportance(p=1),
+            pruning_ratio=ratio,
+            ignored_layers=[m for m in model.modules() if isinstance(m, nn.Linear)],
             round_to=divisor if divisor > 1 else None,
         )
         pruner.step()
         return model
 
-    low, high = 0.0, 0.9
+    low, high = 0.2, 0.5
     best = prune(high)
-    for _ in range(7):
+    for _ in range(5):
         middle = (low + high) / 2
         model = prune(middle)
-        if counted_macs(model, x[:1]) <= target * whole:
+        if macs_at(model, shape) <= target * macs_at(dense, shape):
             high, best = middle, model
         else:
             low = middle
     return best
+
+
+def macs_at(model: nn.Module, shape: tuple[int, int]) -> int:
+    """MACs of one image, counted without computing anything."""
+    return counted_macs(copy.deepcopy(model).to("meta"), torch.zeros(1, 3, *shape, device="meta"))
 
 
 def profile(model: nn.Module, x: Tensor) -> dict[str, float]:
@@ -132,21 +142,19 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    shape = args.shape or ((384, 1280) if "centernet" in args.net else (224, 224))
+    shape = tuple(args.shape) if args.shape else ((384, 1280) if "centernet" in args.net else (224, 224))
     x = torch.randn(args.batch, 3, *shape, generator=torch.Generator().manual_seed(0))
     dense = build(args.net)
-    make: dict[str, Callable[[], nn.Module]] = {"dense": lambda: dense}
-    for divisor in (1, 8, 16):
-        suffix = f"/{divisor}" if divisor > 1 else ""
-        for share in ("gather", "stream"):
-            make[share + suffix] = lambda d=divisor, s=share: pruned(dense, x, args.target, args.draw, d, s)
-        make["torch-pruning" + suffix] = lambda d=divisor: torch_pruning(dense, x, args.target, d)
+    makers = {share: pruned(dense, shape, share, args.target, args.draw) for share in ("gather", "stream")}
+    makers["torch-pruning"] = lambda divisor: torch_pruning(dense, shape, args.target, divisor)
+    names = [f"{kind}/{divisor}" if divisor > 1 else kind for divisor in (1, 8, 16) for kind in makers]
     nets: dict[str, nn.Module] = {}
-    for name in args.only.split(",") if args.only else make:
-        model = make[name]()
+    for name in args.only.split(",") if args.only else ["dense", *names]:
+        kind, _, divisor = name.partition("/")
+        model = dense if kind == "dense" else makers[kind](int(divisor or 1))
         nets[name] = model
-        nets[name + " folded"] = fold_norms(model, x[:1])
-    macs = {name: counted_macs(model, x[:1]) for name, model in nets.items()}
+        nets[name + " folded"] = fold_norms(model, torch.randn(1, 3, 64, 64))
+    macs = {name: macs_at(model, shape) for name, model in nets.items()}
     if args.channels_last:
         x = x.to(memory_format=torch.channels_last)
         nets = {name: model.to(memory_format=torch.channels_last) for name, model in nets.items()}

@@ -7,7 +7,8 @@ from typing import Any
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
-from mmitp.pruning import MaskedConv2d, mask_model
+from mmitp.engine.example import blank_example
+from mmitp.pruning import MaskedConv2d, mask_model, share_masks
 from mmitp.registry import MODELS
 
 from . import dcn, mmcv_layers  # noqa: F401  make their layers known to the core
@@ -32,15 +33,23 @@ def MaskedModel(of: str, prune: dict[str, Any] | None = None, **model: Any) -> n
 
     Args:
         of: the original ``type``, with its scope (``'mmdet.CenterNet'``).
-        prune: keyword arguments of :func:`mmitp.pruning.mask_model` (``granularity``, ``init``, ``include``, ...).
+        prune: keyword arguments of :func:`mmitp.pruning.mask_model` (``granularity``, ``init``, ``include``, ...), and
+            ``share='stream'`` for one mask for all readers of a residual stream
+            (:func:`mmitp.pruning.share_masks`); ``shape=(H, W)``, the image size it is found out at (default (64, 64)).
         **model: the original model config.
 
     Raises:
-        ValueError: ``mask_model`` finds nothing to mask, or ``prune`` has an unknown key.
+        ValueError: ``mask_model`` finds nothing to mask, or ``prune`` has an unknown key or ``share``.
     """
     built = ROOT_MODELS.build(dict(type=of, **model))
     options = dict(prune or {})
+    share, shape = options.pop("share", None), options.pop("shape", (64, 64))
+    if share not in (None, "stream"):
+        raise ValueError(f"model.prune.share must be 'stream' or absent, got {share!r}")
     unknown = set(options) - {"granularity", "init", "include", "exclude", "linear"}
     if unknown:
         raise ValueError(f"unknown key(s) {sorted(unknown)} in model.prune; see mmitp.pruning.mask_model")
-    return mask_model(built, **options)
+    mask_model(built, **options)
+    if share is not None:
+        share_masks(built, blank_example(built, tuple(shape)))
+    return built

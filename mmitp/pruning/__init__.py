@@ -6,7 +6,8 @@ removes what they leave unread.
 """
 
 from .budget import LayerRow, MacBudget
-from .convert import fold_masks, mask_model
+from .convert import fold_masks, mask_model, share_masks
+from .deploy import fold_norms
 from .freeze import freeze_masks, project
 from .layers import (
     MaskedConv2d,
@@ -30,6 +31,7 @@ __all__ = [
     "SlimPlan",
     "apply_plan",
     "fold_masks",
+    "fold_norms",
     "freeze_masks",
     "mask_model",
     "masked_layers",
@@ -37,5 +39,6 @@ __all__ = [
     "randomize_masks",
     "register_channelwise",
     "register_kind",
+    "share_masks",
     "slim",
 ]

@@ -247,7 +247,9 @@ class MacBudget:
 
     def patterns(self, flat: Tensor) -> dict[MaskedLayer, Tensor]:
         """A flat vector's part for every layer whose mask counts, layers that share a mask included."""
-        parts = {id(layer.prune_mask): part for (_, layer), part in zip(self._masked, self.split(flat).values(), strict=True)}
+        parts = {
+            id(layer.prune_mask): part for (_, layer), part in zip(self._masked, self.split(flat).values(), strict=True)
+        }
         return {
             r.mask: parts[id(r.mask.prune_mask)]
             for r, start in zip(self.layers, self.needs.literal_start, strict=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from .graph import record_graph
 from .layers import kind_of, masked_layers
 from .masks import GRANULARITIES, MaskedLayer
 
@@ -80,6 +83,56 @@ def mask_model(
     for _, module in chosen:
         _attach(module, granularity, init)
     return model
+
+
+def share_masks(model: nn.Module, example_inputs: Any) -> list[list[str]]:
+    """Gives all masked layers that read one stream of channels one mask, in place, and returns their names by group.
+
+    With masks of their own, a tensor with many readers (a residual stream) keeps what any of them keeps, nearly
+    everything, and each reader gathers its part of it. With one mask the stream itself gets narrower and there is
+    nothing to gather. A stream is all tensors whose channels the model's code only carries side by side: a residual
+    sum, its terms and what pooling and normalisation make of it.
+
+    The layers share one ``prune_mask`` Parameter from then on: optimizers, averaged copies, distributed training,
+    budget and freeze see one mask. mmengine's optimizer constructor needs ``bypass_duplicate=True`` in its
+    ``paramwise_cfg``, if there is one. Layers whose inputs only overlap (a concatenation of one stream with another), or are
+    the same channels in another order, keep masks of their own, as do masks on single weights.
+
+    Args:
+        model: masked model, not yet wrapped for distributed training, not yet given to an optimizer.
+        example_inputs: as for :class:`~mmitp.pruning.MacBudget`.
+
+    Raises:
+        ValueError: the model carries no mask, or some are frozen.
+    """
+    layers = masked_layers(model)
+    if not layers or any(layer.mask_frozen for layer in layers.values()):
+        raise ValueError(f"{type(model).__name__} carries no masks, or frozen ones: share them before the training")
+    graph = record_graph(model, example_inputs)
+    stream = _components(graph.n_nodes, graph.together)
+    groups: dict[tuple[int, ...], list[tuple[str, MaskedLayer]]] = {}
+    for record in graph.layers:
+        ids = record.calls[0].in_ids
+        if record.mask is not None and record.mask.mask_granularity == "channel" and ids is not None:
+            groups.setdefault(tuple(stream[ids].tolist()), []).append((record.name, record.mask))
+    shared = [group for group in groups.values() if len(group) > 1]
+    for (_, first), *others in shared:
+        for _, layer in others:
+            layer.prune_mask = first.prune_mask
+    return [[name for name, _ in group] for group in shared]
+
+
+def _components(n: int, pairs: Tensor) -> Tensor:
+    """The smallest node of each node's connected component: ``(n,)``, from ``(2, P)`` pairs."""
+    label = torch.arange(n)
+    a, b = pairs
+    while True:
+        low = torch.minimum(label[a], label[b])
+        new = label.scatter_reduce(0, a, low, "amin").scatter_reduce(0, b, low, "amin")
+        new = new[new]
+        if torch.equal(new, label):
+            return label
+        label = new
 
 
 def fold_masks(model: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from .graph import _METADATA, call_model, tensors_in
+from .graph import _METADATA, call_model, shared_parameters, tensors_in
 from .slim import SlimLayer, difference, difference_in_double, slim_kind
 
 _SHAPE_ONLY = frozenset("shape dtype device ndim layout is_cuda requires_grad".split())
@@ -116,7 +116,7 @@ def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, _BatchNorm]
     for key, (_, layer) in reads.made.items():
         readers = reads.readers[key]
         fate[layer].add(readers[0] if len(readers) == 1 else None)
-    shared = _shared_parameters(model)
+    shared = shared_parameters(model)
     pairs: dict[nn.Module, _BatchNorm] = {}
     for layer, norms in fate.items():
         (norm, *others) = norms
@@ -125,16 +125,6 @@ def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, _BatchNorm]
         if set(sources.get(norm, [])) == {layer} and not any(id(p) in shared for p in layer.parameters()):
             pairs[layer] = norm
     return pairs
-
-
-def _shared_parameters(model: nn.Module) -> set[int]:
-    seen: set[int] = set()
-    shared: set[int] = set()
-    for module in model.modules():
-        for p in module._parameters.values():
-            if p is not None:
-                (shared if id(p) in seen else seen).add(id(p))
-    return shared
 
 
 @torch.no_grad()

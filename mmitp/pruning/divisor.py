@@ -77,7 +77,9 @@ class Divisor:
                 return on
             # Layers at an allowed number that a literal would disturb by making a channel computed.
             settled = (out_short == 0) & self.counts_out
-            class_harm = torch.zeros(t.n_classes, dtype=torch.long).index_add_(0, t.class_of, settled[t.class_row].long())
+            class_harm = torch.zeros(t.n_classes, dtype=torch.long).index_add_(
+                0, t.class_of, settled[t.class_row].long()
+            )
             harm = torch.zeros(len(on), dtype=torch.long).index_add_(
                 0, t.pair_literal, class_harm[t.pair_class] * ~counts.needed[t.pair_class]
             )

@@ -102,6 +102,14 @@ def project(budget: MacBudget, target: float, fill: bool = False, divisor: int =
     return Projection(on, budget.macs_of(on) / budget.dense_macs, switched_off, switched_on, threshold)
 
 
+def lowest_ratio(budget: MacBudget, divisor: int = 1) -> float:
+    """The cheapest ratio a freeze can reach: one input channel a layer, or ``divisor`` of them."""
+    if divisor == 1 or not budget.n_literals:
+        return budget.min_ratio()
+    masks = -torch.arange(1.0, budget.n_literals + 1)
+    return budget.macs_of(Divisor(budget, divisor).up(masks, budget.binarize(masks))) / budget.dense_macs
+
+
 def _project_to_multiples(
     budget: MacBudget, masks: Tensor, before: Tensor, target: float, fill: bool, divisor: Divisor
 ) -> Projection:

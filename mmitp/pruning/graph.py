@@ -155,6 +155,13 @@ def tensors_in(obj: Any, depth: int = 6) -> Iterator[Tensor]:
             yield from tensors_in(child, depth - 1)
 
 
+def shared_parameters(model: nn.Module) -> set[int]:
+    """Ids of parameters that several modules hold; masks may be shared."""
+    named = [(name, p) for m in model.modules() for name, p in m._parameters.items() if p is not None]
+    owners = Counter(id(p) for name, p in named if name != "prune_mask")
+    return {p for p, n in owners.items() if n > 1}
+
+
 def record_graph(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     """Records one evaluation-mode forward pass and returns its channel graph.
 
@@ -199,8 +206,7 @@ class _Recorder(TorchFunctionMode):
         self._ids: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._stack: list[str] = []
         self._parameters = {id(p): name for name, p in model.named_parameters()}
-        owners = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
-        self._shared = {p for p, n in owners.items() if n > 1}
+        self._shared = shared_parameters(model)
         self._read_parameters: set[int] = set()  # by functions outside of the layers that own them
         self._storages: dict[int, list[Tensor]] = {}
 

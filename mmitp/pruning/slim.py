@@ -54,7 +54,7 @@ class SlimLayer(nn.Module):
         out = super().forward(x, *args, **kwargs)
         shape = list(out.shape)
         shape[self.channel_dim] = self.out_width
-        return out.new_zeros(shape).index_copy(self.channel_dim, self.out_index, out)
+        return out.new_zeros(shape).index_copy_(self.channel_dim, self.out_index, out)
 
     def _nothing(self, x: Tensor) -> Tensor:
         """Zeros in the output's shape, at no cost: no reader keeps a channel of this layer."""

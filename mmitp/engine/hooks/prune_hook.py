@@ -20,8 +20,9 @@ from mmitp.engine.example import example_inputs
 from mmitp.engine.live import require_same_training, require_slimmable, slim_runner, without_runner_hooks
 from mmitp.models.slim import slim_config
 from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, SlimPlan, masked_layers
-from mmitp.pruning.freeze import freeze_masks, project
+from mmitp.pruning.freeze import freeze_masks, lowest_ratio, project
 from mmitp.pruning.live import plan_live
+from mmitp.pruning.masks import MaskBank
 from mmitp.pruning.pressure import (
     AutoPressure,
     Forecast,
@@ -30,7 +31,7 @@ from mmitp.pruning.pressure import (
     distance,
     path,
     push_speed,
-    ratio_gradient,
+    ratio_and_gradient,
     task_gradient,
 )
 from mmitp.registry import HOOKS
@@ -58,6 +59,8 @@ class PruneHook(Hook):
         on_miss: what to do if the masks end above the target: ``'project'`` switches the lowest ones off until it
             is met, ``'error'`` stops, ``'warn'`` freezes them as they are.
         fill: switch the best dropped channels back on up to within 1 % of the target.
+        divisor: at the freeze every layer keeps a multiple of so many channels (8, 16), read and computed, or all it
+            has: kernels work on that many at a time, and what lies between costs what the next multiple costs.
         input_shape: (H, W) the MACs are stated for; by default the size of the first training batch.
         slim_at_end: at ``end`` cut what the frozen masks drop out of the live model (weights, BatchNorm, averaged
             copies, optimizer state): the remaining epochs train the small network, with the masked one's losses up to
@@ -82,6 +85,7 @@ class PruneHook(Hook):
         interval: str = "iter",
         on_miss: str = "project",
         fill: bool = False,
+        divisor: int = 1,
         input_shape: Sequence[int] | None = None,
         slim_at_end: bool = False,
     ) -> None:
@@ -97,10 +101,13 @@ class PruneHook(Hook):
             raise ValueError(f"PruneHook interval must be 'iter' or 'epoch', got {interval!r}")
         if on_miss not in ("project", "error", "warn"):
             raise ValueError(f"PruneHook on_miss must be 'project', 'error' or 'warn', got {on_miss!r}")
+        if divisor < 1:
+            raise ValueError(f"PruneHook divisor must be a positive number of channels, got {divisor}")
         if input_shape is not None and len(input_shape) != 2:
             raise ValueError(f"PruneHook input_shape must be (H, W), got {input_shape}")
         self.target, self.b, self.begin, self.end, self.lr = float(target), b, begin, end, lr
         self.interval, self.on_miss, self.fill, self.slim_at_end = interval, on_miss, fill, slim_at_end
+        self.divisor = int(divisor)
         self.input_shape = (int(input_shape[0]), int(input_shape[1])) if input_shape is not None else None
         self.budget: MacBudget | None = None
         self.frozen = False
@@ -113,6 +120,7 @@ class PruneHook(Hook):
         self._pending: dict[str, Any] | None = None
         self._best_rules: dict[CheckpointHook, Any] = {}
         self._steps_now = False
+        self._bank: MaskBank | None = None
 
     # -- set-up
 
@@ -129,6 +137,8 @@ class PruneHook(Hook):
             require_slimmable(runner)
         self._check_window(runner)
         self.frozen = all(layer.mask_frozen for layer in self.masks.values())
+        if not self.frozen:
+            self._bank = MaskBank(model, self.masks.values())
         optimizer = self._optimizer(runner)
         self._report_groups(optimizer)
         self._spare_masks_from_clipping(runner.optim_wrapper)
@@ -203,10 +213,10 @@ class PruneHook(Hook):
         )
         for name, why in self.budget.unfollowed.items():
             self.logger.warning(f"PruneHook: {name}: {why}")
-        if not self.frozen and (low := self.budget.min_ratio()) > self.target:
+        if not self.frozen and (low := lowest_ratio(self.budget, self.divisor)) > self.target:
             raise ValueError(
-                f"PruneHook target {self.target} cannot be reached: with one input channel a layer {low:.4f} of the "
-                "operations remain. Raise the target or let more layers carry masks (model.prune)"
+                f"PruneHook target {self.target} cannot be reached: with {self.divisor} input channel(s) a layer "
+                f"{low:.4f} of the operations remain. Raise the target or let more layers carry masks (model.prune)"
             )
         if self.slim_at_end:
             require_same_training(model, example, data_batch)
@@ -246,10 +256,10 @@ class PruneHook(Hook):
         task = task_gradient(self.budget)
         if not bool(torch.isfinite(task).all()):
             return  # a GradScaler skipped this step
-        push = ratio_gradient(self.budget)
+        ratio, push = ratio_and_gradient(self.budget)
         if self.auto is not None:
             push = balanced(self.budget, push)
-        b = self._pressure(push)
+        b = self._pressure(ratio, push)
         descend(self.budget, task, self.lr)
         if self.auto is not None and b > 0:
             b = self.auto.restrain(self.budget, push, b, self.steps)
@@ -257,7 +267,7 @@ class PruneHook(Hook):
             descend(self.budget, push, self.lr * b)
         self.steps += 1
 
-    def _pressure(self, gradient: Tensor) -> float:
+    def _pressure(self, ratio: float, gradient: Tensor) -> float:
         """``b`` for this step: 0 where the hinge (or the path) is satisfied."""
         assert self.budget is not None
         if self.steps % self.measure_every == 0:
@@ -269,7 +279,7 @@ class PruneHook(Hook):
                 self._warn_if_late(gradient, left)
         if self.auto is not None:
             return self.auto.b
-        return float(self.b) if self._ratio() > self.target else 0.0
+        return float(self.b) if ratio > self.target else 0.0
 
     def _warn_if_late(self, gradient: Tensor, left: float) -> None:
         assert self.budget is not None
@@ -338,11 +348,13 @@ class PruneHook(Hook):
             freeze_masks(model)
             switched_off = switched_on = 0
         else:
-            result = project(self.budget, self.target, self.fill)
+            result = project(self.budget, self.target, self.fill, self.divisor)
             freeze_masks(model, self.budget.split(result.pattern))
             switched_off, switched_on = result.switched_off, result.switched_on
         self.frozen = True
         self._steps_now = False
+        if self._bank is not None:
+            self._bank.remove()
         self._sync_ema(runner)
         ratio = self._ratio()
         self.logger.info(
@@ -432,6 +444,7 @@ class PruneHook(Hook):
                 )
             # Before EMA's hook loads its copy, and before the Runner loads model and optimizer.
             self._become(runner, SlimPlan.from_spec(slim["spec"]), slim)
+            self.input_shape = state["input_shape"]
         if resume and state:
             self._pending = state
 
