@@ -32,14 +32,16 @@ class MaskedDCNv2(MaskedLayer, ModulatedDeformConv2dPack):
     deform_groups: Any
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = self.effective_mask()
-        offset_weight = self.conv_offset.weight
-        if self.mask_granularity == "channel":
-            offset_weight = offset_weight * mask.view(1, -1, 1, 1).to(offset_weight.dtype)
+        weight, offset_weight = self.weight, self.conv_offset.weight
+        if self.masks_input(x, weight.numel() + offset_weight.numel()):
+            x = self.masked_input(x)
+        else:
+            weight = self.masked_weight()
+            if self.mask_granularity == "channel":
+                offset_weight = self._mask(offset_weight, 1)
         geometry = (self.stride, self.padding, self.dilation)
         out = F.conv2d(x, offset_weight, self.conv_offset.bias, *geometry)
         y, x_offset, modulation = torch.chunk(out, 3, dim=1)
-        weight = self.weight * self._expand(mask).to(self.weight.dtype)
         return modulated_deform_conv2d(
             x,
             torch.cat((y, x_offset), dim=1),

@@ -32,7 +32,8 @@ class MaskedConv2dAdaptivePadding(MaskedLayer, Conv2dAdaptivePadding):
         ):
             total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
             pads = [total // 2, total - total // 2, *pads]
-        return F.conv2d(F.pad(x, pads), self.masked_weight(), self.bias, self.stride, 0, self.dilation, self.groups)
+        x, weight = self.masked(x)
+        return F.conv2d(F.pad(x, pads), weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 class SlimConv2dAdaptivePadding(SlimLayer, Conv2dAdaptivePadding):

@@ -30,7 +30,7 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         self.attach_mask(mask_granularity, mask_init)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.masked_weight(), self.bias)
+        return self._conv_forward(*self.masked(x), self.bias)
 
 
 class MaskedConvTranspose2d(MaskedLayer, nn.ConvTranspose2d):
@@ -42,15 +42,17 @@ class MaskedConvTranspose2d(MaskedLayer, nn.ConvTranspose2d):
         assert isinstance(self.padding, tuple)
         stride, padding, kernel, dilation = map(list, (self.stride, self.padding, self.kernel_size, self.dilation))
         extra = self._output_padding(x, output_size, stride, padding, kernel, 2, dilation)
-        weight = self.masked_weight()
+        x, weight = self.masked(x)
         return F.conv_transpose2d(x, weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation)
 
 
 class MaskedLinear(MaskedLayer, nn.Linear):
     """``nn.Linear`` with a mask on its input features."""
 
+    input_dim = -1
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.masked_weight(), self.bias)
+        return F.linear(*self.masked(x), self.bias)
 
 
 class Conv2dKind:

@@ -10,6 +10,7 @@ its last channel (our guard; the paper does not say).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,25 +29,69 @@ def binarize(mask: Tensor) -> Tensor:
     """
     flat = mask.reshape(-1)
     on = (flat > 0).to(mask.dtype)
-    on[flat.argmax()] = 1.0
-    return on.view(mask.shape)
+    return on.scatter_(0, flat.argmax(0, keepdim=True), 1.0).view(mask.shape)
 
 
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, mask: Tensor) -> Tensor:
-        ctx.save_for_backward(mask)
-        return binarize(mask)
+def binarize_rows(masks: Tensor, row: Tensor, n_rows: int) -> Tensor:
+    """:func:`binarize` of many masks in one flat vector, as bool.
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (mask,) = ctx.saved_tensors
-        return grads[0] * ste_derivative(mask)
+    Args:
+        masks: one mask after the other.
+        row: of every entry the number of its mask, below ``n_rows``.
+        n_rows: how many numbers there are.
+    """
+    top = masks.new_full((n_rows,), -torch.inf).scatter_reduce(0, row, masks, "amax")
+    index = torch.arange(len(masks), device=masks.device)
+    at_top = torch.where(masks == top.index_select(0, row), index, len(masks))
+    first = torch.full((n_rows,), len(masks), device=masks.device).scatter_reduce(0, row, at_top, "amin")
+    return (masks > 0) | (index == first.index_select(0, row))
 
 
 def ste_derivative(mask: Tensor) -> Tensor:
     """``dM_b/dM`` under the straight-through estimator of S2: ``0.5 * (1 - tanh(M)^2)``."""
     return 0.5 * (1 - torch.tanh(mask).square())
+
+
+class _Masked(torch.autograd.Function):
+    """``values * M_b`` with the straight-through gradient to ``M``, in as few and as small operations as it takes.
+
+    ``on`` and ``slope`` are ``M_b`` and ``dM_b/dM``; without a slope the mask is frozen and its gradient zero. ``dim``
+    is the dimension of ``values`` that the mask runs along, None for a mask of the same shape.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, mask: Tensor, on: Tensor, slope: Tensor | None, dim: int | None) -> Tensor:
+        on = on.to(values.dtype)
+        if dim is not None:
+            on = on.view([-1 if d == dim else 1 for d in range(values.dim())])
+            if dim == 1 and 1 < values.shape[2:].numel() < 64:
+                # Written out for one row: the inner loop of the product would have a kernel's nine numbers.
+                on = torch.empty_like(values[:1]).copy_(on)
+        ctx.dim = dim
+        ctx.save_for_backward(mask, on, *([] if slope is None else [slope, values]))
+        return values * on
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        mask, on, *training = ctx.saved_tensors
+        d_values = grads[0] * on if ctx.needs_input_grad[0] else None
+        d_mask = None
+        if ctx.needs_input_grad[1]:
+            if training:
+                slope, values = training
+                d_on = grads[0] * values
+                d_mask = (d_on if ctx.dim is None else _sum_to(d_on, ctx.dim)) * slope
+            else:
+                d_mask = torch.zeros_like(mask)
+        return d_values, d_mask, None, None, None
+
+
+def _sum_to(values: Tensor, dim: int) -> Tensor:
+    """Sum over all dimensions but one. Rows first: a sum whose inner loop is a kernel's nine numbers is slow."""
+    if dim == 1:
+        values, dim = values.sum(0), 0
+    others = [d for d in range(values.dim()) if d != dim]
+    return values.sum(others) if others else values
 
 
 class MaskedLayer(nn.Module):
@@ -67,6 +112,10 @@ class MaskedLayer(nn.Module):
     dense_type: type[nn.Module]
     #: dimension of ``weight`` that counts the input channels (0 in a transposed convolution)
     weight_in_dim: int = 1
+    #: dimension of the input that counts them, from behind (-1 in a linear layer)
+    input_dim: int = -3
+    #: ``M_b`` and ``dM_b/dM`` while a :class:`MaskBank` has them ready
+    evaluated: tuple[Tensor, Tensor] | None = None
 
     def attach_mask(self, granularity: str, init: float) -> None:
         """Adds mask and pattern to a layer of the dense type (called once, by the conversion)."""
@@ -86,19 +135,44 @@ class MaskedLayer(nn.Module):
             return self.prune_pattern
         return binarize(self.prune_mask.detach())
 
-    def effective_mask(self) -> Tensor:
-        """The binary mask as the forward pass uses it, with the straight-through gradient to ``prune_mask``.
-
-        Once frozen, the parameter stays in the graph with a zero gradient: taking it out would break the gradient
-        reducer of DistributedDataParallel.
-        """
-        if self.mask_frozen:
-            return self.prune_pattern + 0.0 * self.prune_mask
-        return _StraightThrough.apply(self.prune_mask)
-
     def masked_weight(self) -> Tensor:
         """``W~ = W * M_b`` (S2), in the weight's shape."""
-        return self.weight * self._expand(self.effective_mask()).to(self.weight.dtype)
+        return self._mask(self.weight, None if self.mask_granularity == "weight" else self.weight_in_dim)
+
+    def masks_input(self, x: Tensor, n_weights: int) -> bool:
+        """Whether to mask the layer's input ``x`` and not its ``n_weights`` weights: the product is the same.
+
+        Where maps are small and channels many, at the deep end of a network, there is much less to multiply. In mixed
+        precision the gradient of the masks stays with the weights, in single precision.
+        """
+        per_channel = self.mask_granularity == "channel"
+        return per_channel and x.numel() < n_weights and x.dtype == self.weight.dtype == self.prune_mask.dtype
+
+    def masked_input(self, x: Tensor) -> Tensor:
+        """``x`` with its dropped channels at zero; the channels are dimension ``input_dim``."""
+        return self._mask(x, x.dim() + self.input_dim)
+
+    def masked(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input and weight for the layer's product, the smaller of them masked."""
+        if self.masks_input(x, self.weight.numel()):
+            return self.masked_input(x), self.weight
+        return x, self.masked_weight()
+
+    def _mask(self, values: Tensor, dim: int | None) -> Tensor:
+        """Once frozen, the parameter stays in the graph with a zero gradient.
+
+        Taking it out would break the gradient reducer of DistributedDataParallel.
+        """
+        mask = self.prune_mask.detach()
+        on: Tensor
+        slope: Tensor | None
+        if self.mask_frozen:
+            on, slope = self.prune_pattern, None
+        elif self.evaluated is not None:
+            on, slope = self.evaluated
+        else:
+            on, slope = binarize(mask), ste_derivative(mask)
+        return _Masked.apply(values, self.prune_mask, on, slope, dim)
 
     def _expand(self, mask: Tensor) -> Tensor:
         if self.mask_granularity == "weight":
@@ -158,3 +232,51 @@ class MaskedLayer(nn.Module):
     def extra_repr(self) -> str:
         state = "frozen" if self.mask_frozen else "trainable"
         return f"{super().extra_repr()}, mask={self.mask_granularity} ({state})"
+
+
+class MaskBank:
+    """Binarises the masks of many layers together, at the start of every forward pass of the model they belong to.
+
+    A dozen operators instead of a dozen a layer: what counts where operators take longer to launch than to run. Layers
+    work without it just as well.
+
+    Args:
+        model: the model; its forward hooks carry the bank until :meth:`remove`.
+        layers: the masked layers in it.
+    """
+
+    def __init__(self, model: nn.Module, layers: Iterable[MaskedLayer]) -> None:
+        self.layers = list(layers)
+        self._rows: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
+        self._handles = [
+            model.register_forward_pre_hook(self._fill),
+            model.register_forward_hook(self._clear, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """Takes the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+    @torch.no_grad()
+    def _fill(self, model: nn.Module, args: Any) -> None:
+        owners: dict[nn.Parameter, list[MaskedLayer]] = {}  # layers may share a mask
+        for layer in self.layers:
+            if isinstance(layer, MaskedLayer) and not layer.mask_frozen:  # it may have been folded or slimmed since
+                owners.setdefault(layer.prune_mask, []).append(layer)
+        masks = list(owners)
+        if len({(m.device, m.dtype) for m in masks}) != 1:
+            return
+        sizes = [m.numel() for m in masks]
+        flat = torch.cat([m.reshape(-1) for m in masks])
+        key = flat.device, tuple(sizes)
+        if key not in self._rows:
+            self._rows = {key: torch.repeat_interleave(torch.tensor(sizes)).to(flat.device)}
+        on = binarize_rows(flat, self._rows[key], len(masks)).to(flat.dtype)
+        for mask, a, b in zip(masks, on.split(sizes), ste_derivative(flat).split(sizes), strict=True):
+            for layer in owners[mask]:
+                layer.evaluated = a.view(mask.shape), b.view(mask.shape)
+
+    def _clear(self, model: nn.Module, args: Any, output: Any) -> None:
+        for layer in self.layers:
+            layer.__dict__.pop("evaluated", None)

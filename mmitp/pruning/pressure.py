@@ -17,13 +17,16 @@ import torch
 from torch import Tensor
 
 from .budget import MacBudget
-from .freeze import project
+from .freeze import _fewest, _first_maxima, _switched, project
 
 #: ``b='auto'`` aims this far below zero (in units of ``M``): a step in proportion to the distance would never arrive.
 MARGIN = 0.01
 
 #: ``b='auto'`` lets a step take the ratio at most this far below its path.
 FRONT = 0.05
+
+#: Just before and just after a mask crosses zero, as a part of the step: above float32's rounding.
+STEP_RESOLUTION = 1e-6
 
 
 def distance(budget: MacBudget, target: float) -> float:
@@ -45,11 +48,13 @@ def push_speed(budget: MacBudget, gradient: Tensor, reach: float) -> float:
     return float(chosen.mean()) if chosen.numel() else 0.0
 
 
-def ratio_gradient(budget: MacBudget) -> Tensor:
-    """Flat ``dratio/dM`` over all counting masks: that of ``L_HW`` while the hinge is open."""
+def ratio_and_gradient(budget: MacBudget) -> tuple[float, Tensor]:
+    """The ratio, and its flat gradient over all counting masks: that of ``L_HW`` while the hinge is open."""
     masks = [layer.prune_mask for _, layer in budget.masked]
     with torch.enable_grad():
-        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(budget.ratio(), masks)])
+        ratio = budget.ratio()
+        gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(ratio, masks)])
+    return float(ratio.detach()), gradient
 
 
 def task_gradient(budget: MacBudget) -> Tensor:
@@ -139,16 +144,27 @@ class AutoPressure:
         """
         masks = budget.flat_masks().detach()
         floor = int(path((step + 1) / self.arrival, self.target) * budget.dense_macs)
+        push = self.lr * b * gradient
 
         def macs(part: float) -> int:
-            return budget.macs_of(budget.binarize(masks - self.lr * b * part * gradient))
+            return budget.macs_of(budget.binarize(masks - part * push))
 
         if macs(1.0) >= floor:
             return b
-        low, high = 0.0, 1.0
-        for _ in range(20):
-            middle = 0.5 * (low + high)
-            low, high = (middle, high) if macs(middle) >= floor else (low, middle)
+        # The part of the step at which each mask crosses zero; 2 for those that do not.
+        parts = torch.where((masks > 0) & (push > 0), masks / push, 2.0).clamp(max=2.0)
+        on = budget.binarize(masks)
+        last = _first_maxima(budget, torch.where(on, parts, -1.0))  # a layer never loses its last channel
+        crossing = on & (parts <= 1) & ~last
+        order = parts.argsort(stable=True)
+        order = order[crossing[order]]
+        n = _fewest(lambda k: budget.macs_of(_switched(on, order[:k], False)) < floor, len(order))
+        if n == 0:
+            return 0.0  # below the path already
+        if n > len(order):
+            return b  # some layer's last channel has changed places with another: no front
+        crosses = float(parts[order[n - 1]])
+        low, high = max(crosses - STEP_RESOLUTION, 0.0), min(crosses + STEP_RESOLUTION, 1.0)
         # The upper end crosses the path by as little as the front allows; the lower one would never arrive. Masks that
         # nothing tells apart stay above zero: the freeze cuts them to the target.
         return b * (high if macs(high) >= floor - FRONT * budget.dense_macs else low)
