@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["plot_budget", "plot_channels", "plot_robustness"]
+__all__ = ["plot_budget", "plot_channels", "plot_hw_losses", "plot_robustness"]
 
 
 def _figure(width: float, height: float) -> Any:
@@ -63,6 +63,33 @@ def plot_budget(
         twin.set_ylim(bottom=0)
         handles, labels = [*handles, line], [*labels, "L_HW"]
     axes.legend(handles, labels, loc="best")
+    return _save(figure, out_path)
+
+
+def plot_hw_losses(
+    runs: Mapping[str, tuple[Sequence[float], Sequence[float]]], out_path: str | Path, xlabel: str = "epoch"
+) -> Path:
+    """The budget loss L_HW of several runs in one picture.
+
+    Args:
+        runs: name -> (times (N,), values of L_HW (N,)).
+        out_path: picture to write; its folder is made.
+        xlabel: unit of the times.
+
+    Raises:
+        ValueError: no run, or one with no or unequally many values.
+        ImportError: without matplotlib.
+    """
+    if not runs or any(not len(times) or len(times) != len(values) for times, values in runs.values()):
+        raise ValueError("need at least one run, each with equally many times and losses")
+    figure = _figure(7, 3.6)
+    axes = figure.add_subplot()
+    for name, (times, values) in runs.items():
+        axes.plot(times, values, label=name, linewidth=1)
+    axes.set(xlabel=xlabel, ylabel="L_HW")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
     return _save(figure, out_path)
 
 

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from mmitp.visualization import plot_budget, plot_channels
+from mmitp.visualization import plot_budget, plot_channels, plot_hw_losses
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -27,6 +27,8 @@ def test_numbers_that_do_not_fit_are_errors(tmp_path):
         plot_budget([0, 1], [1.0], tmp_path / "x.png")
     with pytest.raises(ValueError, match="equally many"):
         plot_budget([0, 1], [1.0, 0.9], tmp_path / "x.png", hw_loss=[0.1])
+    with pytest.raises(ValueError, match="equally many"):
+        plot_hw_losses({"a": ([0, 1], [0.5])}, tmp_path / "x.png")
     with pytest.raises(ValueError, match="as many"):
         plot_channels(["a"], [1, 2], [3, 4], tmp_path / "x.png")
     with pytest.raises(ValueError, match="layer a cannot keep 5 of 4"):

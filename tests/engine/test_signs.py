@@ -1,0 +1,124 @@
+"""The published signs, on logs made by hand."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmitp.engine.signs import check_signs, read_run
+
+TOOL = Path(__file__).parents[2] / "tools" / "check_signs.py"
+CONFIG = """
+model = dict(type="mmitp.MaskedModel", of="Toy", prune=dict(init={init}))
+custom_hooks = [dict(type="mmitp.PruneHook", target={target}, b={b}, begin=2, end=8, lr=0.01)]
+optim_wrapper = dict(optimizer=dict(type="SGD", lr=0.1, weight_decay=1e-4), paramwise_cfg={paramwise})
+train_cfg = dict(by_epoch=True, max_epochs=10)
+"""
+
+
+def write(folder, losses, lr, ratio_before=None, target=0.2, b=10, init=1.0, paramwise=None, part="a", epoch=1):
+    """Two lines an epoch of 100 iterations, after 50 and 100 of them."""
+    log = folder / part / "vis_data"
+    log.mkdir(parents=True)
+    (log / "config.py").write_text(CONFIG.format(target=target, b=b, init=init, paramwise=paramwise or {}))
+    with (log / "scalars.json").open("w") as file:
+        for i, (loss, rate) in enumerate(zip(losses, lr, strict=True), start=2 * (epoch - 1)):
+            line = dict(L_HW=loss, lr=rate, epoch=i // 2 + 1, step=50 * (i + 1))
+            file.write(json.dumps(line) + "\n")
+        file.write(json.dumps({"accuracy/top1": 50.0, "step": 1}) + "\n")
+    if ratio_before is not None:
+        report = dict(
+            ratio=min(ratio_before, target),
+            ratio_before=ratio_before,
+            switched_off=3,
+            params_dense=1000,
+            params_kept=370,
+        )
+        (folder / "pruning.json").write_text(json.dumps(report))
+    return folder
+
+
+def shows(folder):
+    flat, gradual, drops, zero, parameters, stall, miss = check_signs(read_run(folder))
+    return [sign.shows for sign in (flat, gradual, drops, zero, parameters, stall, miss)]
+
+
+PUBLISHED_LOSS = [0.8] * 4 + [0.79, 0.77, 0.74, 0.72, 0.50, 0.40, 0.3, 0.2, 0.1, 0.0, 0.0, 0.0] + [0.0] * 4
+PUBLISHED_LR = [0.1] * 8 + [0.01] * 12
+
+
+def test_a_run_like_the_published_one_shows_every_sign(tmp_path):
+    folder = write(tmp_path, PUBLISHED_LOSS, PUBLISHED_LR, ratio_before=0.17, b=50)
+    assert shows(folder) == [True, True, True, True, True, None, None]
+    figures = [sign.figures for sign in check_signs(read_run(folder))]
+    assert "logged 0.8000 to 0.8000" in figures[0]
+    assert "95 % at 3.50, half at 5.50, 0 at 7.00" in figures[1]
+    assert "largest fall between two lines 0.2200" in figures[1]
+    assert "parameters 0.3700, operations 0.1700" in figures[4]
+
+
+def test_the_drop_is_measured_on_both_sides(tmp_path):
+    # The rate drops after the line at epoch 4; a tenth of the run is one epoch, two lines.
+    folder = write(tmp_path, PUBLISHED_LOSS, PUBLISHED_LR, ratio_before=0.17)
+    figures = check_signs(read_run(folder))[2].figures
+    assert figures == "at 4.0: fell by 0.0500 in the 1.0 before, 0.3200 after"
+
+
+def test_what_does_not_behave_so_is_told(tmp_path):
+    losses = [0.8, 0.6, 0.5, 0.4, 0.4, 0.3, 0.3, 0.2, 0.2] + [0.15] * 7 + [0.0] * 4
+    folder = write(tmp_path, losses, PUBLISHED_LR, ratio_before=0.35)
+    # Not flat, no fall after the drop, not at 0 by itself: 0.15 above 0.2, so that b = 10 misses it.
+    assert shows(folder) == [False, True, False, False, True, None, True]
+    assert "operations 0.3500 when the window ended" in check_signs(read_run(folder))[6].figures
+
+
+def test_a_fall_at_one_stroke_is_not_gradual(tmp_path):
+    folder = write(tmp_path, [0.8] * 6 + [0.1, 0.0] + [0.0] * 12, [0.1] * 20, ratio_before=0.2)
+    assert shows(folder)[1] is False
+
+
+@pytest.mark.parametrize(("init", "ratio_before", "expected"), [(1.0, 0.9, True), (1.0, 0.2, False), (0.3, 0.9, None)])
+def test_without_decay_the_stall_is_looked_for_only_from_one(tmp_path, init, ratio_before, expected):
+    no_decay = dict(custom_keys=dict(prune_mask=dict(decay_mult=0.0)))
+    folder = write(tmp_path, [0.8] * 20, [0.1] * 20, ratio_before, init=init, paramwise=no_decay)
+    assert shows(folder)[5] is expected
+
+
+def test_a_run_under_way_leaves_the_end_open(tmp_path):
+    folder = write(tmp_path, PUBLISHED_LOSS[:8], PUBLISHED_LR[:8])
+    assert shows(folder) == [True, True, None, None, None, None, None]
+
+
+def test_a_resumed_run_is_read_as_one(tmp_path):
+    write(tmp_path, PUBLISHED_LOSS[:8], PUBLISHED_LR[:8], part="a")
+    write(tmp_path, PUBLISHED_LOSS[6:], PUBLISHED_LR[6:], ratio_before=0.17, part="b", epoch=4)
+    run = read_run(tmp_path)
+    assert run.hw_loss == PUBLISHED_LOSS
+    assert run.times == [0.5 * (i + 1) for i in range(20)]
+
+
+def test_folders_without_a_pruning_run_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="scalars.json"):
+        read_run(tmp_path)
+    write(tmp_path, [], [])
+    with pytest.raises(ValueError, match="no run with PruneHook"):
+        read_run(tmp_path)
+
+
+def test_the_tool_prints_signs_and_draws_all_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    spec = importlib.util.spec_from_file_location("check_signs", TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    one = write(tmp_path / "one", PUBLISHED_LOSS, PUBLISHED_LR, 0.17, b=50)
+    two = write(tmp_path / "two", PUBLISHED_LOSS[:8], PUBLISHED_LR[:8])
+    monkeypatch.setattr(sys, "argv", ["check_signs.py", str(one), str(two), "--plot", str(tmp_path / "l.svg")])
+    tool.main()
+    out = capsys.readouterr().out
+    assert "one: psi* 0.2, b 50, window 2 to 8, M from 1" in out
+    assert "yes  L_HW ends at 0: 0.0000 when the window ended" in out
+    assert "  -  b = 10 misses 0.2: not frozen yet" in out
+    picture = (tmp_path / "l.svg").read_text()
+    assert "<!-- one -->" in picture and "<!-- two -->" in picture
