@@ -49,7 +49,7 @@ class Projection:
 
     Attributes:
         pattern: flat bool vector over all counting masks (see :meth:`MacBudget.split`).
-        ratio: operations kept under it.
+        ratio: operations (or whatever the budget counts) kept under it.
         switched_off: masks switched off because the target was missed.
         switched_on: dropped channels switched on again by ``fill``.
         threshold: the largest mask value switched off (0 if none had to be): how far the masks still had to travel.
@@ -79,14 +79,14 @@ def project(budget: MacBudget, target: float, fill: bool = False, divisor: int =
     with torch.no_grad():
         masks = budget.flat_masks().detach().cpu()
     on = budget.binarize(masks)
-    limit = int(target * budget.dense_macs)
-    if divisor > 1:
+    limit = int(target * budget.dense_cost)
+    if divisor != 1:
         return _project_to_multiples(budget, masks, on, target, fill, Divisor(budget, divisor))
     switched_off, threshold = 0, 0.0
-    if budget.macs_of(on) > limit:
+    if budget.cost_of(on) > limit:
         order = masks.argsort(stable=True)
         order = order[on[order] & ~_first_maxima(budget, masks)[order]]
-        switched_off = _fewest(lambda k: budget.macs_of(_switched(on, order[:k], False)) <= limit, len(order))
+        switched_off = _fewest(lambda k: budget.cost_of(_switched(on, order[:k], False)) <= limit, len(order))
         if switched_off > len(order):
             raise ValueError(
                 f"target {target} is out of reach: one input channel a layer still costs {budget.min_ratio():.4f} of "
@@ -99,7 +99,7 @@ def project(budget: MacBudget, target: float, fill: bool = False, divisor: int =
         filled = _fill(budget, masks, on, limit)
         switched_on = int(filled.sum() - on.sum())
         on = filled
-    return Projection(on, budget.macs_of(on) / budget.dense_macs, switched_off, switched_on, threshold)
+    return Projection(on, budget.cost_of(on) / budget.dense_cost, switched_off, switched_on, threshold)
 
 
 def lowest_ratio(budget: MacBudget, divisor: int = 1) -> float:
@@ -107,22 +107,22 @@ def lowest_ratio(budget: MacBudget, divisor: int = 1) -> float:
     if divisor == 1 or not budget.n_literals:
         return budget.min_ratio()
     masks = -torch.arange(1.0, budget.n_literals + 1)
-    return budget.macs_of(Divisor(budget, divisor).up(masks, budget.binarize(masks))) / budget.dense_macs
+    return budget.cost_of(Divisor(budget, divisor).up(masks, budget.binarize(masks))) / budget.dense_cost
 
 
 def _project_to_multiples(
     budget: MacBudget, masks: Tensor, before: Tensor, target: float, fill: bool, divisor: Divisor
 ) -> Projection:
-    limit = int(target * budget.dense_macs)
+    limit = int(target * budget.dense_cost)
     order = masks.argsort(stable=True)
     order = order[before[order] & ~_first_maxima(budget, masks)[order]]
 
     def rounded(k: int) -> Tensor:
         return divisor.up(masks, divisor.nearest(masks, _switched(before, order[:k], False)))
 
-    cut = _fewest(lambda k: budget.macs_of(rounded(k)) <= limit, len(order))
+    cut = _fewest(lambda k: budget.cost_of(rounded(k)) <= limit, len(order))
     if cut > len(order):
-        least = budget.macs_of(rounded(len(order))) / budget.dense_macs
+        least = budget.cost_of(rounded(len(order))) / budget.dense_cost
         raise ValueError(
             f"target {target} is out of reach in multiples of {divisor.divisor}: with so many channels a layer "
             f"{least:.4f} of the dense operations remain; raise the target or lower the divisor"
@@ -132,7 +132,7 @@ def _project_to_multiples(
         on = _fill_with_multiples(budget, masks, on, limit, divisor)
     off = before & ~on
     threshold = float(masks[off].max()) if bool(off.any()) else 0.0
-    ratio = budget.macs_of(on) / budget.dense_macs
+    ratio = budget.cost_of(on) / budget.dense_cost
     return Projection(on, ratio, int(off.sum()), int((on & ~before).sum()), threshold)
 
 
@@ -140,7 +140,7 @@ def _fill_with_multiples(budget: MacBudget, masks: Tensor, on: Tensor, limit: in
     """Lets one layer after the other grow by a multiple, that with the highest dropped mask first."""
     rows = budget.tables(torch.device("cpu")).literal_row
     full: set[int] = set()
-    while budget.macs_of(on) < (1 - FILL_TOLERANCE) * limit:
+    while budget.cost_of(on) < (1 - FILL_TOLERANCE) * limit:
         order = masks.argsort(descending=True, stable=True)
         best: dict[int, int] = {}
         for index in order[~on[order]].tolist():
@@ -150,7 +150,7 @@ def _fill_with_multiples(budget: MacBudget, masks: Tensor, on: Tensor, limit: in
             break
         for row, index in best.items():
             more = divisor.up(masks, _switched(on, torch.tensor([index]), True))
-            if budget.macs_of(more) <= limit:
+            if budget.cost_of(more) <= limit:
                 on = more
                 break
             full.add(row)
@@ -160,14 +160,14 @@ def _fill_with_multiples(budget: MacBudget, masks: Tensor, on: Tensor, limit: in
 def _fill(budget: MacBudget, masks: Tensor, on: Tensor, limit: int) -> Tensor:
     order = masks.argsort(descending=True, stable=True)
     order = order[~on[order]]
-    fit = _fewest(lambda k: budget.macs_of(_switched(on, order[:k], True)) > limit, len(order)) - 1
+    fit = _fewest(lambda k: budget.cost_of(_switched(on, order[:k], True)) > limit, len(order)) - 1
     on = _switched(on, order[:fit], True)
     for index in order[fit:].tolist():
-        if budget.macs_of(on) >= (1 - FILL_TOLERANCE) * limit:
+        if budget.cost_of(on) >= (1 - FILL_TOLERANCE) * limit:
             break
         candidate = on.clone()
         candidate[index] = True
-        if budget.macs_of(candidate) <= limit:
+        if budget.cost_of(candidate) <= limit:
             on = candidate
     return on
 

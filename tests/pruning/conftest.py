@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmitp.pruning import MacBudget, SlimPlan, apply_plan, fold_masks, mask_model, masked_layers, randomize_masks
+from mmitp.pruning import (
+    MacBudget,
+    SlimPlan,
+    apply_plan,
+    fold_masks,
+    mask_model,
+    masked_layers,
+    randomize_masks,
+    share_masks,
+)
 from mmitp.pruning.graph import call_model, tensors_in
 from mmitp.pruning.slim import slim_with_plan
 
@@ -64,12 +73,16 @@ def relative_gap(a: Any, b: Any) -> float:
     return max(gaps)
 
 
-def prove(model: nn.Module, inputs: Any, keeps: tuple[float, ...] = (0.7, 0.3), **options: Any) -> MacBudget:
+def prove(
+    model: nn.Module, inputs: Any, keeps: tuple[float, ...] = (0.7, 0.3), share: bool = False, **options: Any
+) -> MacBudget:
     """Masks ``model`` and proves: MACs dense and slimmed by torch's counter, outputs equal, rebuilt from the spec."""
     unsettle(model)
     model.eval()
     dense = copy.deepcopy(model)
     assert mask_model(model, **options) is model
+    if share:
+        share_masks(model, inputs)
     budget = MacBudget(model, inputs)
     assert budget.dense_macs == counted_macs(dense, inputs)
     assert budget.kept_macs() == budget.dense_macs

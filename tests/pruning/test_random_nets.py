@@ -11,7 +11,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mmitp.pruning import MacBudget, mask_model, masked_layers, randomize_masks
+from mmitp.pruning import (
+    MacBudget,
+    freeze_masks,
+    mask_model,
+    masked_layers,
+    project,
+    randomize_masks,
+    share_masks,
+)
+from mmitp.pruning.freeze import lowest_ratio
+from mmitp.pruning.layers import kind_of
+from mmitp.pruning.slim import plan_slim
 
 SETTINGS = settings(
     deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -153,14 +164,14 @@ def nets(draw: Callable[..., Any], reuse: bool = True) -> RandomNet:
 
 
 @SETTINGS
-@given(nets(), st.floats(0, 1), st.booleans())
+@given(nets(), st.floats(0, 1), st.booleans(), st.booleans())
 def test_slimmed_equals_masked_and_costs_the_budget(
-    prove: Callable[..., MacBudget], net: RandomNet, keep: float, linear: bool
+    prove: Callable[..., MacBudget], net: RandomNet, keep: float, linear: bool, share: bool
 ) -> None:
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     if not any(isinstance(m, nn.Conv2d) and m.groups == 1 for m in list(net.layers)[1:]):
         net.layers.append(nn.Conv2d(8, 8, 1))  # never run: something to mask all the same
-    prove(net, x, keeps=(keep,), linear=linear)
+    prove(net, x, keeps=(keep,), linear=linear, share=share)
 
 
 @SETTINGS
@@ -204,6 +215,37 @@ def test_switching_a_channel_off_never_costs_operations(net: RandomNet, keep: fl
         assert budget.macs_of(fewer) <= macs
     assert 0 <= macs <= budget.dense_macs
     assert budget.macs_of(torch.ones_like(pattern)) == budget.dense_macs
+
+
+@SETTINGS
+@given(nets(), st.booleans(), st.integers(2, 4), st.floats(0, 1), st.integers(0, 1000), st.booleans())
+def test_a_divisor_is_honoured_and_the_target_never_exceeded(
+    net: RandomNet, share: bool, divisor: int, slack: float, seed: int, fill: bool
+) -> None:
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    mask_model(net, linear=True)
+    if share:
+        share_masks(net, x)
+    budget = MacBudget(net, x, check=False)
+    if not budget.n_literals:
+        return
+    randomize_masks(net, 0.6, torch.Generator().manual_seed(seed))
+    target = lowest_ratio(budget, divisor) * (1 - slack) + slack
+    try:
+        result = project(budget, target, fill, divisor)
+    except ValueError:
+        # The lowest ratio is that of masks which all favour the same channels; others can cost more.
+        assert slack < 1
+        return
+    assert result.ratio == budget.macs_of(result.pattern) / budget.dense_macs <= target
+    freeze_masks(net, budget.split(result.pattern))
+    dense = {name: kind.channels(m) for name, m in net.named_modules() if (kind := kind_of(m)) is not None}
+    counted = {record.name for i, record in enumerate(budget.layers) if i not in budget.needs.dead}
+    for name, cut in plan_slim(net, budget).layers.items():
+        if name in counted:
+            for kept, full in zip((len(cut.in_keep), len(cut.out_keep)), dense[name], strict=True):
+                groups = getattr(net.get_submodule(name), "groups", 1)
+                assert kept % divisor == 0 or kept == full or groups > 1
 
 
 def test_the_generator_makes_nets_that_shrink() -> None:
