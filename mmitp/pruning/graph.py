@@ -697,7 +697,9 @@ class _Recorder(TorchFunctionMode):
         if not layers:
             raise ValueError(f"the forward pass of {type(self.model).__name__} ran no convolution or linear layer")
         for record in layers:
-            if record.module is not None and any(id(p) in self._read_parameters for p in record.module.parameters()):
+            # Masks are read from outside too, by a MaskBank.
+            own = record.module.named_parameters() if record.module is not None else ()
+            if any(id(p) in self._read_parameters for name, p in own if name != "prune_mask"):
                 self.hold(record, "its weight is also read elsewhere: counted, stays dense (exclude it from masking)")
         empty = torch.empty(2, 0, dtype=torch.long)
         called = {record.module for record in layers}

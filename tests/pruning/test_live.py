@@ -14,7 +14,7 @@ from mmitp.pruning.live import plan_live, shrink_live
 
 
 class Net(nn.Module):
-    """Residual stream, concatenation, depthwise and transposed convolution, biases, PReLU: what slimming has to bear."""
+    """Residual stream, concatenation, depthwise and transposed convolution, biases, PReLU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,3 +91,11 @@ def test_losses_follow_those_of_the_masked_continuation(name, dtype, bound, clip
     losses = train(small, other, 20, seed=2, clip=clip)
     assert max(abs(a - b) / abs(a) for a, b in zip(expected, losses, strict=True)) < bound
     assert max(expected) - min(expected) > 0.01
+
+
+def test_masks_that_are_binarised_together_hold_nothing_in_the_recorded_pass():
+    model = mask_model(Net())
+    bank = MaskBank(model, masked_layers(model).values())
+    budget = MacBudget(model, torch.randn(1, 3, 8, 8))
+    bank.remove()
+    assert budget.unfollowed == MacBudget(model, torch.randn(1, 3, 8, 8)).unfollowed == {}
