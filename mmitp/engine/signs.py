@@ -181,8 +181,9 @@ def _parameters(run: PruningRun) -> Sign:
     name = "a larger share of the parameters is kept than of the operations"
     if run.frozen is None or "params_kept" not in run.frozen:
         return Sign(name, None, "pruning.json does not say" if run.frozen else "not frozen yet")
-    share = run.frozen["params_kept"] / run.frozen["params_dense"]
-    return Sign(name, share > run.frozen["ratio"], f"parameters {share:.4f}, operations {run.frozen['ratio']:.4f}")
+    params = run.frozen["params_kept"] / run.frozen["params_dense"]
+    operations = run.frozen["macs_kept"] / run.frozen["macs_dense"]
+    return Sign(name, params > operations, f"parameters {params:.4f}, operations {operations:.4f}")
 
 
 def _stall(run: PruningRun, end: float | None) -> Sign:

@@ -99,6 +99,10 @@ def test_masks_freeze_at_or_under_the_target_even_if_nothing_moved_them(tmp_path
     report = json.loads((tmp_path / "pruning.json").read_text())
     assert report["switched_off"] > 0
     assert report["macs_kept"] == hook.budget.kept_macs()
+    # 224 parameters in the stem, 16 in the norm, 584 in the body, 18 in the classifier; each dropped input of the
+    # body takes 28 + 2 + 72 with it.
+    dropped = 8 - int(masked_layers(runner.model)["body"].prune_pattern.sum())
+    assert (report["params_dense"], report["params_kept"]) == (842, 842 - 102 * dropped)
 
 
 def test_optimizer_2_moves_masks_by_its_equation_and_only_in_the_window(tmp_path):
@@ -167,6 +171,9 @@ def test_single_weights_are_pruned_to_the_target_too(tmp_path, b):
     # 64 positions: 216 multiplications of the stem, 16 of the classifier once, and those of the kept weights.
     assert hook_of(runner).budget.kept_macs() == 64 * (216 + int(kept.sum())) + 16
     assert 0.45 < hook_of(runner).budget.kept_macs() / hook_of(runner).budget.dense_macs <= 0.5
+    report = json.loads((tmp_path / "pruning.json").read_text())
+    assert report["granularity"] == "weight"
+    assert report["params_kept"] == 842 - int((kept == 0).sum())
 
 
 def test_fill_ends_no_further_below_than_a_channel_costs(tmp_path):

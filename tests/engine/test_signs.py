@@ -33,6 +33,8 @@ def write(folder, losses, lr, ratio_before=None, target=0.2, b=10, init=1.0, par
             ratio=min(ratio_before, target),
             ratio_before=ratio_before,
             switched_off=3,
+            macs_dense=1000,
+            macs_kept=round(1000 * min(ratio_before, target)),
             params_dense=1000,
             params_kept=370,
         )

@@ -34,6 +34,7 @@ from mmitp.pruning.pressure import (
     ratio_and_gradient,
     task_gradient,
 )
+from mmitp.pruning.report import parameter_counts
 from mmitp.registry import HOOKS
 
 STATE_KEY = "mmitp_prune_hook"
@@ -362,6 +363,17 @@ class PruneHook(Hook):
             f"{self.budget.dense_macs} MACs; {before:.4f} before), target {self.target}: {switched_off} masks switched "
             f"off to meet it, {switched_on} switched on to fill it"
         )
+        single = any(layer.mask_granularity == "weight" for layer in self.masks.values())
+        with without_runner_hooks(model):
+            params_dense, params_kept = parameter_counts(model, self.budget)
+        how = (
+            "single weights: the operations are multiplications by those not masked to zero, and slimming keeps zeros"
+            if single
+            else "as the slimmed network has them"
+        )
+        self.logger.info(
+            f"PruneHook: {params_kept} of {params_dense} parameters kept ({params_kept / params_dense:.4f}), {how}"
+        )
         rows = self.budget.table()
         self.logger.info("PruneHook: channels kept by layer\n" + format_table(rows))
         if hasattr(runner, "visualizer"):
@@ -374,6 +386,9 @@ class PruneHook(Hook):
                 ratio=ratio,
                 macs_dense=self.budget.dense_macs,
                 macs_kept=self.budget.kept_macs(),
+                granularity="weight" if single else "channel",
+                params_dense=params_dense,
+                params_kept=params_kept,
                 ratio_before=before,
                 switched_off=switched_off,
                 switched_on=switched_on,
