@@ -10,6 +10,7 @@ the slimmed network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .cost import Cost, CostRatio
 from .graph import ChannelGraph, LayerRecord, call_model, record_graph, tensors_in
 from .layers import Conv2dKind
 from .masks import MaskedLayer, ste_derivative
@@ -126,20 +128,28 @@ class MacBudget:
         model: the masked (or dense) model; callable as ``model(example)``, ``model(*tuple)`` or ``model(**dict)``.
         example_inputs: a tensor, tuple or dict of the size the MACs are stated for.
         check: perturb what a random pattern drops and see that no output moves; layers that fail stay dense.
+        cost: what is held to the target instead of MACs (see :func:`mmitp.pruning.cost.make_cost`). MACs are told in
+            any case.
 
     Attributes:
         dense_macs: MACs of the unpruned model (int).
+        dense_cost: what it costs in ``unit``: its MACs, unless another cost was given (int).
         unfollowed: name -> why, for layers and operations the channel graph could not follow; they stay dense.
 
     Raises:
         ValueError: the pass runs no layer that counts or returns no tensor.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any, check: bool = True) -> None:
+    def __init__(self, model: nn.Module, example_inputs: Any, check: bool = True, cost: Cost | None = None) -> None:
         self.graph: ChannelGraph = record_graph(model, example_inputs)
         self._prepare()
         if check and self.n_literals:
             self._check(model, example_inputs)
+        self.cost = cost
+        self.dense_cost = self.dense_macs
+        if cost is not None:
+            cost.bind(self, model)
+            self.dense_cost = self.cost_of(torch.ones(self.n_literals, dtype=torch.bool))
 
     def _prepare(self) -> None:
         self.needs: Needs = solve_needs(self.graph)
@@ -272,8 +282,29 @@ class MacBudget:
         """MACs (int) with a flat bool pattern in place of the masks'."""
         return int(self.tables(pattern.device).macs(pattern.double()).sum())
 
+    @property
+    def what(self) -> str:
+        """What the budget is about: ``'operations'``, ``'parameters'`` or ``'latency'``."""
+        return "operations" if self.cost is None else self.cost.what
+
+    @property
+    def unit(self) -> str:
+        """What it counts: ``'MACs'``, ``'parameters'`` or ``'ns'``."""
+        return "MACs" if self.cost is None else self.cost.unit
+
+    def cost_of(self, pattern: Tensor) -> int:
+        """Cost with a flat bool pattern in place of the masks' (rounded up)."""
+        if self.cost is None:
+            return self.macs_of(pattern)
+        return math.ceil(self.cost.total(self.tables(pattern.device), pattern.double()))
+
+    def kept_cost(self) -> int:
+        """Cost of the network that slimming leaves."""
+        return self.cost_of(self.flat_pattern()) if self._masked else self.dense_cost
+
     def ratio(self) -> Tensor:
-        """Fraction of the operations kept: 0-dim float64 tensor, differentiable in the masks (zero in frozen ones)."""
+        """Fraction of the operations (of the cost) kept: 0-dim float64 tensor, differentiable in the masks (zero in
+        frozen ones)."""
         if not self._masked:
             return torch.ones((), dtype=torch.float64)
         masks = self.flat_masks()
@@ -286,6 +317,8 @@ class MacBudget:
             else:
                 on = self.binarize(masks.detach())
                 live = masks.new_ones(())
+        if self.cost is not None:
+            return CostRatio.apply(masks, on.double(), live, self.tables(masks.device), self.cost, self.dense_cost)
         return _Ratio.apply(masks, on.double(), live, self.tables(masks.device), self.dense_macs)
 
     def kept_macs(self) -> int:
@@ -307,7 +340,7 @@ class MacBudget:
         if not self._masked:
             return 1.0
         masks = torch.cat([torch.zeros(layer.prune_mask.numel()) - 1 for _, layer in self._masked])
-        return self.macs_of(self.binarize(masks)) / self.dense_macs
+        return self.cost_of(self.binarize(masks)) / self.dense_cost
 
     def table(self) -> list[LayerRow]:
         """One row a layer, in the order of execution."""

@@ -138,3 +138,36 @@ def _literal_sets(graph: ChannelGraph, always: Tensor, reads: dict[int, set[int]
                 sets[node] = new
                 changed = True
     return sets
+
+
+def carried_channels(graph: ChannelGraph, needed: Tensor, whole_tensors: bool = False) -> Tensor:
+    """``(n_nodes,)`` bool: the channels that tensors of the slimmed network hold, needed or not.
+
+    Args:
+        graph: the model's graph.
+        needed: the channels that are needed.
+        whole_tensors: every tensor keeps its full width.
+    """
+    carried = needed | graph.rigid
+    if whole_tensors:
+        carried[:] = True
+    for record in graph.layers:
+        if record.groups > 1 and record.module is not None:
+            # A live group computes all its outputs, also those no reader keeps.
+            live = needed[record.group_nodes].repeat_interleave(record.n_out // record.groups)
+            carried[record.out_nodes[live]] = True
+        if record.module is not None and not bool(carried[record.out_nodes].any()):
+            # A layer of which nothing is needed still has to hand on a tensor of at least one channel.
+            carried[record.out_nodes[0]] = True
+    return _spread(graph.together, carried)
+
+
+def _spread(pairs: Tensor, flags: Tensor) -> Tensor:
+    flags = flags.clone()
+    a, b = pairs
+    count = -1
+    while (now := int(flags.sum())) != count:
+        count = now
+        flags[a[flags[b]]] = True
+        flags[b[flags[a]]] = True
+    return flags

@@ -143,13 +143,13 @@ class AutoPressure:
         Masks that the task hardly tells apart travel as one front and would all cross zero together.
         """
         masks = budget.flat_masks().detach()
-        floor = int(path((step + 1) / self.arrival, self.target) * budget.dense_macs)
+        floor = int(path((step + 1) / self.arrival, self.target) * budget.dense_cost)
         push = self.lr * b * gradient
 
-        def macs(part: float) -> int:
-            return budget.macs_of(budget.binarize(masks - part * push))
+        def cost(part: float) -> int:
+            return budget.cost_of(budget.binarize(masks - part * push))
 
-        if macs(1.0) >= floor:
+        if cost(1.0) >= floor:
             return b
         # The part of the step at which each mask crosses zero; 2 for those that do not.
         parts = torch.where((masks > 0) & (push > 0), masks / push, 2.0).clamp(max=2.0)
@@ -158,7 +158,7 @@ class AutoPressure:
         crossing = on & (parts <= 1) & ~last
         order = parts.argsort(stable=True)
         order = order[crossing[order]]
-        n = _fewest(lambda k: budget.macs_of(_switched(on, order[:k], False)) < floor, len(order))
+        n = _fewest(lambda k: budget.cost_of(_switched(on, order[:k], False)) < floor, len(order))
         if n == 0:
             return 0.0  # below the path already
         if n > len(order):
@@ -167,7 +167,7 @@ class AutoPressure:
         low, high = max(crosses - STEP_RESOLUTION, 0.0), min(crosses + STEP_RESOLUTION, 1.0)
         # The upper end crosses the path by as little as the front allows; the lower one would never arrive. Masks that
         # nothing tells apart stay above zero: the freeze cuts them to the target.
-        return b * (high if macs(high) >= floor - FRONT * budget.dense_macs else low)
+        return b * (high if cost(high) >= floor - FRONT * budget.dense_cost else low)
 
     def state_dict(self) -> dict[str, Any]:
         return dict(b=self.b, integral=self.integral)

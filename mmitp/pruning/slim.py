@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .budget import MacBudget
 from .graph import call_model, tensors_in
 from .layers import _KINDS, Conv2dKind, kind_of, masked_layers
-from .needs import channel_masked
+from .needs import carried_channels, channel_masked
 
 logger = logging.getLogger(__name__)
 
@@ -180,18 +180,7 @@ def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) 
     graph = budget.graph
     needed = budget.node_needs()
     computed = needed.clone()
-    carried = needed | graph.rigid
-    if whole_tensors:
-        carried[:] = True
-    for record in graph.layers:
-        if record.groups > 1 and record.module is not None:
-            # A live group computes all its outputs, also those no reader keeps.
-            live = computed[record.group_nodes].repeat_interleave(record.n_out // record.groups)
-            carried[record.out_nodes[live]] = True
-        if record.module is not None and not bool(carried[record.out_nodes].any()):
-            # A layer of which nothing is needed still has to hand on a tensor of at least one channel.
-            carried[record.out_nodes[0]] = True
-    carried = _spread(graph.together, carried)
+    carried = carried_channels(graph, needed, whole_tensors)
 
     names = {m: name for name, m in model.named_modules()}
     plan = SlimPlan()
@@ -344,17 +333,6 @@ def doubled(inputs: Any) -> Any:
     if isinstance(inputs, (list, tuple)):
         return type(inputs)(doubled(value) for value in inputs)
     return inputs
-
-
-def _spread(pairs: Tensor, flags: Tensor) -> Tensor:
-    flags = flags.clone()
-    a, b = pairs
-    count = -1
-    while (now := int(flags.sum())) != count:
-        count = now
-        flags[a[flags[b]]] = True
-        flags[b[flags[a]]] = True
-    return flags
 
 
 def _positions(on: Tensor, here: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from mmitp.engine.example import example_inputs
 from mmitp.engine.live import require_same_training, require_slimmable, slim_runner, without_runner_hooks
 from mmitp.models.slim import slim_config
 from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, SlimPlan, masked_layers
+from mmitp.pruning.cost import Cost, make_cost
 from mmitp.pruning.freeze import freeze_masks, lowest_ratio, project
 from mmitp.pruning.live import plan_live
 from mmitp.pruning.masks import MaskBank
@@ -50,7 +51,7 @@ class PruneHook(Hook):
     Optimizer 1 has just used. At ``end`` the masks freeze at or under ``target``.
 
     Args:
-        target: ``psi*``, fraction of the whole model's MACs to keep, in (0, 1).
+        target: ``psi*``, fraction of the whole model's MACs (or other ``cost``) to keep, in (0, 1).
         b: weight of ``L_HW`` (S1: 10; 50 for a target of 0.2), or ``'auto'``: a closed loop that keeps the ratio on a
             half-cosine path from 1 to ``target`` over the first 70 % of the window with the smallest push that does,
             in the direction of :func:`mmitp.pruning.pressure.balanced` (``lr`` then only weighs the task gradient).
@@ -63,6 +64,8 @@ class PruneHook(Hook):
         divisor: at the freeze every layer keeps a multiple of so many channels (8, 16), read and computed, or all it
             has: kernels work on that many at a time, and what lies between costs what the next multiple costs.
         input_shape: (H, W) the MACs are stated for; by default the size of the first training batch.
+        cost: what ``target`` is a fraction of: ``'macs'``, ``'params'``, or measured latency,
+            ``dict(type='latency', table='table.json')`` with a table from ``tools/profile_latency.py``.
         slim_at_end: at ``end`` cut what the frozen masks drop out of the live model (weights, BatchNorm, averaged
             copies, optimizer state): the remaining epochs train the small network, with the masked one's losses up to
             rounding (see :mod:`mmitp.pruning.live`). Checkpoints hold the small network from then on; they resume, and
@@ -89,6 +92,7 @@ class PruneHook(Hook):
         divisor: int = 1,
         input_shape: Sequence[int] | None = None,
         slim_at_end: bool = False,
+        cost: str | dict[str, Any] | Cost = "macs",
     ) -> None:
         if not 0 < target < 1:
             raise ValueError(f"PruneHook target must be a fraction of the operations in (0, 1), got {target}")
@@ -109,6 +113,7 @@ class PruneHook(Hook):
         self.target, self.b, self.begin, self.end, self.lr = float(target), b, begin, end, lr
         self.interval, self.on_miss, self.fill, self.slim_at_end = interval, on_miss, fill, slim_at_end
         self.divisor = int(divisor)
+        self.cost = make_cost(cost)
         self.input_shape = (int(input_shape[0]), int(input_shape[1])) if input_shape is not None else None
         self.budget: MacBudget | None = None
         self.frozen = False
@@ -207,17 +212,18 @@ class PruneHook(Hook):
         model = self._model(runner)
         example = example_inputs(model, data_batch, self.input_shape)
         self.input_shape = tuple(example["inputs"].shape[-2:])
-        self.budget = MacBudget(model, example)
+        self.budget = MacBudget(model, example, cost=self.cost)
         self.logger.info(
             f"PruneHook: {self.budget.dense_macs / 1e9:.4f} GMACs dense, {len(self.budget.masked)} of "
-            f"{len(self.budget.layers)} layers masked, target {self.target}"
+            f"{len(self.budget.layers)} layers masked, target {self.target} of the {self.budget.what}"
         )
         for name, why in self.budget.unfollowed.items():
             self.logger.warning(f"PruneHook: {name}: {why}")
         if not self.frozen and (low := lowest_ratio(self.budget, self.divisor)) > self.target:
             raise ValueError(
                 f"PruneHook target {self.target} cannot be reached: with {self.divisor} input channel(s) a layer "
-                f"{low:.4f} of the operations remain. Raise the target or let more layers carry masks (model.prune)"
+                f"{low:.4f} of the {self.budget.what} remain. Raise the target or let more layers carry masks "
+                "(model.prune)"
             )
         if self.slim_at_end:
             require_same_training(model, example, data_batch)
@@ -225,9 +231,9 @@ class PruneHook(Hook):
 
     def _ratio(self) -> float:
         if self.slimmed is not None:
-            return self.slimmed["macs_kept"] / self.slimmed["macs_dense"]
+            return self.slimmed["ratio"]
         assert self.budget is not None
-        return self.budget.kept_macs() / self.budget.dense_macs
+        return self.budget.kept_cost() / self.budget.dense_cost
 
     # -- the window
 
@@ -340,9 +346,9 @@ class PruneHook(Hook):
         assert self.budget is not None
         model = self._model(runner)
         before = self._ratio()
-        limit = int(self.target * self.budget.dense_macs)
-        if self.budget.kept_macs() > limit and self.on_miss != "project":
-            text = f"PruneHook: the masks end at {before:.4f} of the operations, above the target {self.target}"
+        limit = int(self.target * self.budget.dense_cost)
+        if self.budget.kept_cost() > limit and self.on_miss != "project":
+            text = f"PruneHook: the masks end at {before:.4f} of the {self.budget.what}, above the target {self.target}"
             if self.on_miss == "error":
                 raise RuntimeError(text + " (on_miss='error')")
             self.logger.warning(text + " (on_miss='warn'): frozen as they are")
@@ -359,9 +365,9 @@ class PruneHook(Hook):
         self._sync_ema(runner)
         ratio = self._ratio()
         self.logger.info(
-            f"PruneHook: masks frozen at {ratio:.4f} of the operations ({self.budget.kept_macs()} of "
-            f"{self.budget.dense_macs} MACs; {before:.4f} before), target {self.target}: {switched_off} masks switched "
-            f"off to meet it, {switched_on} switched on to fill it"
+            f"PruneHook: masks frozen at {ratio:.4f} of the {self.budget.what} ({self.budget.kept_cost()} of "
+            f"{self.budget.dense_cost} {self.budget.unit}; {before:.4f} before), target {self.target}: {switched_off} "
+            f"masks switched off to meet it, {switched_on} switched on to fill it"
         )
         single = any(layer.mask_granularity == "weight" for layer in self.masks.values())
         with without_runner_hooks(model):
@@ -384,6 +390,7 @@ class PruneHook(Hook):
             report = dict(
                 target=self.target,
                 ratio=ratio,
+                cost=self.budget.what,
                 macs_dense=self.budget.dense_macs,
                 macs_kept=self.budget.kept_macs(),
                 granularity="weight" if single else "channel",
@@ -403,7 +410,8 @@ class PruneHook(Hook):
         params = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("prune_mask"))
         with without_runner_hooks(model):
             plan = plan_live(model, self._example, self.budget)
-        slim = dict(spec=plan.spec(), macs_dense=self.budget.dense_macs, macs_kept=self.budget.kept_macs())
+        macs = dict(macs_dense=self.budget.dense_macs, macs_kept=self.budget.kept_macs())
+        slim = dict(spec=plan.spec(), ratio=self._ratio(), **macs)
         self._become(runner, plan, slim)
         self.logger.info(
             f"PruneHook: training goes on with the slimmed network, {sum(p.numel() for p in model.parameters())} of "

@@ -1,0 +1,263 @@
+"""What a budget may count besides MACs: parameters, or the latency measured on the machine at hand.
+
+A cost is a function of how many channels every layer reads and computes, plus what the rest of the network takes. MACs
+are the default and live in :mod:`mmitp.pruning.budget`; S2 names measured latency as the next step.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .layers import Conv2dKind
+from .masks import ste_derivative
+from .needs import carried_channels, channel_masked
+
+if TYPE_CHECKING:
+    from .budget import MacBudget, _Tables
+    from .graph import LayerRecord
+
+#: What a latency table's file must say of itself.
+TABLE_FORMAT = 1
+
+_MASK = "prune_mask"
+_FREE: dict[str, Any] = dict(inputs=[1], outputs=[1], ns=[[0.0]], gather=0.0, scatter=0.0, element=0.0)
+
+
+class Cost:
+    """Interface of a cost, all figures float64 in ``unit``.
+
+    Attributes:
+        what: what it is about, in words.
+        unit: what is counted.
+    """
+
+    what = unit = ""
+
+    def bind(self, budget: MacBudget, model: nn.Module) -> None:
+        """Looks up the layers of a budget; called once, when the budget is made."""
+        raise NotImplementedError
+
+    def layers(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
+        """Cost of the layers ``row`` (indices) with so many channels read and computed; all of one shape."""
+        raise NotImplementedError
+
+    def smooth(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
+        """:meth:`layers` without its jumps: the differences of this one are the gradient."""
+        return self.layers(row, n_in, n_out)
+
+    def rest(self, on: Tensor) -> float:
+        """What the network costs besides, under a flat pattern."""
+        return 0.0
+
+    def total(self, tables: _Tables, on: Tensor) -> float:
+        """Cost of the slimmed network under a flat pattern (float64)."""
+        _, needed = tables.needs(on)
+        n_in, n_out = tables.channels(on, needed)
+        row = torch.arange(len(n_in), device=on.device)
+        return float(self.layers(row, n_in, n_out).sum()) + self.rest(on)
+
+
+class CostRatio(torch.autograd.Function):
+    """The part of a cost that is kept; the gradient is the marginal saving of every channel."""
+
+    @staticmethod
+    def forward(ctx: Any, masks: Tensor, on: Tensor, live: Tensor, tables: _Tables, cost: Cost, dense: int) -> Tensor:
+        ctx.save_for_backward(masks, on, live)
+        ctx.tables, ctx.cost, ctx.dense = tables, cost, dense
+        return masks.new_tensor(cost.total(tables, on) / dense, dtype=torch.float64)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        masks, on, live = ctx.saved_tensors
+        t: _Tables = ctx.tables
+        smooth = ctx.cost.smooth
+        readers, needed = t.needs(on)
+        n_in, n_out = t.channels(on, needed)
+        every = torch.arange(len(n_in), device=on.device)
+        d_in = smooth(every, n_in, n_out) - smooth(every, n_in - 1, n_out)
+        # What each class of channels costs the layers that compute it: with it less without it.
+        row, weight = t.class_row, t.class_weight
+        without = n_out[row] - weight * needed[t.class_of]
+        price = smooth(row, n_in[row], without + weight) - smooth(row, n_in[row], without)
+        d_need = on.new_zeros(t.n_classes).index_add_(0, t.class_of, price)
+        alone = (readers[t.pair_class] - on[t.pair_literal]) == 0
+        d_on = torch.zeros_like(on).index_add_(0, t.in_literal, d_in[t.in_row])
+        d_on.index_add_(0, t.pair_literal, d_need[t.pair_class] * alone)
+        gradient = (d_on * live * (grads[0] / ctx.dense)).to(masks.dtype) * ste_derivative(masks)
+        return gradient, None, None, None, None, None
+
+
+class ParameterCost(Cost):
+    """Parameters of the slimmed network, exact: weights, biases, offset convolutions, norms, and the rest of the model.
+
+    The gradient leaves the norms out: which channels a tensor carries is no sum over layers.
+    """
+
+    what = unit = "parameters"
+
+    def bind(self, budget: MacBudget, model: nn.Module) -> None:
+        self.budget = budget
+        rows = [self._coefficients(r, s) for r, s in zip(budget.layers, budget.needs.literal_start, strict=True)]
+        self._rows = {torch.device("cpu"): torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)}
+        self.norms: list[tuple[Tensor, int]] = []
+        counted = {id(p) for record in budget.layers if record.module for p in record.module.parameters()}
+        for norm, calls in budget.graph.norms.items():
+            if calls[0] is not None and not (isinstance(norm, nn.PReLU) and norm.num_parameters == 1):
+                self.norms.append((calls[0], _numel(norm) // len(calls[0])))
+                counted |= {id(p) for p in norm.parameters()}
+        self.other = sum(
+            p.numel() for name, p in model.named_parameters() if id(p) not in counted and not name.endswith(_MASK)
+        )
+
+    @staticmethod
+    def _coefficients(record: LayerRecord, start: int) -> tuple[float, float, float, float]:
+        """``a + b n_in + c n_out + d n_in n_out`` parameters, from the layer cut to none and to one channel."""
+        layer, kind, groups = record.module, record.kind, record.groups
+        if layer is None or kind is None:
+            return 0.0, 0.0, 0.0, 0.0  # a functional call: its parameters are no layer's
+        if kind.whole(layer) or start >= 0 and not channel_masked(record):
+            return float(_numel(layer)), 0.0, 0.0, 0.0
+        if groups > 1:
+            n_in, n_out = record.n_in // groups, record.n_out // groups
+            none = _numel_cut(layer, kind, 0, 0)
+            return none, 0.0, (_numel_cut(layer, kind, n_in, n_out) - none) / n_out, 0.0
+        a = _numel_cut(layer, kind, 0, 0)
+        b, c = _numel_cut(layer, kind, 1, 0) - a, _numel_cut(layer, kind, 0, 1) - a
+        return a, b, c, _numel_cut(layer, kind, 1, 1) - a - b - c
+
+    def layers(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
+        if row.device not in self._rows:
+            self._rows[row.device] = self._rows[torch.device("cpu")].to(row.device)
+        a, b, c, d = self._rows[row.device][row].unbind(1)
+        return a + b * n_in + c * n_out + d * n_in * n_out
+
+    def rest(self, on: Tensor) -> float:
+        carried = carried_channels(self.budget.graph, self.budget.node_needs(on > 0))
+        return self.other + sum(int(carried[nodes].sum()) * each for nodes, each in self.norms)
+
+
+def _numel(module: nn.Module) -> int:
+    return sum(p.numel() for name, p in module.named_parameters() if not name.endswith(_MASK))
+
+
+def _numel_cut(layer: nn.Module, kind: Conv2dKind, n_in: int, n_out: int) -> float:
+    small = copy.deepcopy(layer)
+    kind.slice(small, torch.arange(n_in), torch.arange(n_out))
+    return float(_numel(small))
+
+
+class LatencyCost(Cost):
+    """Measured latency in nanoseconds: every layer's table, interpolated between the measured channel numbers.
+
+    Args:
+        table: what :func:`mmitp.pruning.latency.measure_latency` returned, or the path of it as JSON
+            (``tools/profile_latency.py`` writes one).
+
+    Raises:
+        ValueError: the file is no such table; when bound to a budget: the table is of another network or input size.
+    """
+
+    what, unit = "latency", "ns"
+
+    def __init__(self, table: str | Mapping[str, Any]) -> None:
+        self.source = table if isinstance(table, str) else "the latency table"
+        if isinstance(table, str):
+            with open(table, encoding="utf-8") as file:
+                table = json.load(file)
+        if not isinstance(table, Mapping) or table.get("format") != TABLE_FORMAT:
+            raise ValueError(f"{self.source} is no latency table of format {TABLE_FORMAT} (tools/profile_latency.py)")
+        self.table: Mapping[str, Any] = table
+        self.constant = float(table["constant"])
+
+    def bind(self, budget: MacBudget, model: nn.Module) -> None:
+        entries = []
+        for record in budget.layers:
+            entry = self.table["layers"].get(record.name)
+            if entry is None and record.module is None:
+                entry = _FREE  # functional: measured with the rest of the network
+            found = None if entry is None else [entry["n_in"], entry["n_out"], entry["pair_macs"]]
+            here = [record.n_in, record.n_out, record.pair_macs]
+            if entry is not _FREE and found != here:
+                raise ValueError(
+                    f"{self.source} does not fit layer {record.name!r} (inputs, outputs, MACs a pair): here {here}, "
+                    f"there {found}. It is of another network or input size: measure again (tools/profile_latency.py), "
+                    f"or state the budget for its size, {self.table.get('shape')}"
+                )
+            entries.append(entry)
+        size = max(max(len(e["inputs"]), len(e["outputs"]), 2) for e in entries)
+
+        def padded(values: list[float]) -> list[float]:
+            return [float(v) for v in values] + [float(values[-1])] * (size - len(values))
+
+        grid = [[padded(line) for line in e["ns"]] for e in entries]
+        vectors = dict(
+            inputs=[padded(e["inputs"]) for e in entries],
+            outputs=[padded(e["outputs"]) for e in entries],
+            ns=[lines + [lines[-1]] * (size - len(lines)) for lines in grid],
+            full_in=[e["inputs"][-1] for e in entries],
+            full_out=[e["outputs"][-1] for e in entries],
+            gather=[e["gather"] for e in entries],
+            scatter=[e["scatter"] for e in entries],
+            element=[e["element"] for e in entries],
+        )
+        cpu = {key: torch.tensor(value, dtype=torch.float64) for key, value in vectors.items()}
+        self._vectors = {torch.device("cpu"): cpu}
+
+    def _on(self, device: torch.device) -> dict[str, Tensor]:
+        if device not in self._vectors:
+            cpu = self._vectors[torch.device("cpu")]
+            self._vectors[device] = {key: value.to(device) for key, value in cpu.items()}
+        return self._vectors[device]
+
+    def smooth(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
+        v = self._on(row.device)
+        i, part_in = _segment(v["inputs"][row], n_in)
+        o, part_out = _segment(v["outputs"][row], n_out)
+        grid = v["ns"][row]
+        every = torch.arange(len(row), device=row.device)
+        low = grid[every, i - 1, o - 1] * (1 - part_out) + grid[every, i - 1, o] * part_out
+        high = grid[every, i, o - 1] * (1 - part_out) + grid[every, i, o] * part_out
+        # A layer that computes nothing is not run.
+        return (low * (1 - part_in) + high * part_in) * (n_out > 0) + v["element"][row] * n_out
+
+    def layers(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
+        v = self._on(row.device)
+        whole = v["gather"][row] * (n_in >= v["full_in"][row]) + v["scatter"][row] * (n_out >= v["full_out"][row])
+        return self.smooth(row, n_in, n_out) - whole * (n_out > 0)
+
+    def rest(self, on: Tensor) -> float:
+        return self.constant
+
+
+def _segment(axis: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """Upper end of the segment of each row's axis that ``n`` lies on, and where on it: 0 to 1."""
+    n = torch.minimum(torch.maximum(n, axis[:, 0]), axis[:, -1])
+    upper = (axis < n[:, None]).sum(1).clamp(min=1)
+    every = torch.arange(len(n), device=n.device)
+    left, right = axis[every, upper - 1], axis[every, upper]
+    return upper, (n - left) / (right - left).clamp(min=1)
+
+
+def make_cost(cost: str | Mapping[str, Any] | Cost) -> Cost | None:
+    """A cost from a config: ``'macs'`` (None), ``'params'``, or ``dict(type='latency', table=...)``.
+
+    Raises:
+        ValueError: none of these.
+    """
+    if isinstance(cost, Cost):
+        return cost
+    settings = dict(type=cost) if isinstance(cost, str) else dict(cost)
+    kind = settings.pop("type", None)
+    if kind == "macs" and not settings:
+        return None
+    if kind == "params" and not settings:
+        return ParameterCost()
+    if kind == "latency" and set(settings) == {"table"}:
+        return LatencyCost(settings["table"])
+    raise ValueError(f"cost must be 'macs', 'params' or dict(type='latency', table='table.json'), got {cost!r}")
