@@ -9,11 +9,12 @@ from typing import Any
 from mmengine import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner.checkpoint import _load_checkpoint
+from torch import nn
 
 from mmitp.engine.example import blank_example
 from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.models.slim import save_slim
-from mmitp.pruning import MacBudget
+from mmitp.pruning import MacBudget, SlimPlan, apply_plan
 from mmitp.pruning.slim import slim_with_plan
 
 
@@ -39,7 +40,7 @@ class SlimReport:
 
 
 def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[int] | None = None) -> SlimReport:
-    """Slims a checkpoint trained with masks and writes config and weights.
+    """Slims a checkpoint trained with masks, or with ``slim_at_end``, and writes config and weights.
 
     Args:
         cfg: the config it was trained with (model of type ``mmitp.MaskedModel``).
@@ -55,32 +56,49 @@ def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[
     init_default_scope(cfg.get("default_scope", "mmengine"))
     loaded: dict[str, Any] = _load_checkpoint(checkpoint, map_location="cpu")
     state = loaded.get("state_dict", loaded)
-    if not any(key.endswith("prune_mask") for key in state):
+    known = loaded.get(STATE_KEY, {})
+    if not known.get("slimmed") and not any(key.endswith("prune_mask") for key in state):
         raise ValueError(f"{checkpoint} holds no masks (no 'prune_mask' key): it was trained without pruning")
-    size = tuple(shape) if shape else loaded.get(STATE_KEY, {}).get("input_shape")
+    size = tuple(shape) if shape else known.get("input_shape")
     if size is None:
         raise ValueError(f"{checkpoint} does not say which input size its budget was for: give --shape H W")
     model = MODELS.build(cfg.model)
+    dense = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("prune_mask"))
+    if slimmed := known.get("slimmed"):  # slim_at_end has done it already
+        if tuple(size) != tuple(known["input_shape"]):
+            raise ValueError(
+                f"{checkpoint} is slimmed already; its MACs are known at {tuple(known['input_shape'])} only, leave "
+                "--shape out"
+            )
+        plan = SlimPlan.from_spec(slimmed["spec"])
+        small = apply_plan(model, plan)
+        _load(small, state, checkpoint, cfg)
+        macs_dense, macs = slimmed["macs_dense"], slimmed["macs_kept"]
+    else:
+        _load(model, state, checkpoint, cfg)
+        model.eval()
+        example = blank_example(model, (int(size[0]), int(size[1])))
+        budget = MacBudget(model, example)
+        small, plan = slim_with_plan(model, example, budget)
+        macs_dense, macs = budget.dense_macs, budget.kept_macs()
+    meta = dict(loaded.get("meta", {}), mmitp=dict(macs_dense=macs_dense, macs=macs))
+    meta.pop("cfg", None)
+    config, weights = save_slim(small, plan, cfg, out_dir, meta)
+    return SlimReport(
+        config,
+        weights,
+        macs_dense,
+        macs,
+        dense,
+        sum(p.numel() for p in small.parameters()),
+        (int(size[0]), int(size[1])),
+    )
+
+
+def _load(model: nn.Module, state: dict[str, Any], checkpoint: str, cfg: Config) -> None:
     missing = model.load_state_dict(state, strict=False)
     if missing.missing_keys or missing.unexpected_keys:
         raise ValueError(
             f"{checkpoint} does not fit {cfg.filename}: missing {missing.missing_keys[:3]}, "
             f"unexpected {missing.unexpected_keys[:3]}"
         )
-    model.eval()
-    example = blank_example(model, (int(size[0]), int(size[1])))
-    budget = MacBudget(model, example)
-    small, plan = slim_with_plan(model, example, budget)
-    meta = dict(loaded.get("meta", {}), mmitp=dict(macs_dense=budget.dense_macs, macs=budget.kept_macs()))
-    meta.pop("cfg", None)
-    config, weights = save_slim(small, plan, cfg, out_dir, meta)
-    dense = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("prune_mask"))
-    return SlimReport(
-        config,
-        weights,
-        budget.dense_macs,
-        budget.kept_macs(),
-        dense,
-        sum(p.numel() for p in small.parameters()),
-        (int(size[0]), int(size[1])),
-    )

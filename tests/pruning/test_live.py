@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmitp.pruning import MacBudget, freeze_masks, mask_model, masked_layers, randomize_masks
-from mmitp.pruning.live import plan_live, shrink_live
+from mmitp.pruning import MacBudget, SlimPlan, freeze_masks, mask_model, masked_layers, randomize_masks
+from mmitp.pruning.live import plan_live, shrink_live, steps_elementwise
+from mmitp.pruning.masks import MaskBank
 
 
 class Net(nn.Module):
@@ -99,3 +100,104 @@ def test_masks_that_are_binarised_together_hold_nothing_in_the_recorded_pass():
     budget = MacBudget(model, torch.randn(1, 3, 8, 8))
     bank.remove()
     assert budget.unfollowed == MacBudget(model, torch.randn(1, 3, 8, 8)).unfollowed == {}
+
+
+class Lars(torch.optim.SGD):
+    """A step as long as the tensor."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p -= group["lr"] * p.norm() / p.grad.norm() * p.grad
+
+
+def test_optimizers_are_tried_out_for_stepping_elementwise():
+    parameters = [nn.Parameter(torch.ones(3, 4))]
+    for name, make in OPTIMIZERS.items():
+        assert steps_elementwise(make(parameters)), name
+    for other in (Lars, torch.optim.Adafactor, torch.optim.LBFGS):
+        assert not steps_elementwise(other(parameters, lr=0.0))
+
+
+def test_factored_state_starts_anew_and_is_named():
+    model, optimizer, budget = frozen_net(torch.float64, 0.5, torch.optim.Adafactor)
+    restarted = shrink_live(model, plan_live(model, torch.randn(1, 3, 8, 8).double(), budget), optimizer)
+    assert "a1.weight" in restarted
+    assert all(optimizer.state[p] for n, p in model.named_parameters() if n not in restarted)
+    train(model, optimizer, 2, seed=2)
+
+
+def test_masks_leave_optimizer_and_model_and_every_group_stays():
+    model = mask_model(Net())
+    groups = [dict(params=[p], lr=0.1 + i) for i, p in enumerate(model.parameters())]
+    optimizer = torch.optim.Adam(groups)
+    train(model, optimizer, 1, seed=1)
+    before, rates = dict(model.named_parameters()), [group["lr"] for group in optimizer.param_groups]
+    randomize_masks(model, 0.5, torch.Generator().manual_seed(5))
+    freeze_masks(model)
+    budget = MacBudget(model, torch.randn(1, 3, 8, 8))
+    shrink_live(model, plan_live(model, torch.randn(1, 3, 8, 8), budget), optimizer)
+    assert [group["lr"] for group in optimizer.param_groups] == rates
+    left = [p for group in optimizer.param_groups for p in group["params"]]
+    assert [id(p) for p in left] == [id(p) for p in model.parameters()]
+    assert all(p is before[name] for name, p in model.named_parameters())
+    for p in left:
+        assert optimizer.state[p]["exp_avg"].shape == p.shape
+    train(model, optimizer, 2, seed=2)
+
+
+def test_momentum_is_cut_by_the_channels_of_its_weight():
+    model, optimizer, budget = frozen_net(torch.float64, 0.5, OPTIMIZERS["sgd"])
+    plan = plan_live(model, torch.randn(1, 3, 8, 8).double(), budget)
+    weights = dict(model.named_parameters())
+    momentum = optimizer.state[weights["a1.weight"]]["momentum_buffer"].clone()
+    bias = optimizer.state[weights["n1.bias"]]["momentum_buffer"].clone()
+    shrink_live(model, plan, optimizer)
+    rows, columns = plan.layers["a1"].out_keep, plan.layers["a1"].in_keep
+    assert len(columns) < 8
+    assert torch.equal(optimizer.state[weights["a1.weight"]]["momentum_buffer"], momentum[rows][:, columns])
+    assert torch.equal(optimizer.state[weights["n1.bias"]]["momentum_buffer"], bias[plan.norms["n1"]])
+
+
+class Twofold(Net):
+    """A branch that runs in training only: the budget does not count its masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aux = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        return out + self.aux(x).mean((2, 3)) if self.training else out
+
+
+def test_masks_that_do_not_count_stay_masks():
+    """Zeros folded into a weight that trains on would grow again."""
+    model = mask_model(Twofold().double(), exclude="fc")
+    for layer in masked_layers(model).values():
+        layer.prune_mask.data = layer.prune_mask.data.float()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    model.aux.prune_mask.data[1] = -1.0
+    freeze_masks(model)
+    x = torch.randn(1, 3, 8, 8).double()
+    small, other = copy.deepcopy((model, optimizer))
+    shrink_live(small, plan_live(model, x, MacBudget(model, x)), other)
+    assert small.aux.weight.shape == (3, 2, 3, 3)
+    expected, losses = train(model, optimizer, 20, seed=2), train(small, other, 20, seed=2)
+    assert max(abs(a - b) / abs(a) for a, b in zip(expected, losses, strict=True)) < 1e-10
+
+
+def test_masks_on_single_weights_are_refused():
+    model = mask_model(Net(), granularity="weight")
+    with pytest.raises(ValueError, match="masks single weights"):
+        plan_live(model, torch.randn(1, 3, 8, 8), MacBudget(model, torch.randn(1, 3, 8, 8)))
+
+
+def test_a_plan_for_another_model_changes_nothing():
+    model = mask_model(Net())
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match="does not have"):
+        shrink_live(model, SlimPlan.from_spec(dict(layers={"other": dict(inputs=1, outputs=1)}, norms={})))
+    assert {name: p.shape for name, p in before.items()} == {n: p.shape for n, p in model.named_parameters()}
