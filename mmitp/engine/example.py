@@ -37,14 +37,14 @@ def example_inputs(model: nn.Module, data_batch: Any, input_shape: tuple[int, in
     return dict(inputs=x, data_samples=samples[:1] if samples is not None else None, mode="tensor")
 
 
-def blank_example(model: nn.Module, shape: tuple[int, int], channels: int = 3) -> dict[str, Any]:
-    """An example without a batch at hand: noise of (1, channels, H, W), and an empty data sample for detectors."""
-    x = torch.randn(1, channels, *shape, generator=torch.Generator().manual_seed(0))
+def blank_example(model: nn.Module, shape: tuple[int, int], channels: int = 3, batch: int = 1) -> dict[str, Any]:
+    """An example without a batch at hand: noise of (batch, channels, H, W), and empty data samples for detectors."""
+    x = torch.randn(batch, channels, *shape, generator=torch.Generator().manual_seed(0))
     x = x.to(next(model.parameters()).device)
     samples = None
     if hasattr(model, "add_pred_to_datasample"):
         from mmdet.structures import DetDataSample  # only detectors need it
 
         meta = dict(img_shape=shape, ori_shape=shape, batch_input_shape=shape, pad_shape=shape, scale_factor=(1.0, 1.0))
-        samples = [DetDataSample(metainfo=meta)]
+        samples = [DetDataSample(metainfo=meta) for _ in range(batch)]
     return dict(inputs=x, data_samples=samples, mode="tensor")

@@ -243,7 +243,7 @@ def apply_plan(model: nn.Module, plan: SlimPlan) -> nn.Module:
                 f"the slim spec gives {name!r} {len(entry.in_keep)} -> {len(entry.out_keep)} channels, but the dense "
                 f"layer has only {n_in} -> {n_out}: it was made from another model"
             )
-        _shrink(layer, kind, entry)
+        shrink_layer(layer, kind, entry)
     for name, keep in plan.norms.items():
         _shrink_norm(modules[name], keep)
     return model
@@ -340,7 +340,8 @@ def _positions(on: Tensor, here: Tensor) -> Tensor:
     return (here.long().cumsum(0) - 1)[on]
 
 
-def _shrink(layer: nn.Module, kind: Conv2dKind, entry: LayerPlan) -> None:
+def shrink_layer(layer: nn.Module, kind: Conv2dKind, entry: LayerPlan) -> None:
+    """Cuts a dense layer in place, with the gather and the scatter of its plan."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     device = weight.device

@@ -1,0 +1,346 @@
+"""Measures the latency table that :class:`mmitp.pruning.cost.LatencyCost` interpolates.
+
+Every layer is timed by itself, cut to a grid of channel numbers just as slimming cuts it, with its gather and scatter
+where slimmed networks have them. Whole slimmed networks are timed too: what they take beyond their layers (norms,
+activations, additions, the framework) is fitted as a constant and a part in proportion to the channels computed.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .budget import MacBudget
+from .cost import TABLE_FORMAT, LatencyCost
+from .graph import LayerRecord, call_model
+from .layers import masked_layers
+from .needs import channel_masked
+from .slim import LayerPlan, SlimPlan, shrink_layer, slim_with_plan
+
+#: A single timing takes at least this long; shorter calls are repeated within it.
+_LEAST_NS = 300_000
+
+
+@dataclass
+class _Seen:
+    """What a layer was given in the recorded pass, and how many positions a channel of its outputs has."""
+
+    calls: list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    positions: int = 0
+
+
+def measure_latency(
+    model: nn.Module,
+    example_inputs: Any,
+    threads: int | None = None,
+    rounds: int = 7,
+    networks: int = 6,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """The latency table of a masked model, JSON-able.
+
+    With one thread on the CPU it is the thread's processor time that counts, so that other processes disturb it less;
+    else wall time. All figures are nanoseconds, the least of several rounds.
+
+    Args:
+        model: masked model; it is copied.
+        example_inputs: as for :class:`MacBudget`, of the size and batch to measure.
+        threads: of torch; by default its present number.
+        rounds: timings of every point.
+        networks: slimmed networks that the remainder is fitted on; two more are held out to tell the table's error.
+        report: receives lines about the progress.
+
+    Raises:
+        ValueError: no mask counts in the model.
+    """
+    model = copy.deepcopy(model).eval()
+    budget = MacBudget(model, example_inputs)
+    if not budget.masked:
+        raise ValueError(f"{type(model).__name__} has no mask that counts: there is nothing a table could predict")
+    device = next(model.parameters()).device
+    with _threads(threads), torch.no_grad():
+        clock = _clock(device)
+        patterns = _patterns(budget, networks + 2)
+        slimmed, plans = zip(*(_slimmed(model, example_inputs, budget, p) for p in patterns), strict=True)
+        dense, half = slimmed[0], plans[1]
+        seen = _record(dense, budget, example_inputs)
+        names = {module: name for name, module in model.named_modules()}
+        entries: dict[str, dict[str, Any]] = {}
+        known: dict[Any, dict[str, Any]] = {}
+        modules = dict(dense.named_modules())
+        for index, record in enumerate(budget.layers):
+            if record.module is None:
+                continue
+            name = names[record.module]
+            layer = modules[name]
+            gather, scatter = half.layers[name].in_index is not None, half.layers[name].out_index is not None
+            shapes = [(tuple(x.shape), x.stride()) for x, _, _ in seen[record.name].calls]
+            key = (repr(layer), str(shapes), gather, scatter, _axes(budget, index))
+            if key not in known:
+                known[key] = _measure_layer(
+                    layer, record, _axes(budget, index), seen[record.name], gather, scatter, clock, rounds
+                )
+                report(f"{name}: {max(map(max, known[key]['ns'])) / 1e6:.3f} ms dense")
+            entries[record.name] = dict(
+                known[key], n_in=record.n_in, n_out=record.n_out, pair_macs=record.pair_macs, element=0.0
+            )
+        times = _least([lambda m=m: call_model(m, example_inputs) for m in slimmed], clock, 2 * rounds)  # type: ignore[misc]
+    positions = {
+        r.name: 0 if entries[r.name]["scatter"] else seen[r.name].positions for r in budget.layers if r.name in entries
+    }
+    table = dict(format=TABLE_FORMAT, threads=threads or torch.get_num_threads(), constant=0.0, layers=entries)
+    return _fit(table, positions, budget, model, patterns, times, networks)
+
+
+def predicted_and_measured(
+    model: nn.Module, example_inputs: Any, budget: MacBudget, patterns: Sequence[Tensor], threads: int, rounds: int = 20
+) -> list[tuple[float, float]]:
+    """Latency of slimmed networks in ns: as the budget's table has it, and as measured, networks in turn.
+
+    Args:
+        model: the masked model the budget was made of; its masks are left frozen at the last pattern.
+        example_inputs: as the table was measured with.
+        budget: a budget with a :class:`LatencyCost`.
+        patterns: flat bool patterns.
+        threads: of torch.
+        rounds: timings of every network.
+    """
+    with _threads(threads), torch.no_grad():
+        small = [_slimmed(model, example_inputs, budget, p)[0] for p in patterns]
+        clock = _clock(next(model.parameters()).device)
+        times = _least([lambda m=m: call_model(m, example_inputs) for m in small], clock, rounds)  # type: ignore[misc]
+    return [(float(budget.cost_of(p)), t) for p, t in zip(patterns, times, strict=True)]
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _clock(device: torch.device) -> Callable[[], int]:
+    if device.type == "cuda":
+
+        def synchronized() -> int:
+            torch.cuda.synchronize(device)
+            return time.perf_counter_ns()
+
+        return synchronized
+    return time.thread_time_ns if torch.get_num_threads() == 1 else time.perf_counter_ns
+
+
+def _least(calls: Sequence[Callable[[], Any]], clock: Callable[[], int], rounds: int) -> list[float]:
+    """Least time of each call in ns; the calls take turns, so that slow moments of the machine hit all alike."""
+    repeats = []
+    for call in calls:
+        call()
+        start = clock()
+        call()
+        repeats.append(max(1, round(_LEAST_NS / max(clock() - start, 1))))
+    best = [float("inf")] * len(calls)
+    for _ in range(rounds):
+        for i, (call, n) in enumerate(zip(calls, repeats, strict=True)):
+            start = clock()
+            for _ in range(n):
+                call()
+            best[i] = min(best[i], (clock() - start) / n)
+    return best
+
+
+def _patterns(budget: MacBudget, count: int) -> list[Tensor]:
+    """All on, half on, and patterns whose layers keep different parts."""
+    generator = torch.Generator().manual_seed(0)
+    rows = budget.tables(torch.device("cpu")).literal_row
+    patterns = [torch.ones(budget.n_literals, dtype=torch.bool)]
+    for i in range(count - 1):
+        low = 0.5 if i == 0 else 0.15 + 0.6 * ((i - 1) % 3) / 2
+        keep = low + (0.0 if i == 0 else 0.25) * torch.rand(len(budget.layers), generator=generator)
+        patterns.append(budget.binarize(keep[rows] - torch.rand(budget.n_literals, generator=generator)))
+    return patterns
+
+
+def _slimmed(model: nn.Module, example_inputs: Any, budget: MacBudget, pattern: Tensor) -> tuple[nn.Module, SlimPlan]:
+    for layer, part in budget.patterns(pattern).items():
+        layer.freeze_mask(part.to(layer.prune_mask))
+    small, plan = slim_with_plan(model, example_inputs, budget)
+    assert not masked_layers(small)
+    return small.eval(), plan
+
+
+def _record(dense: nn.Module, budget: MacBudget, example_inputs: Any) -> dict[str, _Seen]:
+    modules, handles = dict(dense.named_modules()), []
+    seen: dict[str, _Seen] = {}
+    for record in budget.layers:
+        if record.module is None or record.kind is None:
+            continue
+        seen[record.name] = _Seen()
+        dim = -1 if record.kind.linear else -3
+
+        def note(
+            module: nn.Module, args: Any, kwargs: Any, out: Tensor, to: _Seen = seen[record.name], dim: int = dim
+        ) -> None:
+            to.calls.append((args[0], args[1:], kwargs))
+            to.positions += out.numel() // out.shape[dim]
+
+        handles.append(modules[record.name].register_forward_hook(note, with_kwargs=True))
+    call_model(dense, example_inputs)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def _axes(budget: MacBudget, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The channel numbers a layer is measured at: those it can get to."""
+    record = budget.layers[index]
+    assert record.kind is not None
+    masked = budget.needs.literal_start[index] >= 0
+    if record.kind.whole(record.module) or masked and not channel_masked(record):
+        return (record.n_in // record.groups,), (record.n_out,)
+    if record.groups > 1:
+        width = record.n_out // record.groups
+        return (record.n_in // record.groups,), tuple(width * g for g in _points(record.groups))
+    return _points(record.n_in) if masked else (record.n_in,), _points(record.n_out)
+
+
+def _points(n: int) -> tuple[int, ...]:
+    """Channel numbers up to n, all but n beside the multiples of 8 that kernels prefer: pruning ends anywhere."""
+    points = {1, n, max(n - 3, 1)}
+    for eighths in (1, 2, 4, 6):
+        p = max(n * eighths // 8, 1)
+        points.add(p - min(3, p // 8) if p % 8 == 0 else p)
+    return tuple(sorted(points))
+
+
+def _measure_layer(
+    layer: nn.Module,
+    record: LayerRecord,
+    axes: tuple[tuple[int, ...], tuple[int, ...]],
+    seen: _Seen,
+    gather: bool,
+    scatter: bool,
+    clock: Callable[[], int],
+    rounds: int,
+) -> dict[str, Any]:
+    inputs, outputs = axes
+
+    def timed(n_in: int, n_out: int, gather: bool, scatter: bool) -> Callable[[], None]:
+        small, arguments = _cut(layer, record, seen, n_in, n_out, gather, scatter)
+
+        def run() -> None:
+            for x, args, kwargs in arguments:
+                small(x, *args, **kwargs)
+
+        return run
+
+    calls = [timed(i, o, gather, scatter) for i, o in itertools.product(inputs, outputs)]
+    plain = [(False, scatter), (gather, False)]
+    calls += [timed(inputs[-1], outputs[-1], *kind) for kind in plain]
+    *times, no_gather, no_scatter = _least(calls, clock, rounds)
+    grid = torch.tensor(times, dtype=torch.float64).view(len(inputs), len(outputs))
+    # More channels never take less, but for noise and for a kernel's preferences that no mask can aim at.
+    grid = grid.cummax(0).values.cummax(1).values
+    return dict(
+        inputs=list(inputs),
+        outputs=list(outputs),
+        ns=grid.tolist(),
+        gather=max(times[-1] - no_gather, 0.0) if gather else 0.0,
+        scatter=max(times[-1] - no_scatter, 0.0) if scatter else 0.0,
+    )
+
+
+def _cut(
+    layer: nn.Module, record: LayerRecord, seen: _Seen, n_in: int, n_out: int, gather: bool, scatter: bool
+) -> tuple[nn.Module, list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]]]:
+    """The layer with so many channels, and what to call it with."""
+    assert record.kind is not None
+    small = copy.deepcopy(layer)
+    reads = n_out * record.n_in // record.n_out if record.groups > 1 else n_in
+    if record.kind.whole(layer) or (reads, n_out) == (record.n_in, record.n_out) and not gather and not scatter:
+        return small, seen.calls
+    spread_in = _spread_over(reads, record.n_in) if gather else None
+    spread_out = _spread_over(n_out, record.n_out) if scatter else None
+    plan = LayerPlan(
+        torch.arange(reads), torch.arange(n_out), spread_in, spread_out, record.n_out if scatter else n_out
+    )
+    shrink_layer(small, record.kind, plan)
+    dim = -1 if record.kind.linear else -3
+    arguments = []
+    for x, args, kwargs in seen.calls:
+        if not gather:
+            dense = x.is_contiguous()
+            x = x.narrow(dim, 0, reads)
+            last = not dense and x.dim() == 4
+            x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        arguments.append((x, args, kwargs))
+    return small, arguments
+
+
+def _spread_over(n: int, total: int) -> Tensor:
+    return torch.linspace(0, total - 1, n).round().long()
+
+
+def _fit(
+    table: dict[str, Any],
+    positions: dict[str, int],
+    budget: MacBudget,
+    model: nn.Module,
+    patterns: Sequence[Tensor],
+    times: Sequence[float],
+    networks: int,
+) -> dict[str, Any]:
+    """Fits whole networks by scale * layers + elements * (positions times channels) + constant, none negative."""
+    tables = budget.tables(torch.device("cpu"))
+
+    def totals(layers: dict[str, Any]) -> Tensor:
+        cost = LatencyCost(dict(table, layers=layers))
+        cost.bind(budget, model)
+        return torch.tensor([cost.total(tables, p.double()) for p in patterns], dtype=torch.float64)
+
+    nothing = dict(gather=0.0, scatter=0.0)
+    elements = {
+        name: dict(e, **nothing, ns=[[0.0] * len(e["outputs"])] * len(e["inputs"]), element=float(positions[name]))
+        for name, e in table["layers"].items()
+    }
+    measured = torch.tensor(times, dtype=torch.float64)
+    features = torch.stack([totals(table["layers"]), totals(elements), torch.ones(len(times))], 1).double()
+    fitted = slice(0, networks)
+    scale, element, constant = _nonnegative(
+        features[fitted] / measured[fitted, None], torch.ones(networks, dtype=torch.float64)
+    ).tolist()
+    for name, entry in table["layers"].items():
+        entry["ns"] = [[scale * v for v in line] for line in entry["ns"]]
+        entry["gather"], entry["scatter"] = scale * entry["gather"], scale * entry["scatter"]
+        entry["element"] = element * positions[name]
+    table["constant"] = constant
+    predicted = features @ torch.tensor([scale, element, constant], dtype=torch.float64)
+    table["fit"] = dict(scale=scale, element=element, constant=constant)
+    table["networks"] = [
+        dict(ratio=budget.macs_of(p) / budget.dense_macs, measured=t, predicted=float(q), fitted=i < networks)
+        for i, (p, t, q) in enumerate(zip(patterns, times, predicted, strict=True))
+    ]
+    return table
+
+
+def _nonnegative(a: Tensor, b: Tensor) -> Tensor:
+    """Least squares with no negative unknown, by trying every set of unknowns (there are few)."""
+    best, error = torch.zeros(a.shape[1], dtype=a.dtype), float(b.square().sum())
+    for size in range(1, a.shape[1] + 1):
+        for chosen in itertools.combinations(range(a.shape[1]), size):
+            x = torch.linalg.lstsq(a[:, chosen], b[:, None], driver="gelsd").solution[:, 0]
+            left = float((a[:, chosen] @ x - b).square().sum())
+            if bool((x >= 0).all()) and left < error:
+                best, error = torch.zeros_like(best), left
+                best[list(chosen)] = x
+    return best
