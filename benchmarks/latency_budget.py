@@ -2,8 +2,8 @@
 
     python benchmarks/latency_budget.py CONFIG TABLE [--targets 0.7 0.5 0.3] [--rounds 20]
 
-TABLE comes from tools/profile_latency.py, whose shape, batch and threads are taken. Masks are random (three seeds), with
-layers that keep different parts, and frozen at each target as PruneHook does it; all networks are timed in turn.
+TABLE comes from tools/profile_latency.py, whose shape, batch and threads are taken. Masks are random (three seeds),
+with layers that keep different parts, and frozen at each target as PruneHook does it; all networks are timed in turn.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python tools/profile_latency.py CONFIG --out table.json [--shape H W] [--batch 1] [--threads N] [--device cpu]
 
-CONFIG is a file or a packaged config, with masks or without. The table holds the machine, versions, threads and shape it
-was measured with, and how far it is off on slimmed networks it has not seen.
+CONFIG is a file or a packaged config, with masks or without. The table holds the machine, versions, threads and shape
+it was measured with, and how far it is off on slimmed networks it has not seen.
 """
 
 import argparse
