@@ -1,0 +1,150 @@
+"""What a whole pruned run costs with ``slim_at_end``, against the dense run: iterations weighted by the schedule.
+
+    python benchmarks/whole_run.py [resnet20 resnet56 centernet_demo centernet] [--rounds 20] [--threads 1]
+
+Four Runners of one of the repository's pruned configs stand side by side on a fixed batch of noise: the dense model,
+the masked one before the window, the masked one in it (Optimizer 2 at every step), and the one that the hook has
+slimmed at the freeze. Each round takes one whole iteration of each, in changing order; with the config's own window and
+epochs the run costs
+
+    (begin * before + (end - begin) * window + (epochs - end) * slimmed) / (epochs * dense)
+
+taken round by round, because machines are shared. Data loading, evaluation and the slimming itself (once a run,
+printed) are left out. The masks are drawn at random and cut to the target by the freeze; a trained network keeps other
+channels. One thread is timed in CPU seconds, several by the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import nn
+from torch.utils.data import DataLoader
+
+import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
+from mmitp.engine.config import load_config
+from mmitp.engine.hooks import PruneHook
+from mmitp.models.report import random_batch
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+#: name -> config, batch, (H, W)
+NETS: dict[str, tuple[str, int, tuple[int, int]]] = dict(
+    resnet20=("cifar10/resnet20_cifar10_psi50.py", 128, (32, 32)),
+    resnet56=("cifar10/resnet56_cifar10_psi50.py", 128, (32, 32)),
+    centernet_demo=("demo/centernet_scenes_prune50.py", 8, (128, 384)),
+    centernet=("centernet_kitti_prune50.py", 1, (384, 1280)),
+)
+PHASES = ("dense", "before", "window", "slimmed")
+
+
+class StandingLoop(EpochBasedTrainLoop):
+    """Stands ready for ``run_iter`` where the usual loop would begin its first epoch."""
+
+    def run(self) -> nn.Module:
+        self.runner.call_hook("before_train")
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        return self.runner.model
+
+
+def stand(net: str, phase: str, work_dir: str) -> tuple[Runner, Any]:
+    """A Runner that stands in one phase of the run, and its batch."""
+    file, size, shape = NETS[net]
+    cfg = load_config(str(CONFIGS / file), work_dir=work_dir)
+    hook = next(h for h in cfg.custom_hooks if h.type == "mmitp.PruneHook")
+    if phase == "dense":
+        cfg.model.type = cfg.model.pop("of")
+        cfg.model.pop("prune", None)
+        cfg.custom_hooks = []
+    elif phase == "slimmed":
+        hook.slim_at_end, hook.fill = True, True
+    model = cfg.model
+    if "data_preprocessor" in cfg:
+        model.data_preprocessor = cfg.data_preprocessor
+    torch.manual_seed(0)
+    runner = Runner(
+        model=model,
+        work_dir=work_dir,
+        train_dataloader=DataLoader([None] * 100, batch_size=None),
+        train_cfg=dict(type=StandingLoop, max_epochs=cfg.train_cfg.max_epochs),
+        optim_wrapper=cfg.optim_wrapper,
+        param_scheduler=cfg.param_scheduler,
+        default_hooks=dict(cfg.default_hooks, checkpoint=None, sampler_seed=None),
+        custom_hooks=cfg.custom_hooks,
+        default_scope=cfg.default_scope,
+        log_level="ERROR",
+        experiment_name=f"{net}_{phase}",
+    )
+    runner.train()
+    batch = random_batch(runner.model, shape, size, torch.Generator().manual_seed(0))
+    runner.train_loop.run_iter(0, batch)
+    if phase == "window":
+        runner.train_loop._epoch = hook.begin
+    elif phase == "slimmed":
+        pruning = hook_of(runner)
+        for layer in pruning.masks.values():
+            nn.init.normal_(layer.prune_mask, 0.5, 0.5)
+        runner.train_loop._epoch = hook.end - 1
+        start = time.perf_counter()
+        pruning.after_train_epoch(runner)
+        print(f"{net}: the freeze and the slimming took {time.perf_counter() - start:.1f} s")
+        runner.train_loop._epoch = hook.end
+    return runner, batch
+
+
+def hook_of(runner: Runner) -> PruneHook:
+    return next(h for h in runner.hooks if isinstance(h, PruneHook))
+
+
+def spread(values: list[float]) -> str:
+    return " / ".join(f"{v:.3f}" for v in (min(values), statistics.median(values), max(values)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("nets", nargs="*", default=["resnet20", "centernet_demo"], metavar="net", help=", ".join(NETS))
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    now = time.process_time if args.threads == 1 else time.perf_counter
+    with tempfile.TemporaryDirectory() as work_dir:
+        for net in args.nets:
+            runners = {phase: stand(net, phase, work_dir) for phase in PHASES}
+            times: dict[str, list[float]] = {phase: [] for phase in PHASES}
+            for i in range(-2, args.rounds):  # two rounds to warm up
+                for phase in PHASES[i % 4 :] + PHASES[: i % 4]:
+                    runner, batch = runners[phase]
+                    start = now()
+                    runner.train_loop.run_iter(1, batch)
+                    if i >= 0:
+                        times[phase].append(now() - start)
+            report(net, runners["slimmed"][0], times, args)
+
+
+def report(net: str, runner: Runner, times: dict[str, list[float]], args: argparse.Namespace) -> None:
+    hook, epochs = hook_of(runner), runner.max_epochs
+    assert hook.slimmed is not None
+    print(
+        f"{net}: {hook.slimmed['ratio']:.4f} of the operations from epoch {hook.end} of {epochs} on, window from "
+        f"{hook.begin}; torch {torch.__version__}, {args.threads} thread(s), {args.rounds} rounds; min / median / max"
+    )
+    print(f"{'dense':>10}: {spread(times['dense'])} s")
+    for phase in PHASES[1:]:
+        ratios = [a / b for a, b in zip(times[phase], times["dense"], strict=True)]
+        print(f"{phase:>10} / dense: {spread(ratios)}")
+    spans = (hook.begin, hook.end - hook.begin, epochs - hook.end)
+    rounds = zip(*(times[phase] for phase in PHASES), strict=True)
+    whole = [sum(n * t for n, t in zip(spans, rest, strict=True)) / (epochs * dense) for dense, *rest in rounds]
+    print(f" whole run / dense: {spread(whole)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
