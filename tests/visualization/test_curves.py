@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from mmitp.visualization import plot_budget, plot_channels, plot_hw_losses
+from mmitp.visualization import plot_budget, plot_channels, plot_hw_losses, plot_robustness
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -22,7 +22,17 @@ def test_the_bars_name_every_layer_and_its_share(tmp_path):
         assert f"<!-- {part} -->" in text or f"<!--  {part} -->" in text
 
 
+def test_the_robustness_curve_names_its_metrics_and_its_attack(tmp_path):
+    pytest.importorskip("matplotlib")
+    curves = {"accuracy/top1": [90.0, 40.0], "accuracy/top5": [99.0, 80.0]}
+    text = plot_robustness([0, 8], curves, tmp_path / "robust.svg", title="PGD-20").read_text()
+    for part in ("accuracy/top1", "accuracy/top5", "PGD-20", "eps [pixels/255]"):
+        assert f"<!-- {part} -->" in text
+
+
 def test_numbers_that_do_not_fit_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="as many values a curve"):
+        plot_robustness([0, 8], {"top1": [90.0]}, tmp_path / "x.png")
     with pytest.raises(ValueError, match="equally many"):
         plot_budget([0, 1], [1.0], tmp_path / "x.png")
     with pytest.raises(ValueError, match="equally many"):

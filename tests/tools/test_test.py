@@ -1,0 +1,80 @@
+"""tools/test.py on a CIFAR-10 folder of eight images: clean, a subset, an attack, and wrong command lines."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
+
+from mmengine.registry import MODELS, init_default_scope
+
+from mmitp.engine.config import load_config
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "cifar10" / "resnet20_cifar10.py")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict]:
+    spec = importlib.util.spec_from_file_location("test_tool", ROOT / "tools" / "test.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (8, 3072), dtype=np.uint8)
+    (folder / "test_batch").write_bytes(pickle.dumps({"data": images, "labels": list(range(8))}))
+    init_default_scope("mmpretrain")
+    weights = tmp_path / "weights.pth"
+    torch.save({"state_dict": MODELS.build(load_config(CONFIG).model).state_dict()}, weights)
+
+    def main(*args: str) -> dict:
+        out = tmp_path / "out.json"
+        options = [f"test_dataloader.dataset.data_root={tmp_path}", "test_dataloader.batch_size=4"]
+        command = ["test.py", CONFIG, str(weights), "--work-dir", str(tmp_path / "work"), "--json", str(out), *args]
+        monkeypatch.setattr(sys, "argv", [*command, "--cfg-options", *options])
+        tool.main()
+        return json.loads(out.read_text())
+
+    return main
+
+
+def test_clean_and_attacked_figures_stand_in_one_table(
+    run: Callable[..., dict], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean = run()
+    report = run("--attack", "pgd", "--steps", "2", "--eps", "0", "8", "--alpha", "2", "--seed", "3")
+    assert report["clean"] == report["attacked"][0] == clean
+    assert report["attacked"][1].keys() == clean.keys()
+    assert (report["images"], report["total"], report["eps"]) == (8, 8, [0.0, 8.0])
+    assert report["attack"]["seed"] == 3
+    assert report["largest"] == pytest.approx([0, 8], abs=1e-3)
+    text = capsys.readouterr().out
+    assert "PGD-2 (linf, step 2/255, restarts 1), objective truth, seed 3; all 8 images" in text
+    assert (tmp_path / "out.png").is_file()
+
+
+def test_a_subset_can_be_tested(run: Callable[..., dict]) -> None:
+    assert run("--max-images", "1")["accuracy/top1"] in (0.0, 100.0)
+    report = run("--max-images", "3", "--attack", "fgsm", "--eps", "2")
+    assert (report["images"], report["total"]) == (3, 8)
+
+
+@pytest.mark.parametrize("args", [("--attack", "pgd"), ("--eps", "8"), ("--steps", "5")])
+def test_half_an_attack_is_refused(
+    run: Callable[..., dict], capsys: pytest.CaptureFixture[str], args: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(*args)
+    assert "--attack and --eps go together" in capsys.readouterr().err
