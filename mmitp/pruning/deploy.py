@@ -32,8 +32,8 @@ def fold_norms(model: nn.Module, example_inputs: Any) -> nn.Module:
         RuntimeError: the copy does not compute the same: the model reads the folded layers in a way that cannot be
             seen (nothing wrong is returned).
     """
-    model = copy.deepcopy(model).eval()
     folded = copy.deepcopy(model)
+    folded.eval()
     pairs = _pairs(folded, example_inputs)
     for layer, norm in pairs.items():
         _fold(layer, norm)

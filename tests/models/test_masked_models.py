@@ -17,7 +17,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mmitp.models  # noqa: F401  registers types
 from mmitp.models.masked import MaskedModel
-from mmitp.pruning import MacBudget, MaskedConv2d, SlimPlan, apply_plan, mask_model, masked_layers, randomize_masks
+from mmitp.pruning import (
+    MacBudget,
+    MaskedConv2d,
+    SlimPlan,
+    apply_plan,
+    fold_norms,
+    mask_model,
+    masked_layers,
+    randomize_masks,
+    share_masks,
+)
 from mmitp.pruning.slim import difference, slim_with_plan
 
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -38,8 +48,8 @@ def flop_macs(model: nn.Module, x: Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
-def prove(model: nn.Module, x: Tensor, keep: float = 0.6) -> MacBudget:
-    """Slimmed equals masked to 1e-5, its MACs the budget's, and spec with state dict rebuild it."""
+def prove(model: nn.Module, x: Tensor, keep: float = 0.6, share: bool = False) -> MacBudget:
+    """Slimmed equals masked to 1e-5, its MACs the budget's, spec with state dict rebuild it, and its norms fold."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, _BatchNorm):
@@ -53,6 +63,8 @@ def prove(model: nn.Module, x: Tensor, keep: float = 0.6) -> MacBudget:
     model.eval()
     dense = copy.deepcopy(model)
     mask_model(model)
+    if share:
+        assert share_masks(model, x)
     budget = MacBudget(model, x)
     assert budget.unfollowed == {}
     assert budget.dense_macs == flop_macs(dense, x)
@@ -63,6 +75,7 @@ def prove(model: nn.Module, x: Tensor, keep: float = 0.6) -> MacBudget:
     rebuilt = apply_plan(dense, SlimPlan.from_spec(plan.spec()))
     rebuilt.load_state_dict(small.state_dict())
     assert difference(small, rebuilt, x, rtol=0) == ""
+    fold_norms(small, x)
     return budget
 
 
@@ -72,14 +85,33 @@ def test_backbones_slim_exactly(name: str) -> None:
     prove(build_backbone(BACKBONES[name]), torch.randn(1, 3, 64, 64))
 
 
-@pytest.mark.parametrize("variant", ["centernet_dla34", "centernet_dla34_plain"])
-def test_centernet_dla34_slims_exactly(variant: str, models_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("variant", "share"), [("centernet_dla34", False), ("centernet_dla34_plain", False), ("centernet_dla34", True)]
+)
+def test_centernet_dla34_slims_exactly(variant: str, share: bool, models_dir: Path) -> None:
     torch.manual_seed(0)
     model = MODELS.build(Config.fromfile(models_dir / f"{variant}.py").model)
     for name, parameter in model.named_parameters():
         if "conv_offset" in name:
             parameter.data.normal_(0, 0.05)  # zero by construction: sample between the pixels instead
-    prove(model, torch.randn(1, 3, 64, 128), keep=0.7)
+    prove(model, torch.randn(1, 3, 64, 128), keep=0.7, share=share)
+
+
+def test_shared_masks_leave_no_gather_inside_a_resnet() -> None:
+    torch.manual_seed(0)
+    model = mask_model(build_backbone(BACKBONES["resnet50"]))
+    x = torch.randn(1, 3, 64, 64)
+    share_masks(model, x)
+    budget = MacBudget(model, x, check=False)
+    randomize_masks(model, 0.6, torch.Generator().manual_seed(0))
+    small, plan = slim_with_plan(model, x, budget)
+    gathered = {name for name, cut in plan.layers.items() if cut.in_index is not None or cut.out_index is not None}
+    # A stage's blocks read and write one stream; the last one's is the output, which stays whole: its readers gather.
+    assert gathered == {"layer4.1.conv1", "layer4.2.conv1"}
+    widths = {small.layer2[i].conv3.out_channels for i in range(4)} | {small.layer3[0].conv1.in_channels}
+    assert len(widths) == 1
+    assert widths.pop() < 512
+    assert small.layer4[0].conv3.out_channels == 2048
 
 
 def test_masked_model_builds_any_registered_type_with_masks_in_place() -> None:
