@@ -1,6 +1,6 @@
 """Does a network frozen at a latency target run at it? Prediction of a table beside the slimmed network's clock.
 
-    python benchmarks/latency_budget.py CONFIG TABLE [--targets 0.7 0.5 0.3] [--rounds 20]
+    python benchmarks/latency_budget.py CONFIG TABLE [--targets 0.7 0.5 0.3] [--rounds 20] [--margin 0.1]
 
 TABLE comes from tools/profile_latency.py, whose shape, batch and threads are taken. Masks are random (three seeds),
 with layers that keep different parts, and frozen at each target as PruneHook does it; all networks are timed in turn.
@@ -27,12 +27,13 @@ def main() -> None:
     parser.add_argument("table")
     parser.add_argument("--targets", type=float, nargs="+", default=[0.7, 0.5, 0.3])
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--margin", type=float, default=0.1)
     args = parser.parse_args()
     with open(args.table, encoding="utf-8") as file:
         table = json.load(file)
     model = build_masked(load_config(args.config)).to(table["device"]).eval()
     example = blank_example(model, tuple(table["shape"]), batch=table["batch"])
-    budget = MacBudget(model, example, cost=LatencyCost(table))
+    budget, plain = (MacBudget(model, example, cost=LatencyCost(table, m)) for m in (args.margin, 0.0))
     rows = budget.tables(torch.device("cpu")).literal_row
     patterns, targets = [torch.ones(budget.n_literals, dtype=torch.bool)], [1.0]
     low = lowest_ratio(budget)
@@ -49,7 +50,7 @@ def main() -> None:
                 dict(budget.masked)[name].prune_mask.data.copy_(part)
             patterns.append(project(budget, target).pattern)
             targets.append(target)
-    results = predicted_and_measured(model, example, budget, patterns, table["threads"], args.rounds)
+    results = predicted_and_measured(model, example, plain, patterns, table["threads"], args.rounds)
     dense = results[0][1]
     print(f"{table['machine']}, {table['threads']} thread(s), torch {torch.__version__}, {tuple(table['shape'])}")
     print("target  MACs kept  table ms  clock ms  clock/dense  table/clock")

@@ -158,14 +158,19 @@ class LatencyCost(Cost):
     Args:
         table: what :func:`mmitp.pruning.latency.measure_latency` returned, or the path of it as JSON
             (``tools/profile_latency.py`` writes one).
+        margin: part of the predicted saving that is not counted on, so that a network at its target by the table, which
+            is some per cent off, is at it by the clock too.
 
     Raises:
-        ValueError: the file is no such table; when bound to a budget: the table is of another network or input size.
+        ValueError: the file is no such table, or the margin is not in [0, 1); when bound to a budget: the table is of
+            another network or input size.
     """
 
     what, unit = "latency", "ns"
 
-    def __init__(self, table: str | Mapping[str, Any]) -> None:
+    def __init__(self, table: str | Mapping[str, Any], margin: float = 0.1) -> None:
+        if not 0 <= margin < 1:
+            raise ValueError(f"the margin of a latency cost must be in [0, 1), got {margin}")
         self.source = table if isinstance(table, str) else "the latency table"
         if isinstance(table, str):
             with open(table, encoding="utf-8") as file:
@@ -173,7 +178,7 @@ class LatencyCost(Cost):
         if not isinstance(table, Mapping) or table.get("format") != TABLE_FORMAT:
             raise ValueError(f"{self.source} is no latency table of format {TABLE_FORMAT} (tools/profile_latency.py)")
         self.table: Mapping[str, Any] = table
-        self.constant = float(table["constant"])
+        self.counted, self.constant = 1 - margin, float(table["constant"])
 
     def bind(self, budget: MacBudget, model: nn.Module) -> None:
         entries = []
@@ -210,6 +215,9 @@ class LatencyCost(Cost):
         )
         cpu = {key: torch.tensor(value, dtype=torch.float64) for key, value in vectors.items()}
         self._vectors = {torch.device("cpu"): cpu}
+        counted, self.counted, self.spare = self.counted, 1.0, 0.0
+        dense = self.total(budget.tables(torch.device("cpu")), torch.ones(budget.n_literals, dtype=torch.float64))
+        self.counted, self.spare = counted, (1 - counted) * dense
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self._vectors:
@@ -226,15 +234,16 @@ class LatencyCost(Cost):
         low = grid[every, i - 1, o - 1] * (1 - part_out) + grid[every, i - 1, o] * part_out
         high = grid[every, i, o - 1] * (1 - part_out) + grid[every, i, o] * part_out
         # A layer that computes nothing is not run.
-        return (low * (1 - part_in) + high * part_in) * (n_out > 0) + v["element"][row] * n_out
+        time = (low * (1 - part_in) + high * part_in) * (n_out > 0) + v["element"][row] * n_out
+        return self.counted * time
 
     def layers(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
         v = self._on(row.device)
         whole = v["gather"][row] * (n_in >= v["full_in"][row]) + v["scatter"][row] * (n_out >= v["full_out"][row])
-        return self.smooth(row, n_in, n_out) - whole * (n_out > 0)
+        return self.smooth(row, n_in, n_out) - self.counted * whole * (n_out > 0)
 
     def rest(self, on: Tensor) -> float:
-        return self.constant
+        return self.counted * self.constant + self.spare
 
 
 def _segment(axis: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,7 +256,7 @@ def _segment(axis: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def make_cost(cost: str | Mapping[str, Any] | Cost) -> Cost | None:
-    """A cost from a config: ``'macs'`` (None), ``'params'``, or ``dict(type='latency', table=...)``.
+    """A cost from a config: ``'macs'`` (None), ``'params'``, or ``dict(type='latency', table=..., margin=0.1)``.
 
     Raises:
         ValueError: none of these.
@@ -260,6 +269,6 @@ def make_cost(cost: str | Mapping[str, Any] | Cost) -> Cost | None:
         return None
     if kind == "params" and not settings:
         return ParameterCost()
-    if kind == "latency" and set(settings) == {"table"}:
-        return LatencyCost(settings["table"])
+    if kind == "latency" and "table" in settings and set(settings) <= {"table", "margin"}:
+        return LatencyCost(**settings)
     raise ValueError(f"cost must be 'macs', 'params' or dict(type='latency', table='table.json'), got {cost!r}")

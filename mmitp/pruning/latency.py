@@ -28,6 +28,9 @@ from .slim import LayerPlan, SlimPlan, shrink_layer, slim_with_plan
 #: A single timing takes at least this long; shorter calls are repeated within it.
 _LEAST_NS = 300_000
 
+#: Whole networks are timed in turn for about so long, but no more than 100 times and no less than a layer.
+_NETWORKS_NS = 30e9
+
 
 @dataclass
 class _Seen:
@@ -41,7 +44,7 @@ def measure_latency(
     model: nn.Module,
     example_inputs: Any,
     threads: int | None = None,
-    rounds: int = 7,
+    rounds: int = 12,
     networks: int = 6,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -54,7 +57,7 @@ def measure_latency(
         model: masked model; it is copied.
         example_inputs: as for :class:`MacBudget`, of the size and batch to measure.
         threads: of torch; by default its present number.
-        rounds: timings of every point.
+        rounds: timings of every point; networks are timed more often.
         networks: slimmed networks that the remainder is fitted on; two more are held out to tell the table's error.
         report: receives lines about the progress.
 
@@ -92,7 +95,9 @@ def measure_latency(
             entries[record.name] = dict(
                 known[key], n_in=record.n_in, n_out=record.n_out, pair_macs=record.pair_macs, element=0.0
             )
-        times = _least([lambda m=m: call_model(m, example_inputs) for m in slimmed], clock, 2 * rounds)  # type: ignore[misc]
+        calls = [lambda m=m: call_model(m, example_inputs) for m in slimmed]  # type: ignore[misc]
+        times = _least(calls, clock, 3)
+        times = _least(calls, clock, max(rounds, min(100, int(_NETWORKS_NS / sum(times)))))
     positions = {
         r.name: 0 if entries[r.name]["scatter"] else seen[r.name].positions for r in budget.layers if r.name in entries
     }
@@ -108,7 +113,7 @@ def predicted_and_measured(
     Args:
         model: the masked model the budget was made of; its masks are left frozen at the last pattern.
         example_inputs: as the table was measured with.
-        budget: a budget with a :class:`LatencyCost`.
+        budget: a budget with a :class:`LatencyCost` without margin.
         patterns: flat bool patterns.
         threads: of torch.
         rounds: timings of every network.
@@ -304,7 +309,7 @@ def _fit(
     tables = budget.tables(torch.device("cpu"))
 
     def totals(layers: dict[str, Any]) -> Tensor:
-        cost = LatencyCost(dict(table, layers=layers))
+        cost = LatencyCost(dict(table, layers=layers), margin=0)
         cost.bind(budget, model)
         return torch.tensor([cost.total(tables, p.double()) for p in patterns], dtype=torch.float64)
 
@@ -315,10 +320,11 @@ def _fit(
     }
     measured = torch.tensor(times, dtype=torch.float64)
     features = torch.stack([totals(table["layers"]), totals(elements), torch.ones(len(times))], 1).double()
-    fitted = slice(0, networks)
-    scale, element, constant = _nonnegative(
-        features[fitted] / measured[fitted, None], torch.ones(networks, dtype=torch.float64)
-    ).tolist()
+    # Relative errors; the dense network, of which a target is a fraction, counts as much as all others.
+    weight = torch.ones(networks, dtype=torch.float64)
+    weight[0] = (networks - 1) ** 0.5
+    rows = features[:networks] / measured[:networks, None] * weight[:, None]
+    scale, element, constant = _nonnegative(rows, weight).tolist()
     for name, entry in table["layers"].items():
         entry["ns"] = [[scale * v for v in line] for line in entry["ns"]]
         entry["gather"], entry["scatter"] = scale * entry["gather"], scale * entry["scatter"]

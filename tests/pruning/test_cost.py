@@ -15,6 +15,7 @@ from torch import nn
 
 from mmitp.pruning import MacBudget, freeze_masks, mask_model, masked_layers, project, randomize_masks
 from mmitp.pruning.cost import LatencyCost, ParameterCost, make_cost
+from mmitp.pruning.masks import ste_derivative
 from mmitp.pruning.report import parameter_counts
 from mmitp.pruning.slim import slim_with_plan
 
@@ -77,7 +78,7 @@ X = torch.zeros(1, 3, 5, 5)
 def test_latency_is_interpolated_between_the_measured_channel_numbers() -> None:
     # Layer 0 computes the 3 channels layer 2 reads, layer 2 the one layer 3 reads.
     model = masked_chain([1.0, 0.5, 0.25, -1.0], [1.0, -1.0])
-    budget = MacBudget(model, X, cost=LatencyCost(chain_table()))
+    budget = MacBudget(model, X, cost=LatencyCost(chain_table(), margin=0))
     # dense: layer 0 at (3, 4), layer 2 at (4, 2) without its gather and scatter, layer 3 at (2, 2)
     assert budget.dense_cost == (700 + 4 * 10) + (200 - 40 - 7) + 60 + 1000
     # layer 0: 100 + 2/3 * 600 and 3 * 10; layer 2: half way between 2 and 4 inputs, one output; layer 3: one input
@@ -90,10 +91,9 @@ def test_latency_is_interpolated_between_the_measured_channel_numbers() -> None:
 
 def test_the_gradient_is_what_the_next_channel_would_save() -> None:
     model = masked_chain([1.0, 0.5, 0.25, -1.0], [1.0, -1.0])
-    budget = MacBudget(model, X, cost=LatencyCost(chain_table()))
+    budget = MacBudget(model, X, cost=LatencyCost(chain_table(), margin=0))
     budget.ratio().backward()
     layers = masked_layers(model)
-    from mmitp.pruning.masks import ste_derivative
 
     def marginal(name: str) -> list[float]:
         mask = layers[name].prune_mask
@@ -107,8 +107,22 @@ def test_the_gradient_is_what_the_next_channel_would_save() -> None:
     assert marginal("3") == pytest.approx([70 / 1953, 60 / 1953], rel=1e-5)
 
 
+def test_a_margin_is_a_part_of_the_saving_not_counted_on() -> None:
+    model = masked_chain([1.0, 0.5, 0.25, -1.0], [1.0, -1.0])
+    budget = MacBudget(model, X, cost=LatencyCost(chain_table(), margin=0.25))
+    assert budget.dense_cost == 1953
+    assert budget.ratio().item() == pytest.approx((1650 + 0.25 * (1953 - 1650)) / 1953, abs=1e-12)
+    budget.ratio().backward()
+    kept = masked_layers(model)["3"].prune_mask
+    assert (kept.grad / ste_derivative(kept.detach())).flatten().tolist() == pytest.approx(
+        [0.75 * 70 / 1953, 0.75 * 60 / 1953], rel=1e-5
+    )
+    with pytest.raises(ValueError, match="margin"):
+        LatencyCost(chain_table(), margin=1.0)
+
+
 def test_a_layer_that_computes_nothing_takes_no_time() -> None:
-    cost = LatencyCost(chain_table())
+    cost = LatencyCost(chain_table(), margin=0)
     cost.bind(MacBudget(mask_model(chain()), X), chain())
     row = torch.tensor([1])
     zero, two = torch.zeros(1, dtype=torch.float64), torch.full((1,), 2.0, dtype=torch.float64)
@@ -119,7 +133,7 @@ def test_a_layer_that_computes_nothing_takes_no_time() -> None:
 def test_a_table_of_another_network_or_size_is_refused(tmp_path: Path) -> None:
     model = mask_model(chain())
     with pytest.raises(ValueError, match=r"does not fit layer '0'.*measure again"):
-        MacBudget(model, torch.zeros(1, 3, 6, 6), cost=LatencyCost(chain_table()))
+        MacBudget(model, torch.zeros(1, 3, 6, 6), cost=LatencyCost(chain_table(), margin=0))
     file = tmp_path / "table.json"
     file.write_text(json.dumps(chain_table()), encoding="utf-8")
     MacBudget(model, X, cost=make_cost(dict(type="latency", table=str(file))))
@@ -161,8 +175,6 @@ def test_parameter_gradient_by_hand() -> None:
     budget.ratio().backward()
     assert budget.dense_cost == 4 * 27 + 4 + 8 + 2 + 4 + 2
     first, second = (layer.prune_mask.grad for layer in masked_layers(model).values())
-    from mmitp.pruning.masks import ste_derivative
-
     slope = ste_derivative(torch.ones(1)).item()
     # an input of layer 2: its 2 weights, and layer 0's 27 weights and bias
     assert (first / slope).flatten().tolist() == pytest.approx([(2 + 28) / 128] * 4, rel=1e-5)
@@ -170,10 +182,10 @@ def test_parameter_gradient_by_hand() -> None:
     assert (second / slope).flatten().tolist() == pytest.approx([(2 + 5) / 128] * 2, rel=1e-5)
 
 
-CHAIN_BUDGET = MacBudget(masked_chain([1.0] * 4, [1.0] * 2), X, cost=LatencyCost(chain_table()))
+CHAIN_BUDGET = MacBudget(masked_chain([1.0] * 4, [1.0] * 2), X, cost=LatencyCost(chain_table(), margin=0))
 SMOOTH = chain_table()
 SMOOTH["layers"]["2"].update(gather=0.0, scatter=0.0)
-SMOOTH_BUDGET = MacBudget(masked_chain([1.0] * 4, [1.0] * 2), X, cost=LatencyCost(SMOOTH))
+SMOOTH_BUDGET = MacBudget(masked_chain([1.0] * 4, [1.0] * 2), X, cost=LatencyCost(SMOOTH, margin=0))
 PATTERN = st.lists(st.booleans(), min_size=6, max_size=6)
 
 

@@ -65,7 +65,8 @@ class PruneHook(Hook):
             has: kernels work on that many at a time, and what lies between costs what the next multiple costs.
         input_shape: (H, W) the MACs are stated for; by default the size of the first training batch.
         cost: what ``target`` is a fraction of: ``'macs'``, ``'params'``, or measured latency,
-            ``dict(type='latency', table='table.json')`` with a table from ``tools/profile_latency.py``.
+            ``dict(type='latency', table='table.json', margin=0.1)`` with a table from ``tools/profile_latency.py``
+            (see :class:`mmitp.pruning.cost.LatencyCost`).
         slim_at_end: at ``end`` cut what the frozen masks drop out of the live model (weights, BatchNorm, averaged
             copies, optimizer state): the remaining epochs train the small network, with the masked one's losses up to
             rounding (see :mod:`mmitp.pruning.live`). Checkpoints hold the small network from then on; they resume, and

@@ -1,0 +1,121 @@
+"""The table measured with a clock that counts MACs: it must find exactly them, for networks it has not seen too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import mmitp.pruning.latency as latency
+from mmitp.pruning import MacBudget, mask_model, randomize_masks
+from mmitp.pruning.cost import LatencyCost
+from mmitp.pruning.latency import measure_latency, predicted_and_measured
+
+
+class Net(nn.Module):
+    """A residual stream (gathers and scatters), a depthwise layer, a module that runs twice, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.down = nn.Conv2d(8, 8, 3, padding=1, stride=2)
+        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.b(self.depthwise(self.a(x)).relu())
+        x = self.down(self.down(x))
+        return self.fc(self.up(x).mean((2, 3)))
+
+
+def counted(calls: Sequence[Callable[[], Any]], clock: Any, rounds: int) -> list[float]:
+    times = []
+    for call in calls:
+        with FlopCounterMode(display=False) as counter:
+            call()
+        times.append(counter.get_total_flops() / 2)
+    return times
+
+
+@pytest.fixture
+def macs_as_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "_least", counted)
+
+
+@pytest.mark.usefixtures("macs_as_time")
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_clock_of_macs_gives_a_table_of_macs(batch: int) -> None:
+    model, x = mask_model(Net(), linear=True), torch.randn(batch, 3, 8, 8)
+    randomize_masks(model, 0.5)
+    table = dict(measure_latency(model, x), batch=batch)
+    assert table["fit"]["scale"] == pytest.approx(1.0, rel=1e-9)
+    assert all(n["predicted"] == pytest.approx(n["measured"], rel=1e-9) for n in table["networks"])
+    assert [n["fitted"] for n in table["networks"]] == [True] * 6 + [False] * 2
+    # stated for one image, as PruneHook does, the budget takes a batch's table too
+    budget = MacBudget(model, x[:1], cost=LatencyCost(table, margin=0))
+    for seed in range(4):
+        randomize_masks(model, 0.5, torch.Generator().manual_seed(seed))
+        assert budget.cost.total(budget.tables(x.device), budget.flat_pattern().double()) == pytest.approx(
+            batch * budget.kept_macs(), rel=1e-9
+        )
+    assert budget.dense_cost == pytest.approx(batch * budget.dense_macs, abs=1)
+
+
+@pytest.mark.usefixtures("macs_as_time")
+def test_the_measured_model_is_left_alone_and_its_table_can_be_checked() -> None:
+    model, x = mask_model(Net()), torch.randn(1, 3, 8, 8)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    threads = torch.get_num_threads()
+    table = measure_latency(model, x, threads=1)
+    assert torch.get_num_threads() == threads
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    budget = MacBudget(model, x, cost=LatencyCost(table, margin=0))
+    half = budget.binarize(torch.rand(budget.n_literals) - 0.5)
+    for table_ns, clock_ns in predicted_and_measured(model, x, budget, [half], threads=1):
+        assert table_ns == pytest.approx(clock_ns, abs=1)
+    with pytest.raises(ValueError, match="no mask that counts"):
+        measure_latency(Net(), x)
+
+
+def test_points_are_where_pruning_ends_not_where_kernels_are_fastest() -> None:
+    assert latency._points(1) == (1,)
+    assert latency._points(3) == (1, 2, 3)
+    assert latency._points(64) == (1, 7, 14, 29, 45, 61, 64)
+
+
+def test_the_least_time_is_taken_and_fast_calls_are_repeated() -> None:
+    now = 0
+    spent = iter([0] * 100)
+
+    def clock() -> int:
+        return now
+
+    def call() -> None:
+        nonlocal now
+        now += 100_000 + next(spent, 0)
+
+    assert latency._least([call], clock, 3) == [100_000.0]
+    slow = iter([10**6, 5, 7, 9, 1, 2, 3, 2, 2, 2])
+
+    def noisy() -> None:
+        nonlocal now
+        now += 400_000 + next(slow)
+
+    # the first call warms up, the second tells how often to repeat, then three rounds: 7, 9, 1 more than 400,000
+    assert latency._least([noisy], clock, 3) == [400_001.0]
+
+
+def test_remainders_are_never_negative() -> None:
+    a = torch.tensor([[1.0, 1.0], [2.0, 1.0], [3.0, 1.0]], dtype=torch.float64)
+    assert latency._nonnegative(a, a @ torch.tensor([2.0, 3.0], dtype=torch.float64)).tolist() == pytest.approx([2, 3])
+    # 2 x - 1 would fit; without a negative constant the best slope is (1 + 6 + 15) / 14
+    assert latency._nonnegative(a, torch.tensor([1.0, 3.0, 5.0], dtype=torch.float64)).tolist() == pytest.approx(
+        [22 / 14, 0]
+    )
