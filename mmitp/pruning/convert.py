@@ -95,8 +95,8 @@ def share_masks(model: nn.Module, example_inputs: Any) -> list[list[str]]:
 
     The layers share one ``prune_mask`` Parameter from then on: optimizers, averaged copies, distributed training,
     budget and freeze see one mask. mmengine's optimizer constructor needs ``bypass_duplicate=True`` in its
-    ``paramwise_cfg``, if there is one. Layers whose inputs only overlap (a concatenation of one stream with another), or
-    are the same channels in another order, keep masks of their own, as do masks on single weights.
+    ``paramwise_cfg``, if there is one. Layers whose inputs only overlap (a concatenation of several streams), or are
+    the same channels in another order, keep masks of their own, as do masks on single weights.
 
     Args:
         model: masked model, not yet wrapped for distributed training, not yet given to an optimizer.
