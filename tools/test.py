@@ -22,8 +22,11 @@ def main() -> None:
     parser.add_argument("config", help="config file, or mmdet::... / mmpretrain::...")
     parser.add_argument("checkpoint", help="weights to evaluate")
     parser.add_argument("--work-dir", help="where logs go (default: work_dirs/<config name>)")
-    parser.add_argument("--json", metavar="OUT", help="write the metrics as JSON (default with --attack: WORK_DIR/"
-                        "robustness.json); a sweep's curve goes beside it")  # fmt: skip
+    parser.add_argument(
+        "--json",
+        metavar="OUT",
+        help="write the metrics as JSON (with --attack by default WORK_DIR/robustness.json); a sweep's curve goes beside",
+    )
     parser.add_argument("--max-images", type=int, metavar="N", help="test N images, spread evenly over the test set")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings to override")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
@@ -41,10 +44,9 @@ def main() -> None:
         group.add_argument(
             "--objective",
             choices=("truth", "own", "vanishing", "fabrication"),
-            help="detectors: raise "
-            "the training loss on the ground truth (default) or on the detector's own detections, or "
-            "make objects vanish or appear",
-        ),  # fmt: skip
+            help="detectors: raise the training loss on the ground truth (default) or on the detector's own "
+            "detections, or make objects vanish or appear",
+        ),
         group.add_argument("--score-thr", type=float, help="least score of a detection for 'own' (default 0.3)"),
         group.add_argument("--seed", type=int, help="of the random starts (default 0)"),
         group.add_argument("--pixel-range", type=float, help="full white before normalisation (default 255)"),
@@ -56,6 +58,10 @@ def main() -> None:
     given = {a.dest: getattr(args, a.dest) for a in attack if getattr(args, a.dest) is not None}
     if (args.name is None) != (args.eps is None) or (given and args.name is None):
         parser.error("--attack and --eps go together, and the attack's options with them")
+    if args.name != "pgd" and {"steps", "restarts"} & given.keys():
+        parser.error("--steps and --restarts are --attack pgd's")
+    if args.objective != "own" and args.score_thr is not None:
+        parser.error("--score-thr is --objective own's")
 
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.launcher = args.launcher

@@ -71,10 +71,19 @@ def test_a_subset_can_be_tested(run: Callable[..., dict]) -> None:
     assert (report["images"], report["total"]) == (3, 8)
 
 
-@pytest.mark.parametrize("args", [("--attack", "pgd"), ("--eps", "8"), ("--steps", "5")])
-def test_half_an_attack_is_refused(
-    run: Callable[..., dict], capsys: pytest.CaptureFixture[str], args: tuple[str, ...]
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("--attack pgd", "--attack and --eps go together"),
+        ("--eps 8", "--attack and --eps go together"),
+        ("--steps 5", "--attack and --eps go together"),
+        ("--attack fgsm --eps 8 --steps 5", "are --attack pgd's"),
+        ("--attack pgd --eps 8 --score-thr 0.2", "is --objective own's"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    run: Callable[..., dict], capsys: pytest.CaptureFixture[str], args: str, message: str
 ) -> None:
     with pytest.raises(SystemExit):
-        run(*args)
-    assert "--attack and --eps go together" in capsys.readouterr().err
+        run(*args.split())
+    assert message in capsys.readouterr().err
