@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument(
         "--json",
         metavar="OUT",
-        help="write the metrics as JSON (with --attack by default WORK_DIR/robustness.json); a sweep's curve goes beside",
+        help="write the metrics as JSON (with --attack by default WORK_DIR/robustness.json); a sweep's curve beside it",
     )
     parser.add_argument("--max-images", type=int, metavar="N", help="test N images, spread evenly over the test set")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings to override")
