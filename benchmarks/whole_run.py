@@ -1,6 +1,7 @@
 """What a whole pruned run costs with ``slim_at_end``, against the dense run: iterations weighted by the schedule.
 
     python benchmarks/whole_run.py [resnet20 resnet56 centernet_demo centernet] [--rounds 20] [--threads 1]
+        [--divisor 8]
 
 Four Runners of one of the repository's pruned configs stand side by side on a fixed batch of noise: the dense model,
 the masked one before the window, the masked one in it (Optimizer 2 at every step), and the one that the hook has
@@ -54,7 +55,7 @@ class StandingLoop(EpochBasedTrainLoop):
         return self.runner.model
 
 
-def stand(net: str, phase: str, work_dir: str) -> tuple[Runner, Any]:
+def stand(net: str, phase: str, divisor: int, work_dir: str) -> tuple[Runner, Any]:
     """A Runner that stands in one phase of the run, and its batch."""
     file, size, shape = NETS[net]
     cfg = load_config(str(CONFIGS / file), work_dir=work_dir)
@@ -64,7 +65,7 @@ def stand(net: str, phase: str, work_dir: str) -> tuple[Runner, Any]:
         cfg.model.pop("prune", None)
         cfg.custom_hooks = []
     elif phase == "slimmed":
-        hook.slim_at_end, hook.fill = True, True
+        hook.update(slim_at_end=True, fill=True, divisor=divisor)
     model = cfg.model
     if "data_preprocessor" in cfg:
         model.data_preprocessor = cfg.data_preprocessor
@@ -112,12 +113,13 @@ def main() -> None:
     parser.add_argument("nets", nargs="*", default=["resnet20", "centernet_demo"], metavar="net", help=", ".join(NETS))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--divisor", type=int, default=1, help="PruneHook's")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     now = time.process_time if args.threads == 1 else time.perf_counter
     with tempfile.TemporaryDirectory() as work_dir:
         for net in args.nets:
-            runners = {phase: stand(net, phase, work_dir) for phase in PHASES}
+            runners = {phase: stand(net, phase, args.divisor, work_dir) for phase in PHASES}
             times: dict[str, list[float]] = {phase: [] for phase in PHASES}
             for i in range(-2, args.rounds):  # two rounds to warm up
                 for phase in PHASES[i % 4 :] + PHASES[: i % 4]:
@@ -134,7 +136,8 @@ def report(net: str, runner: Runner, times: dict[str, list[float]], args: argpar
     assert hook.slimmed is not None
     print(
         f"{net}: {hook.slimmed['ratio']:.4f} of the operations from epoch {hook.end} of {epochs} on, window from "
-        f"{hook.begin}; torch {torch.__version__}, {args.threads} thread(s), {args.rounds} rounds; min / median / max"
+        f"{hook.begin}; torch {torch.__version__}, {args.threads} thread(s), "
+        f"divisor {args.divisor}, {args.rounds} rounds; min / median / max"
     )
     print(f"{'dense':>10}: {spread(times['dense'])} s")
     for phase in PHASES[1:]:
