@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mmitp.pruning import MaskedConv2d, MaskedConvTranspose2d, MaskedLinear, fold_masks, mask_model, masked_layers
-from mmitp.pruning.masks import binarize, ste_derivative
+from mmitp.pruning.masks import MaskBank, binarize, ste_derivative
 
 
 def test_binarize_is_the_sign_next_to_zero_where_rounding_differs() -> None:
@@ -185,3 +185,63 @@ def test_other_kinds_mask_their_inputs(kind: type[nn.Module]) -> None:
     assert torch.equal(out, model(without))
     masked_layers(model)["0"].detach_mask()
     assert torch.equal(out, model(without))
+
+
+def reference(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A masked convolution written out: the weight times the mask, whose gradient passes straight through."""
+    mask = layer.prune_mask
+    soft = 0.5 * torch.tanh(mask)
+    on = binarize(mask.detach()) + soft - soft.detach()
+    return nn.functional.conv2d(x, layer.weight * on.view(1, -1, 1, 1), layer.bias, padding=1)
+
+
+@pytest.mark.parametrize("size", [2, 12])
+def test_input_or_weight_masked_the_gradients_are_the_same(size: int) -> None:
+    torch.manual_seed(0)
+    layer = MaskedConv2d(6, 5, 3, padding=1).double()
+    with torch.no_grad():
+        layer.prune_mask.copy_(torch.tensor([0.3, -0.2, 1.0, -1.5, 0.1, 0.7]))
+    x = torch.randn(2, 6, size, size, dtype=torch.float64, requires_grad=True)
+    assert layer.masks_input(x, layer.weight.numel()) == (size == 2)
+    wanted = [x, *layer.parameters()]
+    got = torch.autograd.grad(layer(x).square().sum(), wanted)
+    expected = torch.autograd.grad(reference(layer, x).square().sum(), wanted)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_frozen_mask_on_the_input_stays_in_the_graph_with_zero_gradient() -> None:
+    layer = MaskedConv2d(6, 5, 3)
+    layer.freeze_mask(torch.tensor([1.0, 0, 1, 0, 1, 0]))
+    x = torch.randn(1, 6, 3, 3)
+    assert layer.masks_input(x, layer.weight.numel())
+    layer(x).sum().backward()
+    assert layer.prune_mask.grad is not None
+    assert layer.prune_mask.grad.tolist() == [0] * 6
+    assert layer.weight.grad is not None
+    assert layer.weight.grad[:, 1::2].abs().max() == 0
+
+
+def test_a_bank_changes_neither_output_nor_gradients_and_sees_masks_move() -> None:
+    torch.manual_seed(0)
+    model = mask_model(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3), nn.Conv2d(5, 2, 1)), include=["1", "2"])
+    layers = masked_layers(model)
+    x = torch.randn(2, 3, 8, 8)
+    bank = MaskBank(model, layers.values())
+    for _ in range(2):
+        for layer in layers.values():
+            layer.prune_mask.data.normal_()
+        wanted = list(model.parameters())
+        with_bank = torch.autograd.grad(model(x).square().sum(), wanted)
+        assert all(layer.evaluated is None for layer in layers.values())
+        alone = torch.autograd.grad(model[2](model[1](model[0](x))).square().sum(), wanted)
+        for a, b in zip(with_bank, alone, strict=True):
+            assert torch.equal(a, b)
+    seen = []
+    model[2].register_forward_pre_hook(lambda layer, args: seen.append(layer.evaluated))
+    model(x)
+    layers["1"].fold()  # a layer may lose its mask under the bank
+    model(x)
+    bank.remove()
+    model(x)
+    assert [ready is not None for ready in seen] == [True, True, False]
