@@ -95,7 +95,7 @@ def measure_latency(
             entries[record.name] = dict(
                 known[key], n_in=record.n_in, n_out=record.n_out, pair_macs=record.pair_macs, element=0.0
             )
-        calls = [lambda m=m: call_model(m, example_inputs) for m in slimmed]  # type: ignore[misc]
+        calls = [lambda m=m: call_model(m, example_inputs) for m in slimmed]
         times = _least(calls, clock, 3)
         times = _least(calls, clock, max(rounds, min(100, int(_NETWORKS_NS / sum(times)))))
     positions = {
