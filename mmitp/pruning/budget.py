@@ -228,7 +228,7 @@ class MacBudget:
 
     @property
     def masked(self) -> list[tuple[str, MaskedLayer]]:
-        """The masked layers that count, by name, in the order of the flat vectors; of those that share a mask the first."""
+        """The masked layers that count, by name, in the order of the flat vectors; of sharers of a mask the first."""
         return self._masked
 
     def tables(self, device: torch.device) -> _Tables:
