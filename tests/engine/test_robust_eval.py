@@ -33,7 +33,9 @@ MODEL: dict[str, Any] = dict(
     data_preprocessor=dict(type="mmpretrain.ClsDataPreprocessor", mean=MEAN, std=STD, to_rgb=True, num_classes=4),
     backbone=dict(type="mmitp.ResNetCifar", depth=8),
     neck=dict(type="mmpretrain.GlobalAveragePooling"),
-    head=dict(type="mmpretrain.LinearClsHead", num_classes=4, in_channels=64),
+    head=dict(
+        type="mmpretrain.LinearClsHead", num_classes=4, in_channels=64, loss=dict(type="mmpretrain.CrossEntropyLoss")
+    ),
 )
 needs_torchattacks = pytest.mark.skipif(
     importlib.util.find_spec("torchattacks") is None, reason="torchattacks is not installed"
