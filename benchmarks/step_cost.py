@@ -1,12 +1,14 @@
 """What a training iteration costs while masks train: whole iterations of mmengine's Runner, masked against dense.
 
-    python benchmarks/step_cost.py [resnet20 resnet56 dla34 dla34_quarter] [--rounds 20] [--threads 1] [--ops]
+    python benchmarks/step_cost.py [resnet20 resnet56 dla34 dla34_quarter] [--rounds 20] [--threads 1]
+        [--batch N] [--ops]
 
 Runners of the repository's own configs stand side by side, on a fixed batch of noise: the dense model, the masked one
 with ``PruneHook(b=10)`` and the one with ``b='auto'``. An iteration is ``run_iter``: all hooks, forward, losses,
 backward, optimizer, Optimizer 2, message hub. Rounds alternate between the Runners in changing order, and ratios are
 taken round by round, because machines are shared; for the same reason seconds are the process's CPU time with one
-thread, and wall time with more. ``--ops`` counts the operators that torch dispatches in an iteration, which no other
+thread, and wall time with more. Masks on weights cost the same at any batch, so a small ``--batch`` shows the
+difference clear of the noise. ``--ops`` counts the operators that torch dispatches in an iteration, which no other
 load disturbs: on a GPU each of them is a launch, and launches are what small networks wait for.
 
 Masks are spread around zero and the window stands where its path passes their ratio, so that channels cross zero all
@@ -99,11 +101,11 @@ class StandingLoop(EpochBasedTrainLoop):
         return self.runner.model
 
 
-def classifier(depth: int) -> tuple[Config, Any]:
+def classifier(depth: int, batch: int) -> tuple[Config, Any]:
     from mmpretrain.structures import DataSample
 
     cfg = Config.fromfile(str(ROOT / f"configs/cifar10/resnet{depth}_cifar10.py"))
-    samples = [DataSample().set_gt_label(i % 10) for i in range(128)]
+    samples = [DataSample().set_gt_label(i % 10) for i in range(batch)]
     images = [torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8) for _ in samples]
     return cfg, dict(inputs=images, data_samples=samples)
 
@@ -131,17 +133,21 @@ def detector(width: float, batch: int, shape: tuple[int, int]) -> tuple[Config, 
 
 
 NETS = dict(
-    resnet20=lambda: classifier(20),
-    resnet56=lambda: classifier(56),
-    dla34=lambda: detector(1.0, 2, (96, 320)),
-    dla34_quarter=lambda: detector(0.25, 8, (128, 384)),
+    resnet20=lambda batch: classifier(20, batch or 128),
+    resnet56=lambda batch: classifier(56, batch or 128),
+    dla34=lambda batch: detector(1.0, batch or 2, (96, 320)),
+    dla34_quarter=lambda batch: detector(0.25, batch or 8, (128, 384)),
 )
 
 
-def make_runner(net: str, b: float | str | None, work_dir: str, meter: Meter) -> tuple[Runner, Any]:
+def make_runner(
+    net: str, b: float | str | None, work_dir: str, meter: Meter, batch_size: int | None
+) -> tuple[Runner, Any]:
     torch.manual_seed(0)
-    cfg, batch = NETS[net]()
+    cfg, batch = NETS[net](batch_size)
     model = cfg.model
+    if meter.counter is not None:
+        cfg.optim_wrapper.optimizer.foreach = True  # as torch does by itself on a GPU
     if "data_preprocessor" in cfg:
         model.data_preprocessor = cfg.data_preprocessor
     if b is not None:
@@ -183,6 +189,7 @@ def main() -> None:
     parser.add_argument("nets", nargs="*", default=list(NETS), metavar="net", help=f"of {', '.join(NETS)}")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, help="images in a batch; by default that of the net's usual training")
     parser.add_argument("--ops", action="store_true", help="count operators instead of seconds")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -190,7 +197,7 @@ def main() -> None:
     meter = Meter(args.ops, args.threads == 1)
     with tempfile.TemporaryDirectory() as work_dir:
         for net in args.nets:
-            runners = {name: make_runner(net, b, work_dir, meter) for name, b in variants.items()}
+            runners = {name: make_runner(net, b, work_dir, meter, args.batch) for name, b in variants.items()}
             for name, (runner, batch) in runners.items():
                 runner.train_loop.run_iter(0, batch)
                 if name != "dense":
@@ -209,10 +216,11 @@ def measure(net: str, runners: dict[str, tuple[Runner, Any]], meter: Meter, roun
     print(f"{net}: torch {torch.__version__}, {torch.get_num_threads()} thread(s), {rounds} rounds; min / median / max")
     for name, values in costs.items():
         ratios = [a / b for (a, _), (b, _) in zip(values, costs["dense"], strict=True)]
+        more = [a - b for (a, _), (b, _) in zip(values, costs["dense"], strict=True)]
         hook = [h / b for (_, h), (b, _) in zip(values, costs["dense"], strict=True)]
         print(
             f"{name:>10}: {spread([v for v, _ in values], digits)} {unit}; to dense {spread(ratios)}, "
-            f"PruneHook's part {spread(hook)}",
+            f"more {spread(more, digits)}, PruneHook's part {spread(hook)}",
             flush=True,
         )
 
