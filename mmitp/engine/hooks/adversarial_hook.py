@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -15,7 +14,14 @@ from torch import Tensor, nn
 from mmitp.attacks import attack_mode, fgsm_rs, n_fgsm, pgd
 from mmitp.attacks.gradient import LossFn, Norm
 from mmitp.attacks.mode import BatchNormMode, DropoutMode
-from mmitp.engine.attack import check_pixel_range, image_area, pixel_units, training_loss, unwrap
+from mmitp.engine.attack import (
+    check_pixel_range,
+    image_area,
+    pixel_units,
+    seeded_generator,
+    training_loss,
+    unwrap,
+)
 from mmitp.registry import HOOKS
 
 Attack = Literal["fgsm_rs", "n_fgsm", "pgd"]
@@ -184,8 +190,11 @@ class AdversarialHook(Hook):
         assert self._runner is not None, "attached only between before_train and after_train"
         raw = kwargs.get("data", args[0] if args else None)
         model = unwrap(self._runner.model)
+        seed = self.seed if self.seed is not None else (self._runner.seed or 0)
+        # Anew for each iteration, so that a resumed run needs no saved state.
+        generator = seeded_generator(seed, get_rank(), self._iter, next(model.parameters()).device)
         with attack_mode(model, batchnorm=self.batchnorm, dropout=self.dropout):
-            return {**output, "inputs": self.perturb(model, output, raw, generator=self._generator(output))}
+            return {**output, "inputs": self.perturb(model, output, raw, generator=generator)}
 
     def perturb(
         self, model: nn.Module, data: dict[str, Any], raw: Any = None, *, generator: torch.Generator | None = None
@@ -281,14 +290,3 @@ class AdversarialHook(Hook):
                 )
         finally:
             self._attacking = False
-
-    def _generator(self, output: Any) -> torch.Generator:
-        """Fresh for (seed, rank, iteration): ranks differ, and a resumed run needs no saved state."""
-        assert self._runner is not None
-        seed = self.seed if self.seed is not None else (self._runner.seed or 0)
-        key = f"{seed}-{get_rank()}-{self._iter}".encode()
-        inputs = output.get("inputs") if isinstance(output, dict) else None
-        device = inputs.device if isinstance(inputs, Tensor) else "cpu"
-        # Hashed, because the CPU's generator reads 32 bits only: sums and shifts of the three would collide.
-        digest = hashlib.blake2b(key, digest_size=4).digest()
-        return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))

@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmitp.engine.attack import training_loss, unwrap
+from mmitp.engine.attack import class_labels, training_loss, unwrap
 from mmitp.engine.hooks.adversarial_hook import AdversarialHook, DataBatch
 from mmitp.registry import HOOKS
 
@@ -111,7 +111,7 @@ class CollapseGuardHook(Hook):
             # The loader draws its seed from the global generator: a run must not change because it is watched.
             with torch.random.fork_rng(devices=[]):
                 batches = [copy.deepcopy(batch) for batch in islice(runner.val_dataloader, self.num_batches)]
-            if self.source == "val" or all(_labels(_samples(batch)) is not None for batch in batches):
+            if self.source == "val" or all(class_labels(_samples(batch)) is not None for batch in batches):
                 self._batches = batches
         if self.source == "val" and not self._batches:
             raise ValueError("CollapseGuardHook(source='val') needs a validation dataloader with data")
@@ -170,7 +170,7 @@ class CollapseGuardHook(Hook):
             # Preprocessors write labels and meta data into the samples they are given.
             data = model.data_preprocessor(copy.deepcopy(raw), False)  # type: ignore[operator]
             attacked = {**data, "inputs": perturb(data, raw)}
-            labels = _labels(data["data_samples"])
+            labels = class_labels(data["data_samples"])
             with torch.no_grad():
                 if labels is None:
                     total += training_loss(model, data)(attacked["inputs"]).item()
@@ -212,14 +212,6 @@ class CollapseGuardHook(Hook):
 
 def _samples(batch: Any) -> Any:
     return batch.get("data_samples") if isinstance(batch, dict) else None
-
-
-def _labels(samples: Any) -> Tensor | None:
-    """Class indices ``(N,)`` if every sample has exactly one, as single-label classifiers' have."""
-    labels: list[Any] = [getattr(sample, "gt_label", None) for sample in samples] if samples is not None else []
-    if not labels or any(label is None or label.numel() != 1 for label in labels):
-        return None
-    return torch.cat([label.flatten() for label in labels])
 
 
 def _generator(batch: tuple[dict[str, Any], Any]) -> torch.Generator:
