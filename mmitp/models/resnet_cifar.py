@@ -11,17 +11,16 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmitp.pruning.layers import ChannelPad
 from mmitp.registry import MODELS
 
 __all__ = ["BasicBlockCifar", "ResNetCifar", "ShortcutA", "convert_resnet_cifar"]
 
 
-class ShortcutA(nn.Module):
+class ShortcutA(ChannelPad):
     """Option A of He et al.: subsampled identity, new channels filled with zeros; no parameters, no multiplications.
 
-    Output channel ``j`` is input channel ``j - front`` where that exists, else zero. The attributes describe the map in
-    full. Any subset of input and output channels is such a map again, after a gather of the input channels that are
-    passed on: ``front`` counts the kept zero channels before them, and ``out_channels`` all that are kept.
+    Output channel ``j`` is input channel ``j - front`` where that exists, else zero.
 
     Args:
         in_channels: channels of the stream that is read.
@@ -31,26 +30,15 @@ class ShortcutA(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, front: int | None = None) -> None:
-        super().__init__()
-        if front is None:
-            front = (out_channels - in_channels) // 2
-        if not 0 <= front <= out_channels - in_channels:
-            raise ValueError(
-                f"ShortcutA maps {in_channels} channels into {out_channels} with {front} zero channels in front: "
-                "the output must hold every input channel and the zeros before it"
-            )
-        self.in_channels = in_channels
-        self.out_channels = out_channels
+        super().__init__(in_channels, out_channels, front)
         self.stride = stride
-        self.front = front
 
     def forward(self, x: Tensor) -> Tensor:
         """Map N x in_channels x H x W to N x out_channels x ceil(H / stride) x ceil(W / stride)."""
-        x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, self.front, self.out_channels - self.front - x.shape[1]))
+        return super().forward(x[:, :, :: self.stride, :: self.stride])
 
     def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, stride={self.stride}, front={self.front}"
+        return f"{super().extra_repr()}, stride={self.stride}"
 
 
 class BasicBlockCifar(BaseModule):

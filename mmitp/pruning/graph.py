@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 
-from .layers import Conv2dKind, is_channelwise, kind_of
+from .layers import ChannelPad, Conv2dKind, is_channelwise, kind_of
 from .masks import MaskedLayer
 
 _UNARY = frozenset(
@@ -113,6 +113,7 @@ class ChannelGraph:
         rigid: ``(n_nodes,)`` bool, nodes whose place in the tensor is fixed by code with channel numbers in it.
         together: ``(2, P)`` pairs of nodes that the unchanged code carries or drops only together.
         norms: per-channel modules (BatchNorm, InstanceNorm, PReLU) with the labels of every call.
+        pads: :class:`ChannelPad` modules with the labels of the output of every call.
         unfollowed: name -> reason, for what was kept whole.
     """
 
@@ -123,6 +124,7 @@ class ChannelGraph:
     rigid: Tensor
     together: Tensor
     norms: dict[nn.Module, list[Tensor | None]]
+    pads: dict[ChannelPad, list[Tensor | None]]
     unfollowed: dict[str, str]
 
 
@@ -198,6 +200,7 @@ class _Recorder(TorchFunctionMode):
         self.n_nodes = 0
         self.layers: dict[Any, LayerRecord] = {}
         self.norms: dict[nn.Module, list[Tensor | None]] = {}
+        self.pads: dict[ChannelPad, list[Tensor | None]] = {}
         self.edges: list[Tensor] = []
         self.together: list[Tensor] = []
         self.always: list[Tensor] = []
@@ -285,8 +288,24 @@ class _Recorder(TorchFunctionMode):
                 self.mark_derived(output)
             else:
                 self.pass_on(ids, tensors[0], output)
+        elif isinstance(module, ChannelPad):
+            self.on_channel_pad(module, tensors[0], output)
         else:
             self.on_norm(module, tensors[0], output)
+
+    def on_channel_pad(self, module: ChannelPad, x: Tensor, out: Tensor) -> None:
+        """Zero channels are nodes without a source; the others pass through."""
+        ids = self.ids(x)
+        calls = self.pads.setdefault(module, [])
+        if ids is None or not _only_dim(ids, 1):
+            self.barrier([x], [out], f"{self.names[module]!r} pads a tensor whose channels are not followed")
+            self.note_call(calls, None)
+            return
+        after = module.out_channels - module.front - module.in_channels
+        ids = ids.expand(1, module.in_channels, 1, 1)
+        ids = torch.cat([self.new_nodes(1, module.front, 1, 1), ids, self.new_nodes(1, after, 1, 1)], 1)
+        self.note_call(calls, ids)
+        self.label(out, ids)
 
     def on_norm(self, module: nn.Module, x: Tensor, out: Tensor) -> None:
         ids = self.ids(x)
@@ -297,19 +316,21 @@ class _Recorder(TorchFunctionMode):
             ids = ids.expand([s if d == 1 else 1 for d, s in enumerate(x.shape)])
             if self._shares_parameters(module):
                 self.fix(ids)
-        calls = self.norms.setdefault(module, [])
-        calls.append(ids.reshape(-1) if ids is not None else None)
+        self.note_call(self.norms.setdefault(module, []), ids)
         if ids is None:
             self.mark_derived(out)
-            return
-        first = calls[0]
-        if first is None:
-            self.fix(ids)
-        elif len(calls) > 1:
-            self.tie(first, ids)
-        if calls[-1] is not None and None in calls:
-            self.fix(ids)
-        self.label(out, ids)
+        else:
+            self.label(out, ids)
+
+    def note_call(self, calls: list[Tensor | None], ids: Tensor | None) -> None:
+        """A module that runs several times has one width: its channels stay or go together, or all stay."""
+        calls.append(ids.reshape(-1) if ids is not None else None)
+        if ids is not None and calls[0] is not None:
+            self.tie(calls[0], ids)
+        if None in calls:
+            for known in calls:
+                if known is not None:
+                    self.fix(known)
 
     def _shares_parameters(self, module: nn.Module) -> bool:
         return any(id(p) in self._shared for p in module.parameters())
@@ -714,6 +735,7 @@ class _Recorder(TorchFunctionMode):
             flags(self.rigid),
             torch.cat(self.together, 1) if self.together else empty,
             self.norms,
+            self.pads,
             self.unfollowed,
         )
 
@@ -757,7 +779,7 @@ class _Hooks:
             atom = (
                 kind_of(module) is not None
                 or is_channelwise(module)
-                or isinstance(module, (_BatchNorm, _InstanceNorm))
+                or isinstance(module, (_BatchNorm, _InstanceNorm, ChannelPad))
                 or type(module) is nn.PReLU
             )
             before, after = (enter_atom, leave_atom) if atom else (enter, leave)

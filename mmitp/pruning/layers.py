@@ -134,6 +134,39 @@ class CountedKind(Conv2dKind):
         return True
 
 
+class ChannelPad(nn.Module):
+    """Puts zero channels before and after those it is given (dimension 1 of N x C x H x W).
+
+    A model's own ``F.pad`` fixes the places of its channels; this module names them, so that slimming can narrow what
+    comes in and what goes out. A subclass may treat the channels it is given one by one besides (subsample, say).
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output, at least ``in_channels``.
+        front: zero channels before the input's; by default half of the new ones, rounded down.
+
+    Raises:
+        ValueError: the output does not hold every input channel and the zeros before it.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, front: int | None = None) -> None:
+        super().__init__()
+        if front is None:
+            front = (out_channels - in_channels) // 2
+        if not 0 <= front <= out_channels - in_channels:
+            raise ValueError(
+                f"{type(self).__name__} maps {in_channels} channels into {out_channels} with {front} zero channels in "
+                "front: the output must hold every input channel and the zeros before it"
+            )
+        self.in_channels, self.out_channels, self.front = in_channels, out_channels, front
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, 0, self.front, self.out_channels - self.front - self.in_channels))
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, front={self.front}"
+
+
 _KINDS: dict[type[nn.Module], Conv2dKind] = {}
 _CHANNELWISE: set[type[nn.Module]] = set()
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .budget import MacBudget
 from .graph import call_model, tensors_in
-from .layers import _KINDS, Conv2dKind, kind_of, masked_layers
+from .layers import _KINDS, ChannelPad, Conv2dKind, kind_of, masked_layers
 from .needs import carried_channels, channel_masked
 
 logger = logging.getLogger(__name__)
@@ -133,10 +133,14 @@ class LayerPlan:
 
 @dataclass
 class SlimPlan:
-    """What stays of every layer and per-channel module, by module name."""
+    """What stays of every layer and per-channel module, by module name.
+
+    Of a :class:`ChannelPad` that is a number of zero channels in front, of channels passed on, and of zeros after them.
+    """
 
     layers: dict[str, LayerPlan] = field(default_factory=dict)
     norms: dict[str, Tensor] = field(default_factory=dict)
+    pads: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
     def spec(self) -> dict[str, Any]:
         """The structure alone as plain dicts of ints (JSON-able); the indices travel in the state dict."""
@@ -148,7 +152,8 @@ class SlimPlan:
             if p.out_index is not None:
                 entry["scatter"] = p.out_width
             layers[name] = entry
-        return dict(layers=layers, norms={name: len(keep) for name, keep in self.norms.items()})
+        norms = {name: len(keep) for name, keep in self.norms.items()}
+        return dict(layers=layers, norms=norms, pads={name: list(pad) for name, pad in self.pads.items()})
 
     @staticmethod
     def from_spec(spec: dict[str, Any]) -> SlimPlan:
@@ -165,6 +170,8 @@ class SlimPlan:
             )
         for name, n in spec["norms"].items():
             plan.norms[name] = torch.arange(int(n))
+        for name, (front, passed, after) in spec.get("pads", {}).items():
+            plan.pads[name] = int(front), int(passed), int(after)
         return plan
 
 
@@ -210,6 +217,11 @@ def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) 
         if calls[0] is not None:
             keep = carried[calls[0]]
             plan.norms[names[module]] = keep.nonzero().flatten()
+    for pad, calls in graph.pads.items():
+        if calls[0] is not None:
+            first, last = pad.front, pad.front + pad.in_channels
+            front, passed, after = (int(here.sum()) for here in carried[calls[0]].tensor_split((first, last)))
+            plan.pads[names[pad]] = front, passed, after
     return plan
 
 
@@ -220,7 +232,7 @@ def apply_plan(model: nn.Module, plan: SlimPlan) -> nn.Module:
         ValueError: the plan names a module the model lacks, or one of another type or size.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    for name in [*plan.layers, *plan.norms]:
+    for name in [*plan.layers, *plan.norms, *plan.pads]:
         if name not in modules:
             raise ValueError(f"the slim spec names a module {name!r} that {type(model).__name__} does not have")
     for name, layer in masked_layers(model).items():
@@ -246,6 +258,10 @@ def apply_plan(model: nn.Module, plan: SlimPlan) -> nn.Module:
         shrink_layer(layer, kind, entry)
     for name, keep in plan.norms.items():
         _shrink_norm(modules[name], keep)
+    for name, (front, passed, after) in plan.pads.items():
+        pad = modules[name]
+        assert isinstance(pad, ChannelPad)
+        pad.front, pad.in_channels, pad.out_channels = front, passed, front + passed + after
     return model
 
 

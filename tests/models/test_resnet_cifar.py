@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mmitp.models.resnet_cifar import ResNetCifar, ShortcutA, convert_resnet_cifar, convert_resnet_cifar_file
+from mmitp.pruning import mask_model, masked_layers, slim
 
 
 def conv_macs(model: nn.Module, size: int) -> int:
@@ -68,14 +69,31 @@ def test_shortcut_a_subsamples_and_centres_the_channels() -> None:
     assert not y[:, [0, 3]].any()
 
 
-def test_shortcut_a_of_any_kept_channels_is_a_shortcut_a_after_a_gather() -> None:
-    """The rule by which the map is slimmed: kept zeros in front and kept outputs are all there is to say."""
-    full = ShortcutA(4, 10, stride=2)  # zeros 0-2, inputs 0-3 at 3-6, zeros 7-9
-    x = torch.randn(2, 4, 6, 6)
-    kept = [1, 2, 3, 5, 9]
-    read = [j - 3 for j in kept if 3 <= j < 7]
-    slim = ShortcutA(len(read), len(kept), stride=2, front=sum(j < 3 for j in kept))
-    assert torch.equal(slim(x[:, read]), full(x)[:, kept])
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.fc = ResNetCifar(8), nn.Linear(64, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.net(x)[0].mean((2, 3)))
+
+
+def test_a_stream_sheds_channels_through_shortcut_a() -> None:
+    """Stage 3's only reader, the classifier, drops two zeros in front, a channel passed on and the last zero.
+
+    The one passed on, 20, is stage 2's channel 4, which the last block reads: it stays in the stream.
+    """
+    net = Classifier().eval()
+    x = torch.randn(2, 3, 8, 8)
+    mask_model(net, linear=True)
+    with torch.no_grad():
+        masked_layers(net)["fc"].prune_mask[[0, 1, 20, 63]] = -1.0
+    small = slim(net, x)
+    two, three = (stage[0].shortcut for stage in (small.net.layer2, small.net.layer3))
+    assert (two.front, two.in_channels, two.out_channels) == (8, 16, 32)
+    assert (three.front, three.in_channels, three.out_channels) == (14, 32, 14 + 32 + 15)
+    assert small.net.layer3[0].bn2.num_features == 61
+    assert torch.allclose(small(x), net(x), atol=1e-6)
 
 
 @pytest.mark.parametrize("kwargs", [{"front": 3}, {"front": -1}])

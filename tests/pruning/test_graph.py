@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmitp.pruning import MacBudget
+from mmitp.pruning.layers import ChannelPad
 
 
 class Net(nn.Module):
@@ -308,6 +309,12 @@ def padded_channels(m: Any, x: Tensor) -> Tensor:
     return back(m, h)
 
 
+def widened_stream(m: Any, x: Tensor) -> Tensor:
+    """A residual stream that gets more channels on its way, read by a layer and then by another one."""
+    h = front(m, x)
+    return back(m, m.r(F.relu(m.p(h) + m.w(h))) + m.r(F.relu(m.p(m.d(h)) + m.w(h))))
+
+
 def padded_point(m: Any, x: Tensor) -> Tensor:
     s = F.pad(F.adaptive_avg_pool2d(front(m, x), 1), (1, 1, 1, 1))
     return back(m, s)
@@ -442,6 +449,9 @@ FOLLOWED: dict[str, Callable[[], nn.Module]] = {
     "stacked_into_channels": lambda: net(stacked_into_channels),
     "maximum_of_two": lambda: net(maximum_of_two, **eights("d", "d2")),
     "padded_channels": lambda: net(padded_channels),
+    "channel_pad": lambda: net(
+        widened_stream, p=ChannelPad(8, 13, front=2), w=conv(8, 13), r=conv(13, 8), **eights("d")
+    ),
     "padded_point": lambda: net(padded_point),
     "one_channel_expanded": lambda: net(one_channel_expanded, g=conv(8, 1), bn=nn.BatchNorm2d(8)),
     "loop_over_channels": lambda: net(loop_over_channels),
@@ -530,3 +540,11 @@ def test_what_cannot_be_followed_stays_whole_and_right(name: str, prove: Callabl
     budget = prove(WHOLE[name](), torch.randn(2, 3, 8, 8), keeps=(0.2,))
     assert {row.name: row for row in budget.table()}["a"].out_kept == 8
     assert [reason for reason in budget.unfollowed.values() if "did not run" not in reason]
+
+
+def test_a_channel_pad_that_also_pads_the_image_keeps_its_width(prove: Callable[..., MacBudget]) -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        return back(m, m.r(m.p(x.repeat(1, 3, 1, 1)[:, :8]))) + back(m, m.r(m.p(front(m, x))))
+
+    budget = prove(net(run, p=ChannelPad(8, 12), r=conv(12, 8)), torch.randn(2, 3, 8, 8))
+    assert list(budget.unfollowed.values()) == ["'p' pads a tensor whose channels are not followed"]
