@@ -19,16 +19,6 @@ from mmitp.models.report import build_masked, is_detector
 from mmitp.pruning.latency import measure_latency
 
 
-def processor(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="config file, or package::name")
@@ -45,9 +35,7 @@ def main() -> None:
     example = blank_example(model, shape, batch=args.batch)
     table = measure_latency(model, example, args.threads, report=lambda line: print(line, flush=True))
     versions = dict(torch=torch.__version__, mmitp=mmitp.__version__, python=platform.python_version())
-    table.update(
-        machine=processor(args.device), device=args.device, versions=versions, shape=list(shape), batch=args.batch
-    )
+    table.update(versions=versions, shape=list(shape), batch=args.batch)
     with open(args.out, "w", encoding="utf-8") as file:
         json.dump(table, file)
     print("slimmed networks: MACs kept, ms measured, ms by the table")

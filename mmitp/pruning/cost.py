@@ -159,7 +159,11 @@ class LatencyCost(Cost):
         table: what :func:`mmitp.pruning.latency.measure_latency` returned, or the path of it as JSON
             (``tools/profile_latency.py`` writes one).
         margin: part of the predicted saving that is not counted on, so that a network at its target by the table, which
-            is some per cent off, is at it by the clock too.
+            is some per cent off, is at it by the clock too. It stands until the clock itself is asked
+            (:class:`mmitp.pruning.calibration.Calibration`).
+
+    Attributes:
+        counted: part of the predicted saving that is counted.
 
     Raises:
         ValueError: the file is no such table, or the margin is not in [0, 1); when bound to a budget: the table is of
@@ -178,7 +182,7 @@ class LatencyCost(Cost):
         if not isinstance(table, Mapping) or table.get("format") != TABLE_FORMAT:
             raise ValueError(f"{self.source} is no latency table of format {TABLE_FORMAT} (tools/profile_latency.py)")
         self.table: Mapping[str, Any] = table
-        self.counted, self.constant = 1 - margin, float(table["constant"])
+        self.margin, self.counted, self.constant = margin, 1 - margin, float(table["constant"])
 
     def bind(self, budget: MacBudget, model: nn.Module) -> None:
         entries = []
@@ -215,9 +219,34 @@ class LatencyCost(Cost):
         )
         cpu = {key: torch.tensor(value, dtype=torch.float64) for key, value in vectors.items()}
         self._vectors = {torch.device("cpu"): cpu}
-        counted, self.counted, self.spare = self.counted, 1.0, 0.0
-        dense = self.total(budget.tables(torch.device("cpu")), torch.ones(budget.n_literals, dtype=torch.float64))
-        self.counted, self.spare = counted, (1 - counted) * dense
+        self._tables, self.dense = budget.tables(torch.device("cpu")), 0.0
+        self.dense = self._all_counted(torch.ones(budget.n_literals))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the clock has told what to count, and no longer the margin."""
+        return self.counted != 1 - self.margin
+
+    def by_table(self, pattern: Tensor) -> float:
+        """Latency under a flat pattern as part of the dense one, all of the predicted saving counted."""
+        return self._all_counted(pattern) / self.dense
+
+    def _all_counted(self, pattern: Tensor) -> float:
+        counted, self.counted = self.counted, 1.0
+        try:
+            return self.total(self._tables, pattern.cpu().double())
+        finally:
+            self.counted = counted
+
+    def calibrate(self, table: float, clock: float) -> None:
+        """Makes a network cost what the clock says, and every other in proportion: ``1 - counted * (1 - by_table)``.
+
+        Args:
+            table: its :meth:`by_table`, below 1.
+            clock: its measured latency as part of the dense one.
+        """
+        assert table < 1, "a network without a predicted saving tells nothing about savings"
+        self.counted = (1 - clock) / (1 - table)
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self._vectors:
@@ -243,7 +272,7 @@ class LatencyCost(Cost):
         return self.smooth(row, n_in, n_out) - self.counted * whole * (n_out > 0)
 
     def rest(self, on: Tensor) -> float:
-        return self.counted * self.constant + self.spare
+        return self.counted * self.constant + (1 - self.counted) * self.dense
 
 
 def _segment(axis: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:

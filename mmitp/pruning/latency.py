@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ _LEAST_NS = 300_000
 
 #: Whole networks are timed in turn for about so long, but no more than 100 times and no less than a layer.
 _NETWORKS_NS = 30e9
+
+#: :func:`clock_ratio` times its two networks for about so long, 3 to 100 times.
+_CLOCK_NS = 4e9
 
 
 @dataclass
@@ -101,28 +105,73 @@ def measure_latency(
     positions = {
         r.name: 0 if entries[r.name]["scatter"] else seen[r.name].positions for r in budget.layers if r.name in entries
     }
-    table = dict(format=TABLE_FORMAT, threads=threads or torch.get_num_threads(), constant=0.0, layers=entries)
+    table = dict(
+        format=TABLE_FORMAT,
+        machine=processor(device),
+        device=str(device),
+        threads=threads or torch.get_num_threads(),
+        constant=0.0,
+        layers=entries,
+    )
     return _fit(table, positions, budget, model, patterns, times, networks)
 
 
 def predicted_and_measured(
-    model: nn.Module, example_inputs: Any, budget: MacBudget, patterns: Sequence[Tensor], threads: int, rounds: int = 20
+    model: nn.Module, example_inputs: Any, budget: MacBudget, patterns: Sequence[Tensor], rounds: int | None = 20
 ) -> list[tuple[float, float]]:
-    """Latency of slimmed networks in ns: as the budget's table has it, and as measured, networks in turn.
+    """Latency of slimmed networks in ns, all that the table predicts counted, and measured with them in turn.
+
+    Device and threads are the table's. The model stays as it is, and so does the state of random numbers.
 
     Args:
-        model: the masked model the budget was made of; its masks are left frozen at the last pattern.
-        example_inputs: as the table was measured with.
-        budget: a budget with a :class:`LatencyCost` without margin.
+        model: the masked model the budget was made of.
+        example_inputs: of the size and batch the table was measured with, on the model's device.
+        budget: a budget with a :class:`LatencyCost`.
         patterns: flat bool patterns.
-        threads: of torch.
-        rounds: timings of every network.
+        rounds: timings of every network; None for as many as take some seconds.
     """
-    with _threads(threads), torch.no_grad():
-        small = [_slimmed(model, example_inputs, budget, p)[0] for p in patterns]
-        clock = _clock(next(model.parameters()).device)
-        times = _least([lambda m=m: call_model(m, example_inputs) for m in small], clock, rounds)  # type: ignore[misc]
-    return [(float(budget.cost_of(p)), t) for p, t in zip(patterns, times, strict=True)]
+    cost, here = budget.cost, next(model.parameters()).device
+    assert isinstance(cost, LatencyCost)
+    device = torch.device(cost.table.get("device", "cpu"))
+    with torch.no_grad(), torch.random.fork_rng(devices=[here] if here.type == "cuda" else []):
+        networks = [_slimmed(model, example_inputs, budget, p)[0].to(device) for p in patterns]
+        inputs = _moved(example_inputs, device)
+        calls = [lambda m=m: call_model(m, inputs) for m in networks]
+        with _threads(cost.table.get("threads")):
+            clock = _clock(device)
+            if rounds is None:
+                rounds = max(3, min(100, int(_CLOCK_NS / sum(_least(calls, clock, 1)))))
+            times = _least(calls, clock, rounds)
+    return [(cost.by_table(p) * cost.dense, t) for p, t in zip(patterns, times, strict=True)]
+
+
+def clock_ratio(model: nn.Module, example_inputs: Any, budget: MacBudget, pattern: Tensor) -> float:
+    """Measured latency of the network slimmed to a pattern, as part of the dense one's, both timed in turn.
+
+    Arguments as for :func:`predicted_and_measured`.
+    """
+    dense = torch.ones(budget.n_literals, dtype=torch.bool)
+    (_, whole), (_, small) = predicted_and_measured(model, example_inputs, budget, [dense, pattern], rounds=None)
+    return small / whole
+
+
+def processor(device: torch.device | str) -> str:
+    """What a device is called, to tell whose times a table holds; empty for a device this machine does not have."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device) if torch.cuda.is_available() else ""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _moved(inputs: Any, device: torch.device) -> Any:
+    if isinstance(inputs, dict):
+        return {key: _moved(value, device) for key, value in inputs.items()}
+    if isinstance(inputs, (list, tuple)):
+        return type(inputs)(_moved(value, device) for value in inputs)
+    return inputs.to(device) if hasattr(inputs, "to") else inputs
 
 
 @contextmanager
@@ -177,11 +226,25 @@ def _patterns(budget: MacBudget, count: int) -> list[Tensor]:
 
 
 def _slimmed(model: nn.Module, example_inputs: Any, budget: MacBudget, pattern: Tensor) -> tuple[nn.Module, SlimPlan]:
-    for layer, part in budget.patterns(pattern).items():
-        layer.freeze_mask(part.to(layer.prune_mask))
-    small, plan = slim_with_plan(model, example_inputs, budget)
+    with _frozen_at(budget, pattern):
+        small, plan = slim_with_plan(model, example_inputs, budget)
     assert not masked_layers(small)
     return small.eval(), plan
+
+
+@contextmanager
+def _frozen_at(budget: MacBudget, pattern: Tensor) -> Iterator[None]:
+    """The budget's model with a flat pattern in force for a while."""
+    parts = budget.patterns(pattern)
+    before = {layer: (layer.mask_frozen, layer.prune_pattern.clone()) for layer in parts}
+    try:
+        for layer, part in parts.items():
+            layer.freeze_mask(part.to(layer.prune_mask))
+        yield
+    finally:
+        for layer, (frozen, old) in before.items():
+            layer.prune_pattern.copy_(old)
+            layer.mask_frozen = frozen
 
 
 def _record(dense: nn.Module, budget: MacBudget, example_inputs: Any) -> dict[str, _Seen]:

@@ -277,6 +277,32 @@ def test_a_branch_that_nobody_reads_computes_nothing_and_training_goes_on(tmp_pa
     assert max(abs(a - b) / abs(a) for a, b in zip(expected, losses, strict=True)) < 1e-10
 
 
+class Stop(Hook):
+    def after_train_epoch(self, runner):
+        runner.train_loop.stop_training = runner.epoch == 2
+
+
+@pytest.mark.parametrize("slim", [False, True])
+def test_training_stopped_inside_the_window_leaves_what_its_end_would_have(tmp_path, slim):
+    ema = dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=0.1)
+    options = dict(end=5, default_hooks=CHECKPOINT, optim=SGD)
+    runner, hook, losses = run(tmp_path / "a", slim, extra_hooks=[dict(ema), Stop()], **options)
+    assert len(losses) == 12
+    assert hook.frozen
+    assert bool(masked_layers(runner.model)) is not slim
+    saved = torch.load(tmp_path / "a" / "stopped.pth", weights_only=False)
+    average = next(h for h in runner.hooks if hasattr(h, "ema_model")).ema_model.module
+    average.load_state_dict(saved["state_dict"])  # a checkpoint's model is the average
+    assert saved["meta"]["epoch"] == 3
+    assert json.loads((tmp_path / "a" / "pruning.json").read_text())["ratio"] <= 0.5
+    assert "stopped.pth holds the outcome" in next((tmp_path / "a").glob("*/*.log")).read_text()
+    path = str(tmp_path / "a" / "stopped.pth")
+    runner, hook, rest = run(tmp_path / "b", slim, extra_hooks=[dict(ema)], load_from=path, resume=True, **options)
+    assert len(rest) == 16
+    assert hook.frozen
+    assert bool(masked_layers(runner.model)) is not slim
+
+
 SCRIPT = """
 import json, sys
 import mmitp

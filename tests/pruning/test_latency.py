@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmitp.pruning.latency as latency
-from mmitp.pruning import MacBudget, mask_model, randomize_masks
+from mmitp.pruning import MacBudget, mask_model, masked_layers, randomize_masks
 from mmitp.pruning.cost import LatencyCost
-from mmitp.pruning.latency import measure_latency, predicted_and_measured
+from mmitp.pruning.latency import clock_ratio, measure_latency, predicted_and_measured
 
 
 class Net(nn.Module):
@@ -74,12 +74,16 @@ def test_the_measured_model_is_left_alone_and_its_table_can_be_checked() -> None
     before = {k: v.clone() for k, v in model.state_dict().items()}
     threads = torch.get_num_threads()
     table = measure_latency(model, x, threads=1)
-    assert torch.get_num_threads() == threads
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     budget = MacBudget(model, x, cost=LatencyCost(table, margin=0))
     half = budget.binarize(torch.rand(budget.n_literals) - 0.5)
-    for table_ns, clock_ns in predicted_and_measured(model, x, budget, [half], threads=1):
+    for table_ns, clock_ns in predicted_and_measured(model, x, budget, [half]):
         assert table_ns == pytest.approx(clock_ns, abs=1)
+    part = budget.macs_of(half) / budget.dense_macs
+    assert clock_ratio(model, x, budget, half) == pytest.approx(part, rel=1e-9) == budget.cost.by_table(half)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(layer.mask_frozen for layer in masked_layers(model).values())
+    assert torch.get_num_threads() == threads
     with pytest.raises(ValueError, match="no mask that counts"):
         measure_latency(Net(), x)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
@@ -16,12 +16,14 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
-from mmitp.engine.example import example_inputs
+from mmitp.engine.example import blank_example, example_inputs
 from mmitp.engine.live import require_same_training, require_slimmable, slim_runner, without_runner_hooks
 from mmitp.models.slim import slim_config
 from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, SlimPlan, masked_layers
-from mmitp.pruning.cost import Cost, make_cost
+from mmitp.pruning.calibration import Calibration
+from mmitp.pruning.cost import Cost, LatencyCost, make_cost
 from mmitp.pruning.freeze import freeze_masks, lowest_ratio, project
+from mmitp.pruning.latency import clock_ratio, processor
 from mmitp.pruning.live import plan_live
 from mmitp.pruning.masks import MaskBank
 from mmitp.pruning.pressure import (
@@ -39,6 +41,12 @@ from mmitp.pruning.report import parameter_counts
 from mmitp.registry import HOOKS
 
 STATE_KEY = "mmitp_prune_hook"
+
+#: Checkpoint of a run that was stopped before its masks froze.
+STOPPED = "stopped.pth"
+
+#: A latency budget is compared with the clock so many times in the window: some seconds each.
+CALIBRATIONS = 10
 
 
 @HOOKS.register_module()
@@ -66,7 +74,10 @@ class PruneHook(Hook):
         input_shape: (H, W) the MACs are stated for; by default the size of the first training batch.
         cost: what ``target`` is a fraction of: ``'macs'``, ``'params'``, or measured latency,
             ``dict(type='latency', table='table.json', margin=0.1)`` with a table from ``tools/profile_latency.py``
-            (see :class:`mmitp.pruning.cost.LatencyCost`).
+            (see :class:`mmitp.pruning.cost.LatencyCost`). On the table's machine the run ends at or under the target
+            by the clock: slimmed copies are timed beside the dense network ten times in the window and at the freeze
+            (see :class:`mmitp.pruning.calibration.Calibration`). On another one, where its times cannot be checked, the
+            table less its margin is believed, and a warning says so.
         slim_at_end: at ``end`` cut what the frozen masks drop out of the live model (weights, BatchNorm, averaged
             copies, optimizer state): the remaining epochs train the small network, with the masked one's losses up to
             rounding (see :mod:`mmitp.pruning.live`). Checkpoints hold the small network from then on; they resume, and
@@ -124,6 +135,7 @@ class PruneHook(Hook):
         self.forecast = Forecast()
         self.auto: AutoPressure | None = None
         self.warned_at = -1
+        self.calibration: Calibration | None = None
         self._pending: dict[str, Any] | None = None
         self._best_rules: dict[CheckpointHook, Any] = {}
         self._steps_now = False
@@ -166,6 +178,7 @@ class PruneHook(Hook):
         if self.interval == "epoch":
             self.window_steps = max(self.window_steps * self._accumulation(runner) // self.length, 1)
         self.measure_every = max(self.window_steps // (200 if self.b == "auto" else 50), 1)
+        self.calibrate_every = max(self.window_steps // CALIBRATIONS, 1)
         if self.b == "auto":
             self.auto = AutoPressure(self.target, self.lr, self.window_steps)
         if self._pending is not None:
@@ -229,6 +242,37 @@ class PruneHook(Hook):
         if self.slim_at_end:
             require_same_training(model, example, data_batch)
             self._example = example
+        if isinstance(self.cost, LatencyCost) and not self.frozen:
+            blank = blank_example(model, self.input_shape, example["inputs"].shape[1], self.cost.table.get("batch", 1))
+            self.calibration = self._calibration(model, blank, self.budget, self.cost)
+
+    def _calibration(
+        self, model: nn.Module, example: dict[str, Any], budget: MacBudget, cost: LatencyCost
+    ) -> Calibration | None:
+        table = cost.table
+        measured_on, here = table.get("machine", "an unknown machine"), processor(table.get("device", "cpu"))
+        if not self._of_main(lambda: measured_on == here):
+            self.logger.warning(
+                f"PruneHook: {cost.source} was measured on {measured_on}, this is {here or 'without such a device'}: "
+                f"its times cannot be checked here. The target is met by the table, with {1 - cost.counted:.2g} of the "
+                "saving not counted on; benchmark the slimmed network on its own machine"
+            )
+            return None
+
+        def measure(pattern: Tensor) -> float:
+            with without_runner_hooks(model):
+                return self._of_main(lambda: clock_ratio(model, example, budget, pattern))
+
+        return Calibration(budget, self.target, measure, self.divisor)
+
+    @staticmethod
+    def _of_main(value: Callable[[], float]) -> float:
+        """What the main process finds, in all of them: no two clocks agree."""
+        found = torch.zeros(1, dtype=torch.float64)
+        if is_main_process():
+            found[0] = value()
+        broadcast(found)
+        return float(found)
 
     def _ratio(self) -> float:
         if self.slimmed is not None:
@@ -255,6 +299,16 @@ class PruneHook(Hook):
             self._slim(runner)  # resumed from a checkpoint with frozen masks
         last_of_epoch = not self.by_iter and batch_idx + 1 == self.length
         self._steps_now = self._in_window() and (self.interval == "iter" or last_of_epoch)
+        if self._steps_now and self.calibration is not None and self.steps % self.calibrate_every == 0:
+            if self.calibration.calibrate():
+                self._tell_clock()
+
+    def _tell_clock(self) -> None:
+        assert self.calibration is not None
+        self.logger.info(
+            f"PruneHook: slimmed to the present masks the network takes {self.calibration.clock:.4f} of the dense "
+            f"latency by the clock, {self.calibration.table:.4f} by the table"
+        )
 
     @torch.no_grad()
     def _optimizer_2(self) -> None:
@@ -337,15 +391,22 @@ class PruneHook(Hook):
         self._handle.remove()
         if not self.frozen and self.budget is not None:
             self.logger.warning(
-                "PruneHook: training stopped inside the window; the masks freeze now, after the last save"
+                "PruneHook: training stopped before the window's end; the masks freeze now, after the last save: "
+                f"{os.path.join(runner.work_dir, STOPPED)} holds the outcome"
             )
             self._freeze(runner)
+            if self.slim_at_end:
+                self._slim(runner)
+            done = dict(epoch=runner.epoch, iter=runner.iter)
+            runner.save_checkpoint(runner.work_dir, STOPPED, meta=done, by_epoch=not self.by_iter)
 
     # -- the freeze
 
     def _freeze(self, runner: Runner) -> None:
         assert self.budget is not None
         model = self._model(runner)
+        if self.calibration is not None:
+            self.calibration.observe()
         before = self._ratio()
         limit = int(self.target * self.budget.dense_cost)
         if self.budget.kept_cost() > limit and self.on_miss != "project":
@@ -356,7 +417,10 @@ class PruneHook(Hook):
             freeze_masks(model)
             switched_off = switched_on = 0
         else:
-            result = project(self.budget, self.target, self.fill, self.divisor)
+            if self.calibration is None:
+                result = project(self.budget, self.target, self.fill, self.divisor)
+            else:
+                result = self.calibration.project(self.fill)
             freeze_masks(model, self.budget.split(result.pattern))
             switched_off, switched_on = result.switched_off, result.switched_on
         self.frozen = True
@@ -370,6 +434,13 @@ class PruneHook(Hook):
             f"{self.budget.dense_cost} {self.budget.unit}; {before:.4f} before), target {self.target}: {switched_off} "
             f"masks switched off to meet it, {switched_on} switched on to fill it"
         )
+        if self.calibration is not None:
+            self._tell_clock()
+            if self.on_miss == "project" and self.calibration.clock > self.target:
+                self.logger.warning(
+                    f"PruneHook: the target {self.target} is missed by the clock: even the cheapest network the masks "
+                    f"allow takes {self.calibration.clock:.4f} of the dense latency, whatever its table says"
+                )
         single = any(layer.mask_granularity == "weight" for layer in self.masks.values())
         with without_runner_hooks(model):
             params_dense, params_kept = parameter_counts(model, self.budget)
@@ -398,6 +469,8 @@ class PruneHook(Hook):
                 params_dense=params_dense,
                 params_kept=params_kept,
                 ratio_before=before,
+                by_clock=self.calibration.clock if self.calibration is not None else None,
+                by_table=self.calibration.table if self.calibration is not None else None,
                 switched_off=switched_off,
                 switched_on=switched_on,
                 layers=[row._asdict() for row in rows],
@@ -455,6 +528,7 @@ class PruneHook(Hook):
             forecast=self.forecast.state_dict(),
             auto=self.auto.state_dict() if self.auto is not None else None,
             slimmed=self.slimmed,
+            counted=self.cost.counted if isinstance(self.cost, LatencyCost) and self.cost.calibrated else None,
         )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -477,6 +551,8 @@ class PruneHook(Hook):
         self.forecast.load_state_dict(state["forecast"])
         if self.auto is not None and state["auto"] is not None:
             self.auto.load_state_dict(state["auto"])
+        if isinstance(self.cost, LatencyCost) and state.get("counted") is not None:
+            self.cost.counted = state["counted"]
 
     def _sync_ema(self, runner: Runner) -> None:
         """The averaged model prunes what the trained one prunes: averages of masks would drift apart."""
