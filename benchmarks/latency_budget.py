@@ -21,7 +21,7 @@ from mmitp.pruning import MacBudget, project
 from mmitp.pruning.calibration import Calibration
 from mmitp.pruning.cost import LatencyCost
 from mmitp.pruning.freeze import lowest_ratio
-from mmitp.pruning.latency import clock_ratio, predicted_and_measured
+from mmitp.pruning.latency import clock_ratio, time_in_turn
 
 
 def main() -> None:
@@ -58,16 +58,14 @@ def main() -> None:
             calibration = Calibration(budget, target, partial(clock_ratio, model, example, budget))
             patterns.append(calibration.project().pattern)
             labels += [f"{target} by the table", f"{target} by the clock: {calibration.clock:.3f}"]
-    results = predicted_and_measured(model, example, budget, patterns, args.rounds)
-    (whole_table, whole_clock) = results[0]
+    times = time_in_turn(model, example, budget, patterns, args.rounds)
+    ratios = (times / times[:, :1]).quantile(0.5, dim=0).tolist()
     print(f"{table['machine']}, {table['threads']} thread(s), torch {torch.__version__}, {tuple(table['shape'])}")
-    print(f"{'target':<26} MACs kept  table ms  clock ms  table/dense  clock/dense")
-    for label, pattern, (by_table, by_clock) in zip(labels, patterns, results, strict=True):
-        kept = budget.macs_of(pattern) / budget.dense_macs
-        print(
-            f"{label:<26} {kept:9.3f} {by_table / 1e6:9.3f} {by_clock / 1e6:9.3f} {by_table / whole_table:12.3f} "
-            f"{by_clock / whole_clock:12.3f}"
-        )
+    print(f"dense: {cost.dense / 1e6:.3f} ms by the table, {float(times[:, 0].quantile(0.5)) / 1e6:.3f} by the clock")
+    print(f"{'target':<26} MACs kept  by table  by clock")
+    for label, pattern, clock in zip(labels, patterns, ratios, strict=True):
+        kept, table = budget.macs_of(pattern) / budget.dense_macs, cost.by_table(pattern)
+        print(f"{label:<26} {kept:9.3f} {table:9.3f} {clock:9.3f}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ _LEAST_NS = 300_000
 _NETWORKS_NS = 30e9
 
 #: :func:`clock_ratio` times its two networks for about so long, 3 to 100 times.
-_CLOCK_NS = 4e9
+_CLOCK_NS = 3e9
 
 
 @dataclass
@@ -116,12 +116,12 @@ def measure_latency(
     return _fit(table, positions, budget, model, patterns, times, networks)
 
 
-def predicted_and_measured(
-    model: nn.Module, example_inputs: Any, budget: MacBudget, patterns: Sequence[Tensor], rounds: int | None = 20
-) -> list[tuple[float, float]]:
-    """Latency of slimmed networks in ns, all that the table predicts counted, and measured with them in turn.
+def time_in_turn(
+    model: nn.Module, example_inputs: Any, budget: MacBudget, patterns: Sequence[Tensor], rounds: int | None = None
+) -> Tensor:
+    """Times of slimmed networks, ``(rounds, patterns)`` in ns, on the table's device and with its threads.
 
-    Device and threads are the table's. The model stays as it is, and so does the state of random numbers.
+    The model stays as it is, and so does the state of random numbers.
 
     Args:
         model: the masked model the budget was made of.
@@ -140,19 +140,19 @@ def predicted_and_measured(
         with _threads(cost.table.get("threads")):
             clock = _clock(device)
             if rounds is None:
-                rounds = max(3, min(100, int(_CLOCK_NS / sum(_least(calls, clock, 1)))))
-            times = _least(calls, clock, rounds)
-    return [(cost.by_table(p) * cost.dense, t) for p, t in zip(patterns, times, strict=True)]
+                rounds = max(3, min(100, int(_CLOCK_NS / float(_rounds(calls, clock, 1).sum()))))
+            return _rounds(calls, clock, rounds)
 
 
 def clock_ratio(model: nn.Module, example_inputs: Any, budget: MacBudget, pattern: Tensor) -> float:
-    """Measured latency of the network slimmed to a pattern, as part of the dense one's, both timed in turn.
+    """Measured latency of the network slimmed to a pattern, as part of the dense one's.
 
-    Arguments as for :func:`predicted_and_measured`.
+    The median over rounds of the ratio of two times taken one right after the other. On a busy machine, where quiet
+    moments are rare, the ratio of the least times scatters several times as much. Arguments: :func:`time_in_turn`.
     """
     dense = torch.ones(budget.n_literals, dtype=torch.bool)
-    (_, whole), (_, small) = predicted_and_measured(model, example_inputs, budget, [dense, pattern], rounds=None)
-    return small / whole
+    times = time_in_turn(model, example_inputs, budget, [dense, pattern])
+    return float((times[:, 1] / times[:, 0]).quantile(0.5))
 
 
 def processor(device: torch.device | str) -> str:
@@ -196,21 +196,26 @@ def _clock(device: torch.device) -> Callable[[], int]:
 
 
 def _least(calls: Sequence[Callable[[], Any]], clock: Callable[[], int], rounds: int) -> list[float]:
-    """Least time of each call in ns; the calls take turns, so that slow moments of the machine hit all alike."""
+    """Least time of each call in ns."""
+    return _rounds(calls, clock, rounds).amin(0).tolist()
+
+
+def _rounds(calls: Sequence[Callable[[], Any]], clock: Callable[[], int], rounds: int) -> Tensor:
+    """Times in ns, ``(rounds, calls)``: the calls take turns, so that slow moments of the machine hit all alike."""
     repeats = []
     for call in calls:
         call()
         start = clock()
         call()
         repeats.append(max(1, round(_LEAST_NS / max(clock() - start, 1))))
-    best = [float("inf")] * len(calls)
-    for _ in range(rounds):
+    times = torch.empty(rounds, len(calls), dtype=torch.float64)
+    for row in times:
         for i, (call, n) in enumerate(zip(calls, repeats, strict=True)):
             start = clock()
             for _ in range(n):
                 call()
-            best[i] = min(best[i], (clock() - start) / n)
-    return best
+            row[i] = (clock() - start) / n
+    return times
 
 
 def _patterns(budget: MacBudget, count: int) -> list[Tensor]:

@@ -169,14 +169,14 @@ class SlowClock:
             k = (counter.get_total_flops() // 2 - 16) // (576 * 11)
             times.append(9000 - self.part * (9000 - (1100 * k + 200)))
             self.kept.append(k)
-        return times
+        return torch.tensor([times], dtype=torch.float64)
 
 
 @pytest.fixture
 def clock(monkeypatch):
     def set_to(part):
         clock = SlowClock(part)
-        monkeypatch.setattr(latency, "_least", clock)
+        monkeypatch.setattr(latency, "_rounds", clock)
         return clock
 
     return set_to
@@ -280,7 +280,7 @@ from mmengine.dist import get_rank
 from test_prune_hook_cost import Noisy, SlowClock, train
 from pathlib import Path
 
-latency._least = clock = SlowClock(0.8)
+latency._rounds = clock = SlowClock(0.8)
 work = Path({work!r})
 runner, hook, _ = train(work, model=Noisy, launcher="pytorch", cost=dict(type="latency", table={table!r}))
 state = dict(counted=hook.cost.counted, pattern=hook.masks["body"].prune_pattern.tolist(), measured=len(clock.kept))

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mmitp.pruning.latency as latency
 from mmitp.pruning import MacBudget, mask_model, masked_layers, randomize_masks
 from mmitp.pruning.cost import LatencyCost
-from mmitp.pruning.latency import clock_ratio, measure_latency, predicted_and_measured
+from mmitp.pruning.latency import clock_ratio, measure_latency, time_in_turn
 
 
 class Net(nn.Module):
@@ -35,18 +35,18 @@ class Net(nn.Module):
         return self.fc(self.up(x).mean((2, 3)))
 
 
-def counted(calls: Sequence[Callable[[], Any]], clock: Any, rounds: int) -> list[float]:
+def counted(calls: Sequence[Callable[[], Any]], clock: Any, rounds: int) -> torch.Tensor:
     times = []
     for call in calls:
         with FlopCounterMode(display=False) as counter:
             call()
         times.append(counter.get_total_flops() / 2)
-    return times
+    return torch.tensor([times], dtype=torch.float64)
 
 
 @pytest.fixture
 def macs_as_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "_least", counted)
+    monkeypatch.setattr(latency, "_rounds", counted)
 
 
 @pytest.mark.usefixtures("macs_as_time")
@@ -77,8 +77,7 @@ def test_the_measured_model_is_left_alone_and_its_table_can_be_checked() -> None
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     budget = MacBudget(model, x, cost=LatencyCost(table, margin=0))
     half = budget.binarize(torch.rand(budget.n_literals) - 0.5)
-    for table_ns, clock_ns in predicted_and_measured(model, x, budget, [half]):
-        assert table_ns == pytest.approx(clock_ns, abs=1)
+    assert time_in_turn(model, x, budget, [half]).tolist() == [[pytest.approx(budget.cost_of(half), abs=1)]]
     part = budget.macs_of(half) / budget.dense_macs
     assert clock_ratio(model, x, budget, half) == pytest.approx(part, rel=1e-9) == budget.cost.by_table(half)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -114,6 +113,17 @@ def test_the_least_time_is_taken_and_fast_calls_are_repeated() -> None:
 
     # the first call warms up, the second tells how often to repeat, then three rounds: 7, 9, 1 more than 400,000
     assert latency._least([noisy], clock, 3) == [400_001.0]
+
+
+def test_a_ratio_is_the_median_of_neighbouring_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = mask_model(Net()), torch.randn(1, 3, 8, 8)
+    table = dict(format=1, constant=1.0, layers={}, threads=1)
+    budget = MacBudget(model, x)
+    budget.cost = LatencyCost(table)
+    # a quiet moment that one of them caught, a slow one that hit both, an ordinary one: 0.2, 0.8 and 0.75
+    rows = torch.tensor([[100.0, 20.0], [1000.0, 800.0], [100.0, 75.0]], dtype=torch.float64)
+    monkeypatch.setattr(latency, "_rounds", lambda calls, clock, rounds: rows)
+    assert clock_ratio(model, x, budget, budget.flat_pattern()) == pytest.approx(0.75)
 
 
 def test_remainders_are_never_negative() -> None:
