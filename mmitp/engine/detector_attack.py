@@ -38,7 +38,9 @@ def detector_loss(
         data: the preprocessor's output.
         objective: ``"truth"``: the training loss against the ground truth; ``"own"``: the training loss against the
             detector's own detections on the clean image (TOG, Chow et al. 2020), no ground truth needed;
-            ``"vanishing"`` and ``"fabrication"``: see :mod:`mmitp.attacks.objectives`.
+            ``"fabrication"``: the loss against "no object anywhere", of a single-stage detector's score maps (see
+            :mod:`mmitp.attacks.objectives`) or, in a two-stage detector, the training loss of empty images;
+            ``"vanishing"``: minus that.
         original: whether the samples' boxes are in the original image's coordinates (``"truth"`` only), see
             :func:`boxes_are_original`.
         score_thr: least score of a detection that counts as the detector's own.
@@ -48,9 +50,11 @@ def detector_loss(
         ``loss_fn`` giving ``(N,)``, or a scalar for the training loss without ``per_image``.
 
     Raises:
-        ValueError: for a detector or samples that the objective does not fit.
+        ValueError: for a detector or samples that the objective does not fit (the function returned: for a detector
+            without a training loss in eval mode).
     """
-    if objective in ("vanishing", "fabrication"):
+    two_stage = hasattr(model, "roi_head")
+    if objective in ("vanishing", "fabrication") and not two_stage:
         scores = score_logits(model)
         raised = vanishing if objective == "vanishing" else fabrication
         return lambda x: raised(scores(x))
@@ -58,12 +62,25 @@ def detector_loss(
         raise ValueError(f"{type(model).__name__} trains on masks too: its training loss cannot be attacked here")
     if objective == "truth":
         samples = input_samples(data["data_samples"], original)
-    else:
+    elif objective == "own":
         samples = own_detections(model, data, score_thr)
-    if not per_image:
-        return training_loss(model, {**data, "data_samples": samples})
-    singles = [training_loss(model, {**data, "data_samples": [sample]}) for sample in samples]
-    return lambda x: torch.stack([loss(x[i : i + 1]) for i, loss in enumerate(singles)])
+    else:
+        samples = empty_samples(data["data_samples"], data["inputs"].device)
+    sign = -1 if objective == "vanishing" else 1
+    batches = [[sample] for sample in samples] if per_image else [samples]
+    losses = [training_loss(model, {**data, "data_samples": batch}) for batch in batches]
+
+    def loss_fn(x: Tensor) -> Tensor:
+        try:
+            values = [loss(x[i : i + 1] if per_image else x) for i, loss in enumerate(losses)]
+        except (AttributeError, KeyError, NotImplementedError, TypeError) as error:
+            raise ValueError(
+                f"{type(model).__name__} does not give its training loss in eval mode on boxes alone "
+                f"({type(error).__name__}: {error}), so objective {objective!r} cannot attack it"
+            ) from error
+        return sign * (torch.stack(values) if per_image else values[0])
+
+    return loss_fn
 
 
 def score_logits(model: nn.Module) -> Callable[[Tensor], Sequence[Tensor]]:
@@ -74,12 +91,11 @@ def score_logits(model: nn.Module) -> Callable[[Tensor], Sequence[Tensor]]:
     """
     head = getattr(model, "bbox_head", None)
     after_sigmoid = isinstance(head, CenterNetHead)
-    if hasattr(model, "roi_head") or not (
-        after_sigmoid or (isinstance(head, BaseDenseHead) and getattr(head, "use_sigmoid_cls", False))
-    ):
+    if not (after_sigmoid or (isinstance(head, BaseDenseHead) and getattr(head, "use_sigmoid_cls", False))):
         raise ValueError(
             "vanishing and fabrication need a single-stage detector with sigmoid class scores (CenterNet, RetinaNet, "
-            f"FCOS, ...), not {type(model).__name__} with {type(head).__name__}: attack with objective 'truth' or 'own'"
+            f"FCOS, ...) or a two-stage one, not {type(model).__name__} with {type(head).__name__}: attack with "
+            "objective 'truth' or 'own'"
         )
 
     def scores(x: Tensor) -> Sequence[Tensor]:
@@ -104,6 +120,16 @@ def own_detections(model: Any, data: dict[str, Any], score_thr: float) -> list[A
         sample.ignored_instances = InstanceData(bboxes=boxes[:0], labels=labels[:0])
         del sample.pred_instances
     return found
+
+
+def empty_samples(samples: Sequence[Any], device: torch.device) -> list[Any]:
+    """Copies of the data samples without any object."""
+    copies = copy.deepcopy(list(samples))
+    boxes, labels = torch.zeros(0, 4, device=device), torch.zeros(0, dtype=torch.long, device=device)
+    for sample in copies:
+        sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
+        sample.ignored_instances = InstanceData(bboxes=boxes, labels=labels)
+    return copies
 
 
 def input_samples(samples: Sequence[Any], original: bool) -> list[Any]:

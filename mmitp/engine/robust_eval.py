@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -328,6 +329,8 @@ class RobustReport:
         lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
         share = f"all {self.total} images" if self.images == self.total else f"{self.images} of {self.total} images"
         flags = [f"AutoAttack flag: {flag}" for flag in self.flags]
+        if not self.clean:
+            flags.append("the metrics gave no figure: nothing was detected, with or without attack")
         if self.attack.name == "autoattack" and not flags:
             flags = ["AutoAttack raised no flag"]
         return "\n".join([f"{self.attack.describe()}; {share}", *lines, *flags])
@@ -337,10 +340,11 @@ class RobustReport:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        if len(self.eps) == 1:
-            return [path]
-        # A KITTI evaluation gives 19 figures, of which the benchmark ranks by these.
+        # A KITTI evaluation gives 19 figures, of which the benchmark ranks by these; COCO's are -1 where no object is.
         names = [name for name in self.clean if name.endswith("R40_moderate")] or list(self.clean)[:6]
+        names = [name for name in names if self.clean[name] != -1]
+        if len(self.eps) == 1 or not names:
+            return [path]
         points = sorted({0.0: self.clean, **dict(zip(self.eps, self.attacked, strict=True))}.items())
         curves = {name: [metrics[name] for _, metrics in points] for name in names}
         return [path, plot_robustness([eps for eps, _ in points], curves, path.with_suffix(".png"),
@@ -356,35 +360,58 @@ def evaluate(runner: Runner, attack: EvalAttack, eps: Sequence[float]) -> Robust
         eps: sizes in pixels/255, at least one, none twice.
 
     Raises:
-        ValueError: for sizes that make no sweep, or as :func:`attacked`.
+        ValueError: for sizes that make no sweep, metrics that are no numbers, or as :func:`attacked`.
     """
     if not eps or len(set(eps)) != len(eps) or min(eps) < 0:
         raise ValueError(f"eps needs at least one size, none negative or twice, got {list(eps)}")
     start = time.perf_counter()
-    clean = runner.test()
+    results = [_numbers(runner.test())]
     seconds = [time.perf_counter() - start]
     loader = runner.test_loop.dataloader
-    results, logs = [], []
+    logs = []
     for size in eps:
         start = time.perf_counter()
         # Not runner.test(): before_run would run again, and averaged weights (EMA) be taken anew.
         with attacked(runner.model, attack, size, loader.dataset) as log:
-            results.append(runner.test_loop.run())
+            results.append(_numbers(runner.test_loop.run()))
         seconds.append(time.perf_counter() - start)
         logs.append(log)
     gathered = all_gather_object(logs)
     flags = [flag for part in gathered for log in part for flag in log.flags]
+    coco = tuple(f"{metric.prefix}/" for metric in runner.test_loop.evaluator.metrics if hasattr(metric, "img_ids"))
+    clean, *attacked_results = _complete(results, coco)
     return RobustReport(
         attack=attack,
         eps=[float(size) for size in eps],
-        clean={name: float(value) for name, value in clean.items()},
-        attacked=[{name: float(value) for name, value in metrics.items()} for metrics in results],
+        clean=clean,
+        attacked=attacked_results,
         images=len(loader.sampler) if isinstance(loader.sampler, EvenSubset) else len(loader.dataset),
         total=len(loader.dataset),
         seconds=seconds,
         largest=[max(part[i].largest for part in gathered) for i in range(len(eps))],
         flags=list(dict.fromkeys(flags)),
     )
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in metrics.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"a figure under attack has to be one number, and the test's metrics {metrics} are not ({error}): leave "
+            "lists and tables out of test_evaluator"
+        ) from error
+
+
+def _complete(results: Sequence[dict[str, float]], coco: tuple[str, ...]) -> list[dict[str, float]]:
+    """The same names in every result.
+
+    mmdet's COCO metrics (names that begin with one of ``coco``) give no figure at all where nothing is detected, as an
+    attack may achieve: that is an AP of 0, or their -1 where there is no such object. Others' gaps become NaN.
+    """
+    names = {name: value for metrics in results for name, value in metrics.items()}
+    absent = {name: min(value, 0.0) if name.startswith(coco) else math.nan for name, value in names.items()}
+    return [{name: metrics.get(name, absent[name]) for name in names} for metrics in results]
 
 
 @DATA_SAMPLERS.register_module()
@@ -420,7 +447,7 @@ def build_test_runner(cfg: Config, max_images: int | None = None) -> Runner:
     Metrics of the COCO kind, which go by the annotation file, are told which images those are.
 
     Raises:
-        ValueError: as :class:`EvenSubset`.
+        ValueError: as :class:`EvenSubset`, or for a metric with an annotation file of another kind.
     """
     if max_images is None:
         return build_runner(cfg)
@@ -430,4 +457,9 @@ def build_test_runner(cfg: Config, max_images: int | None = None) -> Runner:
     for metric in runner.test_loop.evaluator.metrics:
         if hasattr(metric, "img_ids"):
             metric.img_ids = [loader.dataset.get_data_info(i)["img_id"] for i in loader.sampler.indices]
+        elif hasattr(metric, "ann_file") or hasattr(metric, "_coco_api"):
+            raise ValueError(
+                f"{type(metric).__name__} would count the objects of all images of its annotation file as missed: give "
+                "the test set and the metric a smaller annotation file in place of max_images"
+            )
     return runner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ pytest.importorskip("mmdet", reason="mmdet is not installed")
 
 import mmpretrain.models  # noqa: F401
 from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from mmpretrain.structures import DataSample
@@ -79,6 +81,63 @@ RETINANET: dict[str, Any] = dict(
 )
 
 
+FASTER_RCNN: dict[str, Any] = dict(
+    type="mmdet.FasterRCNN",
+    data_preprocessor=RETINANET["data_preprocessor"],
+    backbone=dict(type="mmdet.ResNet", depth=18, base_channels=8, stem_channels=8, norm_eval=False),
+    neck=dict(type="mmdet.FPN", in_channels=[8, 16, 32, 64], out_channels=8, num_outs=5),
+    rpn_head=dict(
+        type="mmdet.RPNHead",
+        in_channels=8,
+        feat_channels=8,
+        anchor_generator=dict(type="mmdet.AnchorGenerator", scales=[4], ratios=[0.5, 1.0], strides=[4, 8, 16, 32, 64]),
+        bbox_coder=dict(type="mmdet.DeltaXYWHBBoxCoder"),
+        loss_cls=dict(type="mmdet.CrossEntropyLoss", use_sigmoid=True),
+        loss_bbox=dict(type="mmdet.L1Loss"),
+    ),
+    roi_head=dict(
+        type="mmdet.StandardRoIHead",
+        bbox_roi_extractor=dict(
+            type="mmdet.SingleRoIExtractor",
+            roi_layer=dict(type="RoIAlign", output_size=7, sampling_ratio=0),
+            out_channels=8,
+            featmap_strides=[4, 8, 16, 32],
+        ),
+        bbox_head=dict(
+            type="mmdet.Shared2FCBBoxHead",
+            in_channels=8,
+            fc_out_channels=8,
+            num_classes=3,
+            bbox_coder=dict(type="mmdet.DeltaXYWHBBoxCoder"),
+            loss_cls=dict(type="mmdet.CrossEntropyLoss"),
+            loss_bbox=dict(type="mmdet.L1Loss"),
+        ),
+    ),
+    train_cfg=dict(
+        rpn=dict(
+            assigner=dict(type="mmdet.MaxIoUAssigner", pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.3),
+            sampler=dict(
+                type="mmdet.RandomSampler", num=32, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=False
+            ),
+            allowed_border=-1,
+            pos_weight=-1,
+        ),
+        rpn_proposal=dict(nms_pre=50, max_per_img=20, nms=dict(type="nms", iou_threshold=0.7), min_bbox_size=0),
+        rcnn=dict(
+            assigner=dict(type="mmdet.MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5),
+            sampler=dict(
+                type="mmdet.RandomSampler", num=16, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True
+            ),
+            pos_weight=-1,
+        ),
+    ),
+    test_cfg=dict(
+        rpn=dict(nms_pre=50, max_per_img=20, nms=dict(type="nms", iou_threshold=0.7), min_bbox_size=0),
+        rcnn=dict(score_thr=0.0, nms=dict(type="nms", iou_threshold=0.5), max_per_img=10),
+    ),
+)
+
+
 class Scenes(Dataset):
     """Two images of different sizes with one box each."""
 
@@ -110,11 +169,19 @@ class Photos(Dataset):
         return {"inputs": image, "data_samples": DataSample().set_gt_label(index)}
 
 
-def train(work_dir: Path, model: dict, dataset: Dataset, hook: AdversarialHook, collate: str) -> tuple[Runner, list]:
-    """One epoch; what went into the model in ``loss`` mode."""
+def train(
+    work_dir: Path,
+    model: dict,
+    dataset: Dataset,
+    hook: AdversarialHook,
+    collate: str,
+    epochs: int = 1,
+    watch: Callable[[Runner], None] | None = None,
+) -> tuple[Runner, list]:
+    """Epochs of one iteration; what went into the model in ``loss`` mode, where ``watch`` is called first."""
     seen: list[tuple[torch.Tensor, list]] = []
     runner = Runner(
-        model=copy.deepcopy(model),
+        model=ConfigDict(copy.deepcopy(model)),
         work_dir=str(work_dir),
         train_dataloader=dict(
             dataset=dataset,
@@ -123,7 +190,7 @@ def train(work_dir: Path, model: dict, dataset: Dataset, hook: AdversarialHook, 
             sampler=dict(type="DefaultSampler", shuffle=False),
             collate_fn=dict(type=collate),
         ),
-        train_cfg=dict(by_epoch=True, max_epochs=1),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=1e-3)),
         custom_hooks=[hook],
         randomness=dict(seed=0),
@@ -135,6 +202,8 @@ def train(work_dir: Path, model: dict, dataset: Dataset, hook: AdversarialHook, 
 
     def recorded(inputs: torch.Tensor, data_samples: list) -> Any:
         seen.append((inputs.detach().clone(), copy.deepcopy(data_samples)))
+        if watch is not None:
+            watch(runner)
         return loss(inputs, data_samples)
 
     runner.model.loss = recorded
@@ -179,6 +248,7 @@ def test_classifier_with_mixup(tmp_path: Path) -> None:
         pytest.param(CENTERNET, ["loss_center_heatmap"], id="centernet-heatmap"),
         pytest.param(CENTERNET, ["loss_wh", "loss_offset"], id="centernet-boxes"),
         pytest.param(RETINANET, None, id="retinanet"),
+        pytest.param(FASTER_RCNN, None, id="faster-rcnn"),
     ],
 )
 def test_detector_raises_its_own_loss_inside_the_images_only(
@@ -201,3 +271,23 @@ def test_detector_raises_its_own_loss_inside_the_images_only(
     for index, sample in enumerate(seen[-1][1]):
         assert torch.equal(sample.gt_instances.bboxes, Scenes()[index]["data_samples"].gt_instances.bboxes)
         assert sample.gt_instances.labels.tolist() == [index]
+
+
+def test_the_attack_on_a_two_stage_detector_leaves_statistics_and_gradients(tmp_path: Path) -> None:
+    """Two iterations of two passes each: only training's own passes move BatchNorm, and no gradient is there before."""
+    counts, gradients, weights = [], [], []
+
+    def watch(runner: Runner) -> None:
+        norms = [module for module in runner.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        counts.append({int(norm.num_batches_tracked) for norm in norms})
+        gradients.extend(p.grad for p in runner.model.parameters() if p.grad is not None and p.grad.any())
+        weights.append(runner.model.backbone.conv1.weight.detach().clone())
+
+    hook = AdversarialHook(eps=4, alpha=5, batchnorm="batch")
+    _, seen = train(tmp_path, FASTER_RCNN, Scenes(), hook, "pseudo_collate", epochs=2, watch=watch)
+    assert counts == [{0}, {0}, {1}, {1}]
+    assert not gradients
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
+    assert not torch.equal(seen[0][0], seen[1][0])
+    assert not torch.equal(seen[2][0], seen[3][0])
