@@ -3,8 +3,10 @@
     python tools/export.py CONFIG CHECKPOINT OUT [--shape H W] [--batch N]
 
 OUT ends in .onnx, .pt2 (torch.export) or .pt (TorchScript). Dense, masked (slimmed on the way) and slimmed networks of
-classifiers and CenterNet; other single-stage detectors with their head's raw outputs. Fails unless the outputs agree
-with torch to 1e-4 of each output's largest value, at two batch sizes. ONNX needs pip install "mmitp[export]".
+classifiers and CenterNet, deformable convolutions included; other single-stage detectors with their head's raw outputs;
+no two-stage ones. .pt and .pt2 need torch alone to be loaded, and .pt2 takes by far the longest to write. Fails unless
+the outputs agree with torch to 1e-4 of each output's largest value, at two batch sizes (one with --batch). ONNX needs
+pip install "mmitp[export]".
 """
 
 import argparse

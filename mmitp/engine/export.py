@@ -203,6 +203,7 @@ def _write_onnx(network: RawOutputs, out: str, batch: int | None) -> Callable[[T
 def _write_exported(network: RawOutputs, out: str, batch: int | None) -> Callable[[Tensor], list[Tensor]]:
     shapes = None if batch else ({0: torch.export.Dim("batch", min=1)},)
     program = torch.export.export(network, (_example(network, batch or 2),), dynamic_shapes=shapes, strict=False)
+    program.example_inputs = None  # they would be saved too
     torch.export.save(program, out)
     return lambda images: list(torch.export.load(out).module()(images))
 

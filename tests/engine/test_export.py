@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ import mmitp  # noqa: F401
 import mmitp.engine.export as export_module
 from mmitp.engine.export import export_checkpoint
 from mmitp.engine.slimming import slim_checkpoint
-from mmitp.models.dcn import MaskedDCNv2
 from mmitp.pruning import masked_layers
 
 MODELS_DIR = Path(__file__).parents[2] / "configs" / "_base_" / "models"
@@ -51,15 +51,32 @@ def dense(cfg: Config) -> Config:
     return cfg
 
 
+def enliven(model: nn.Module) -> None:
+    """BatchNorm statistics of random images, and offsets and heads that depend on them.
+
+    Without, signals fade from layer to layer, outputs are their biases, and any two networks agree.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+        if hasattr(module, "conv_offset"):
+            nn.init.normal_(module.conv_offset.weight, std=0.1)
+    for name in ("heatmap_head", "wh_head", "offset_head"):
+        nn.init.normal_(getattr(model.bbox_head, name)[-1].weight, std=0.1)
+    with torch.no_grad():
+        model.train()(torch.randn(4, 3, 64, 64), mode="tensor")
+    model.eval()
+
+
 def save(cfg: Config, path: Path, drop: int = 0) -> str:
-    """Random weights, offsets that move, and masks without the first ``drop`` of every eight channels."""
+    """Random weights whose signals reach the outputs, and masks without the first ``drop`` of every eight channels."""
     init_default_scope(cfg.default_scope)  # another test may have left its own
     model: nn.Module = MODELS.build(cfg.model)
     for layer in masked_layers(model).values():
         channels = torch.arange(layer.prune_mask.numel())
         layer.prune_mask.data[channels % 8 < drop] = -1.0
-        if isinstance(layer, MaskedDCNv2):
-            nn.init.normal_(layer.conv_offset.weight, std=0.1)
+    if cfg.default_scope == "mmdet":
+        enliven(model)
     state = {k: v for k, v in model.state_dict().items() if drop or "prune_" not in k}
     torch.save(dict(state_dict=state), path)
     return str(path)
@@ -121,6 +138,44 @@ def test_centernet_exports_its_maps_and_boxes(tmp_path: Path, deformable: bool) 
     report = export_checkpoint(detector(deformable), checkpoint, str(tmp_path / "net.onnx"), (32, 64))
     assert report.outputs == ["heatmap", "wh", "offset", "boxes", "labels"]
     assert report.difference <= 1e-4
+
+
+def small_deformable() -> Config:
+    """mmdet's CenterNet on a ResNet-18: three deformable convolutions, where DLA-34 has eighteen."""
+    cfg = detector(True)
+    cfg.model.backbone = dict(type="mmdet.ResNet", depth=18, base_channels=8, stem_channels=8)
+    cfg.model.neck = dict(
+        type="mmdet.CTResNetNeck",
+        in_channels=64,
+        num_deconv_filters=(8, 8, 8),
+        num_deconv_kernels=(4, 4, 4),
+        use_dcn=True,
+    )
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("build", "ending", "slimmed"),
+    [
+        pytest.param(lambda: detector(True), ".pt", False, id="dla34-dense-pt"),
+        pytest.param(lambda: detector(True), ".pt", True, id="dla34-slimmed-pt"),
+        pytest.param(small_deformable, ".pt2", True, id="r18-slimmed-pt2"),
+    ],
+)
+def test_deformable_centernet_in_torch_formats(
+    tmp_path: Path, build: Callable[[], Config], ending: str, slimmed: bool
+) -> None:
+    cfg = build() if slimmed else dense(build())
+    torch.manual_seed(0)
+    out = str(tmp_path / f"net{ending}")
+    report = export_checkpoint(cfg, save(cfg, tmp_path / "weights.pth", 4 if slimmed else 0), out, (32, 64))
+    assert report.outputs == ["heatmap", "wh", "offset", "boxes", "labels"]
+    assert report.difference <= 1e-4
+    run = torch.jit.load(out) if ending == ".pt" else torch.export.load(out).module()
+    with torch.no_grad():
+        maps, one = run(torch.randn(5, 3, 32, 64)), run(torch.zeros(1, 3, 32, 64))
+    assert [tuple(m.shape) for m in maps] == [(5, 3, 8, 16), (5, 2, 8, 16), (5, 2, 8, 16), (5, 100, 5), (5, 100)]
+    assert all((m[:1] - n).abs().max() > 1e-3 * n.abs().max() for m, n in zip(maps[:3], one, strict=False))
 
 
 @pytest.mark.parametrize("ending", [".pt", ".pt2"])
