@@ -35,7 +35,7 @@ class Calibration:
         budget: with a :class:`LatencyCost`.
         target: fraction of the dense latency to end at or under.
         measure: latency of the network slimmed to a flat bool pattern as part of the dense one's, see
-            :func:`mmitp.pruning.latency.clock_ratio`. No pattern is measured twice.
+            :func:`mmitp.pruning.latency.clock_ratio`. Only patterns that the freeze may end at are measured twice.
         divisor: of the freeze.
 
     Attributes:
@@ -90,6 +90,10 @@ class Calibration:
                 break
             tried.add(_key(found.pattern))
             table, clock = self._observe(found.pattern)
+            if clock <= limit:
+                # Of many measurements the lowest is picked: it has to be found again, and the slower one counts.
+                self._known[_key(found.pattern)] = max(clock, self.measure(found.pattern))
+                clock = self._observe(found.pattern)[1]
             if clock <= limit:
                 if below is None or clock > below[1]:
                     best, below = found, (table, clock)

@@ -109,10 +109,20 @@ def test_a_table_a_fifth_too_optimistic_ends_under_the_target_by_the_clock() -> 
     c = calibration(N, 0.5, clock)
     result = c.project()
     # aimed at 0.49: 1 - 0.51 / 0.9 by the margin's word, then 1 - 0.51 / 0.8
-    assert clock.measured == [43, 36]
+    assert clock.measured == [43, 36, 36]  # what it may end at twice
     assert result.ratio == c.clock == optimistic(0.36) == pytest.approx(0.488)
     assert int(result.pattern.sum()) == 36
     assert c.budget.cost_of(result.pattern) / c.budget.dense_cost == pytest.approx(0.488, abs=1e-5)
+
+
+def test_a_lucky_measurement_does_not_decide() -> None:
+    """43 channels once seem to take 0.48, and then what they do take."""
+    lucky = iter([0.48])
+    clock = Clock(lambda t: next(lucky, 0.52) if t == 0.43 else optimistic(t))
+    result = calibration(N, 0.5, clock).project()
+    assert clock.measured[:2] == [43, 43]
+    assert int(result.pattern.sum()) < 40
+    assert result.ratio == optimistic(int(result.pattern.sum()) / N) <= 0.495
 
 
 def test_a_clock_on_which_the_first_channels_save_nothing() -> None:
@@ -124,7 +134,7 @@ def test_a_clock_on_which_the_first_channels_save_nothing() -> None:
 def test_masks_already_under_the_target_stay_and_fill_brings_them_back() -> None:
     clock = Clock(lambda t: t)
     assert int(calibration(30, 0.5, clock).project().pattern.sum()) == 30
-    assert clock.measured == [30]
+    assert clock.measured == [30, 30]
     assert int(calibration(30, 0.5, clock).project(fill=True).pattern.sum()) == 49
 
 
@@ -151,7 +161,7 @@ def test_whatever_the_clock_the_freeze_ends_under_the_target(
     c = calibration(kept, target, clock)
     result = c.project(fill)
     channels = int(result.pattern.sum())
-    assert len(clock.measured) <= ATTEMPTS
+    assert len(clock.measured) <= 2 * ATTEMPTS
     assert result.ratio == clock.curve(channels / N)
     if clock.curve(0.02) <= 0.98 * target:
         assert result.ratio <= 0.99 * target
