@@ -188,11 +188,11 @@ def _parameters(run: PruningRun) -> Sign:
 
 def _stall(run: PruningRun, end: float | None) -> Sign:
     name = "without decay on the masks and from M = 1.0, L_HW stalls"
-    if run.decay > 0 or run.init != 1.0:
-        return Sign(name, None, f"decay {run.decay:g}, M from {run.init:g}")
+    if run.decay > 0 or run.init != 1.0 or run.b == "auto":
+        return Sign(name, None, f"decay {run.decay:g}, M from {run.init:g}, b {run.b}")
     if end is None:
         return Sign(name, None, f"not frozen yet; {run.hw_loss[-1]:.4f} at {run.times[-1]:.2f}")
-    return Sign(name, end > 0, f"L_HW {end:.4f} when the window ended, of {run.hw_loss[0]:.4f}")
+    return Sign(name, end > 0.05 * run.hw_loss[0], f"L_HW {end:.4f} when the window ended, of {run.hw_loss[0]:.4f}")
 
 
 def _miss(run: PruningRun, end: float | None) -> Sign:

@@ -81,10 +81,15 @@ def test_a_fall_at_one_stroke_is_not_gradual(tmp_path):
     assert shows(folder)[1] is False
 
 
-@pytest.mark.parametrize(("init", "ratio_before", "expected"), [(1.0, 0.9, True), (1.0, 0.2, False), (0.3, 0.9, None)])
-def test_without_decay_the_stall_is_looked_for_only_from_one(tmp_path, init, ratio_before, expected):
+@pytest.mark.parametrize(
+    ("init", "b", "ratio_before", "expected"),
+    [(1.0, 10, 0.9, True), (1.0, 10, 0.22, False), (0.3, 10, 0.9, None), (1.0, "'auto'", 0.9, None)],
+)
+def test_without_decay_the_stall_is_looked_for_only_from_one_and_at_a_fixed_b(
+    tmp_path, init, b, ratio_before, expected
+):
     no_decay = dict(custom_keys=dict(prune_mask=dict(decay_mult=0.0)))
-    folder = write(tmp_path, [0.8] * 20, [0.1] * 20, ratio_before, init=init, paramwise=no_decay)
+    folder = write(tmp_path, [0.8] * 20, [0.1] * 20, ratio_before, init=init, b=b, paramwise=no_decay)
     assert shows(folder)[5] is expected
 
 
