@@ -48,7 +48,7 @@ def test_every_row_of_the_tables_has_its_file(stem: str) -> None:
 @pytest.mark.parametrize("path", PRUNED, ids=name)
 def test_pruned_config_is_the_dense_one_with_masks_and_a_hook(path: Path) -> None:
     pruned, stem = Config.fromfile(path), path.stem
-    base = re.sub(r"_(psi\d+|b\d+|noreg|init03|weight)", "", stem)
+    base = re.sub(r"_(psi\d+|b\d+|noreg|init03|weight|auto|slim)", "", stem)
     dense = Config.fromfile(path.with_name(f"{base}.py"))
     model = dict(pruned.model)
     assert model.pop("type") == "mmitp.MaskedModel"
@@ -63,14 +63,21 @@ def test_pruned_config_is_the_dense_one_with_masks_and_a_hook(path: Path) -> Non
     assert round(100 * hook.target) == int(re.search(r"psi(\d+)", stem)[1])
     b = re.search(r"_b(\d+)", stem)
     assert b is None or hook.b == int(b[1])
+    loop = "auto" in stem or "slim" in stem  # the closed loop, without decay on the masks
+    assert hook.b == "auto" or not loop
     epochs = pruned.train_cfg.max_epochs
-    assert epochs == dense.train_cfg.max_epochs
-    assert (hook.begin, hook.end) == {300: (20, 240), 100: (7, 80), 10: (1, 8), 5: (1, 4)}[epochs]
+    slimmed = "slim" in stem  # its own length: cheaper epochs
+    assert hook.get("slim_at_end", False) == slimmed
+    assert epochs == (12 if slimmed else dense.train_cfg.max_epochs)
+    assert pruned.param_scheduler == (
+        dense.param_scheduler | dict(total_steps=12) if slimmed else dense.param_scheduler
+    )
+    assert (hook.begin, hook.end) == {300: (20, 240), 100: (7, 80), 12: (1, 4), 10: (1, 8), 5: (1, 4)}[epochs]
 
     assert prune.get("init", 1.0) == (0.3 if "init03" in stem else 1.0)
     assert prune.get("granularity", "channel") == ("weight" if "weight" in stem else "channel")
     keys = pruned.optim_wrapper.get("paramwise_cfg", {}).get("custom_keys", {})
-    assert keys == ({"prune_mask": {"decay_mult": 0.0}} if "noreg" in stem else {})
+    assert keys == ({"prune_mask": {"decay_mult": 0.0}} if "noreg" in stem or loop else {})
     assert pruned.optim_wrapper.optimizer == dense.optim_wrapper.optimizer
 
 
