@@ -2,9 +2,6 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -288,21 +285,10 @@ state = dict(counted=hook.cost.counted, pattern=hook.masks["body"].prune_pattern
 """
 
 
-def test_one_process_measures_and_all_agree(tmp_path, own_table):
+def test_one_process_measures_and_all_agree(tmp_path, own_table, run_in_two_processes):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), work=str(tmp_path), table=own_table))
-    root = str(Path(__file__).resolve().parents[2])
-    environment = dict(
-        os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    )
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_in_two_processes(script)
     first, second = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1))
     assert first.pop("measured") > 0 == second.pop("measured")
     assert first == second

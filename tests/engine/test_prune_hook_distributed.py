@@ -1,9 +1,6 @@
 """PruneHook under DistributedDataParallel: two processes, one network."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 SCRIPT = """
@@ -33,21 +30,10 @@ with open({work!r} + f"/rank{{get_rank()}}.json", "w") as file:
 """
 
 
-def test_masks_weights_and_pattern_are_the_same_in_every_process(tmp_path):
+def test_masks_weights_and_pattern_are_the_same_in_every_process(tmp_path, run_in_two_processes):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), work=str(tmp_path)))
-    root = str(Path(__file__).resolve().parents[2])
-    environment = dict(
-        os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    )
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_in_two_processes(script)
     first, second = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1))
     assert first["wrapper"] == "MMDistributedDataParallel"
     assert first == second

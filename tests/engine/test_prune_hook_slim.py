@@ -1,8 +1,6 @@
 """PruneHook(slim_at_end=True) in real Runners: the small network takes over in mid-run and nothing else changes."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -331,21 +329,10 @@ with open({work!r} + f"/rank{{get_rank()}}.json", "w") as file:
 """
 
 
-def test_distributed_training_is_unwrapped_slimmed_and_wrapped_again(tmp_path):
+def test_distributed_training_is_unwrapped_slimmed_and_wrapped_again(tmp_path, run_in_two_processes):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), work=str(tmp_path)))
-    root = str(Path(__file__).resolve().parents[2])
-    environment = dict(
-        os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    )
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_in_two_processes(script)
     ranks = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1)]
     for name in ("epochs", "iterations"):
         assert ranks[0][f"{name} wrapper"] == "MMDistributedDataParallel"

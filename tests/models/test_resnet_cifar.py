@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmitp.models.resnet_cifar import ResNetCifar, ShortcutA, convert_resnet_cifar, convert_resnet_cifar_file
-from mmitp.pruning import mask_model, masked_layers, slim
+from mmitp.pruning import SlimPlan, apply_plan, mask_model, masked_layers, slim
 
 
 def conv_macs(model: nn.Module, size: int) -> int:
@@ -94,6 +94,13 @@ def test_a_stream_sheds_channels_through_shortcut_a() -> None:
     assert (three.front, three.in_channels, three.out_channels) == (14, 32, 14 + 32 + 15)
     assert small.net.layer3[0].bn2.num_features == 61
     assert torch.allclose(small(x), net(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "pad"), [("net.layer3.0.shortcut", [16, 33, 16]), ("net.bn1", [8, 16, 8])])
+def test_a_spec_of_another_shortcut_is_refused_by_name(name: str, pad: list[int]) -> None:
+    plan = SlimPlan.from_spec(dict(layers={}, norms={}, pads={name: pad}))
+    with pytest.raises(ValueError, match=f"{name}.*made from another model"):
+        apply_plan(Classifier(), plan)
 
 
 @pytest.mark.parametrize("kwargs", [{"front": 3}, {"front": -1}])
