@@ -262,8 +262,8 @@ def apply_plan(model: nn.Module, plan: SlimPlan) -> nn.Module:
         pad = modules[name]
         if not isinstance(pad, ChannelPad) or passed > pad.in_channels or front + passed + after > pad.out_channels:
             raise ValueError(
-                f"the slim spec pads {passed} channels to {front + passed + after} in {name!r}, which is {pad} here: it "
-                "was made from another model"
+                f"the slim spec pads {passed} channels to {front + passed + after} in {name!r}, which is {pad} here: "
+                "it was made from another model"
             )
         pad.front, pad.in_channels, pad.out_channels = front, passed, front + passed + after
     return model
