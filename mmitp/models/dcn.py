@@ -17,7 +17,7 @@ from torch import Tensor
 from mmitp.ops import modulated_deform_conv2d
 from mmitp.pruning import MaskedLayer, register_kind
 from mmitp.pruning.layers import Conv2dKind, CountedKind
-from mmitp.pruning.slim import SlimLayer, register_slim
+from mmitp.pruning.slim import SlimLayer, register_slim, zeros
 
 
 class MaskedDCNv2(MaskedLayer, ModulatedDeformConv2dPack):
@@ -71,7 +71,7 @@ class SlimDCNv2(SlimLayer, ModulatedDeformConv2dPack):
     def _nothing(self, x: Tensor) -> Tensor:
         geometry = zip(x.shape[-2:], self.padding, self.dilation, self.kernel_size, self.stride, strict=True)
         size = [(s + 2 * p - d * (k - 1) - 1) // t + 1 for s, p, d, k, t in geometry]
-        return x.new_zeros(*x.shape[:-3], self.out_width, *size)
+        return zeros(x, *x.shape[:-3], self.out_width, *size)
 
 
 def offset_macs(layer: Any, out: Tensor) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmitp.pruning import MaskedLayer, register_kind
 from mmitp.pruning.layers import Conv2dKind, ConvTranspose2dKind, LinearKind
-from mmitp.pruning.slim import SlimConv2d, SlimConvTranspose2d, SlimLayer, SlimLinear, register_slim
+from mmitp.pruning.slim import SlimConv2d, SlimConvTranspose2d, SlimLayer, SlimLinear, register_slim, zeros
 
 
 class MaskedConv2dAdaptivePadding(MaskedLayer, Conv2dAdaptivePadding):
@@ -43,7 +43,7 @@ class SlimConv2dAdaptivePadding(SlimLayer, Conv2dAdaptivePadding):
 
     def _nothing(self, x: Tensor) -> Tensor:
         size = [-(-s // stride) for s, stride in zip(x.shape[-2:], self.stride, strict=True)]
-        return x.new_zeros(*x.shape[:-3], self.out_width, *size)
+        return zeros(x, *x.shape[:-3], self.out_width, *size)
 
 
 class AdaptivePaddingKind(Conv2dKind):

@@ -25,6 +25,37 @@ from .needs import carried_channels, channel_masked
 logger = logging.getLogger(__name__)
 
 
+def _channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def zeros(x: Tensor, *shape: int) -> Tensor:
+    """Zeros of a shape, in the type and layout of ``x``."""
+    out = x.new_zeros(*shape)
+    return out.contiguous(memory_format=torch.channels_last) if _channels_last(x) else out
+
+
+def gather(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    """``x.index_select(dim, index)`` that keeps ``channels_last``.
+
+    ``index_select`` returns the default layout, and everything up to the next addition would stay in it: three times
+    slower on the CPU where channels are few (a 3x3 convolution of 16 channels at 32x32, forward and backward).
+    """
+    if _channels_last(x):
+        return x.permute(0, 2, 3, 1).index_select(-1, index).permute(0, 3, 1, 2)
+    return x.index_select(dim, index)
+
+
+def scatter(x: Tensor, dim: int, index: Tensor, width: int) -> Tensor:
+    """``x`` at the positions ``index`` of a tensor of ``width`` channels, zeros elsewhere, in the layout of ``x``."""
+    if _channels_last(x):
+        n, _, h, w = x.shape
+        return x.new_zeros(n, h, w, width).index_copy_(-1, index, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    shape = list(x.shape)
+    shape[dim] = width
+    return x.new_zeros(shape).index_copy_(dim, index, x)
+
+
 class SlimLayer(nn.Module):
     """A layer behind a gather of its input channels and before a scatter of its output channels, where needed.
 
@@ -46,18 +77,15 @@ class SlimLayer(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         x, *args = args  # type: ignore[assignment]
         if self.in_index is not None:
-            x = x.index_select(self.channel_dim, self.in_index)
+            x = gather(x, self.channel_dim, self.in_index)
         if self.out_index is None:
             return super().forward(x, *args, **kwargs)
         if len(self.out_index) == 0:
             return self._nothing(x)
-        out = super().forward(x, *args, **kwargs)
-        shape = list(out.shape)
-        shape[self.channel_dim] = self.out_width
-        return out.new_zeros(shape).index_copy_(self.channel_dim, self.out_index, out)
+        return scatter(super().forward(x, *args, **kwargs), self.channel_dim, self.out_index, self.out_width)
 
     def _nothing(self, x: Tensor) -> Tensor:
-        """Zeros in the output's shape, at no cost: no reader keeps a channel of this layer."""
+        """Zeros in the output's shape and the input's layout, at no cost: no reader keeps a channel of this layer."""
         raise NotImplementedError
 
 
@@ -71,7 +99,7 @@ class SlimConv2d(SlimLayer, nn.Conv2d):
             padding = (0, 0) if isinstance(self.padding, str) else self.padding
             geometry = zip(x.shape[-2:], padding, self.dilation, self.kernel_size, self.stride, strict=True)
             size = [(s + 2 * p - d * (k - 1) - 1) // t + 1 for s, p, d, k, t in geometry]
-        return x.new_zeros(*x.shape[:-3], self.out_width, *size)
+        return zeros(x, *x.shape[:-3], self.out_width, *size)
 
 
 class SlimConvTranspose2d(SlimLayer, nn.ConvTranspose2d):
@@ -90,7 +118,7 @@ class SlimConvTranspose2d(SlimLayer, nn.ConvTranspose2d):
                 strict=True,
             )
         ]
-        return x.new_zeros(*x.shape[:-3], self.out_width, *size)
+        return zeros(x, *x.shape[:-3], self.out_width, *size)
 
 
 class SlimLinear(SlimLayer, nn.Linear):

@@ -1,0 +1,100 @@
+"""Gathers and scatters: what they compute, and that the network's memory layout survives them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmitp.pruning import MacBudget, freeze_masks, mask_model, project, slim
+from mmitp.pruning.slim import SlimLayer, gather, scatter, zeros
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+INDEX = torch.tensor([4, 0, 3])
+
+
+@pytest.fixture(params=LAYOUTS.values(), ids=LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> torch.memory_format:
+    return request.param
+
+
+def image(layout: torch.memory_format, channels: int) -> Tensor:
+    torch.manual_seed(0)
+    return torch.randn(2, channels, 3, 4).contiguous(memory_format=layout)
+
+
+def test_gather_reads_the_indexed_channels_in_the_layout_given(layout: torch.memory_format) -> None:
+    x = image(layout, 5)
+    out = gather(x, -3, INDEX)
+    assert torch.equal(out, torch.stack([x[:, 4], x[:, 0], x[:, 3]], 1))
+    assert out.is_contiguous(memory_format=layout)
+
+
+def test_scatter_writes_the_indexed_channels_in_the_layout_given(layout: torch.memory_format) -> None:
+    x = image(layout, 3)
+    out = scatter(x, -3, INDEX, 5)
+    nothing = torch.zeros(2, 3, 4)
+    assert torch.equal(out, torch.stack([x[:, 1], nothing, nothing, x[:, 2], x[:, 0]], 1))
+    assert out.is_contiguous(memory_format=layout)
+
+
+def test_the_gradients_go_back_where_the_channels_came_from(layout: torch.memory_format) -> None:
+    x = image(layout, 5).requires_grad_()
+    scatter(gather(x, -3, INDEX), -3, INDEX, 5).square().sum().backward()
+    expected = torch.zeros_like(x)
+    expected[:, INDEX] = 2 * x.detach()[:, INDEX]
+    assert torch.equal(x.grad, expected)
+
+
+def test_features_and_images_without_a_batch_are_gathered_and_scattered_too() -> None:
+    features, single = torch.randn(2, 5), torch.randn(5, 3, 4)
+    assert torch.equal(gather(features, -1, INDEX), features[:, INDEX])
+    assert torch.equal(scatter(features[:, INDEX], -1, INDEX, 5)[:, INDEX], features[:, INDEX])
+    assert torch.equal(gather(single, -3, INDEX), single[INDEX])
+
+
+def test_zeros_in_place_of_a_dead_layer_have_the_inputs_layout(layout: torch.memory_format) -> None:
+    out = zeros(image(layout, 3), 2, 6, 3, 4)
+    assert out.shape == (2, 6, 3, 4)
+    assert out.is_contiguous(memory_format=layout)
+    assert not out.any()
+
+
+class Residual(nn.Module):
+    """Streams with several readers: slimmed, they gather and scatter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)) for _ in range(4)
+        )
+        self.head = nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def test_a_slimmed_network_stays_channels_last_throughout() -> None:
+    torch.manual_seed(0)
+    model, example = mask_model(Residual()), torch.randn(2, 3, 6, 6)
+    budget = MacBudget(model, example)
+    for _, layer in budget.masked:
+        nn.init.normal_(layer.prune_mask)
+    freeze_masks(model, budget.split(project(budget, 0.4).pattern))
+    small = slim(model, example, budget)
+    layers = [m for m in small.modules() if isinstance(m, nn.Conv2d)]
+    assert any(isinstance(m, SlimLayer) and m.in_index is not None for m in layers)
+    assert any(isinstance(m, SlimLayer) and m.out_index is not None for m in layers)
+    layouts = []
+    for layer in layers:
+        layer.register_forward_hook(
+            lambda m, args, out: layouts.append(out.is_contiguous(memory_format=torch.channels_last))
+        )
+    out = small(example.contiguous(memory_format=torch.channels_last))
+    assert len(layouts) == len(layers)
+    assert all(layouts)
+    torch.testing.assert_close(out, small(example))
