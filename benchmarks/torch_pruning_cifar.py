@@ -82,6 +82,21 @@ def configured(args: argparse.Namespace, config: str) -> Config:
     return cfg
 
 
+def one_cycle(cfg: Config, length: int, by_epoch: bool = True, peak: float | None = None) -> list[dict]:
+    """The config's one-cycle, of the learning rate and of the momentum, in another length, unit and peak rate."""
+    rate, *momentum = (dict(scheduler) for scheduler in cfg.param_scheduler)
+    factor = length / rate["total_steps"]
+    rate.update(total_steps=length, eta_max=peak or rate["eta_max"])
+    for scheduler in momentum:
+        for key in {"begin", "end"} & scheduler.keys():
+            scheduler[key] *= factor
+    if not by_epoch:
+        for scheduler in (rate, *momentum):
+            scheduler.update(by_epoch=False, convert_to_iter_based=False)
+            scheduler.update({key: round(scheduler[key]) for key in {"begin", "end"} & scheduler.keys()})
+    return [rate, *momentum]
+
+
 def timed(runner: Runner) -> tuple[Clock, float]:
     """Trains; returns the clock and the last validation's accuracy in %."""
     clock = Clock()
@@ -110,7 +125,7 @@ def train(args: argparse.Namespace) -> None:
     cfg.randomness = dict(seed=args.seed)
     if args.epochs:
         cfg.train_cfg.update(max_epochs=args.epochs, val_interval=args.epochs)
-        cfg.param_scheduler.total_steps = args.epochs
+        cfg.param_scheduler = one_cycle(cfg, args.epochs)
     runner = build_runner(cfg)
     clock, accuracy = timed(runner)
     torch.save(runner.model.state_dict(), Path(args.out) / "weights.pth")
@@ -210,7 +225,7 @@ def prune(args: argparse.Namespace) -> None:
     iterations = round(left * first["iterations"] / first["epochs"] / cost)
 
     cfg.train_cfg = dict(by_epoch=False, max_iters=iterations, val_interval=iterations)
-    cfg.param_scheduler = dict(type="OneCycleLR", eta_max=args.lr, total_steps=iterations, by_epoch=False)
+    cfg.param_scheduler = one_cycle(cfg, iterations, by_epoch=False, peak=args.lr)
     cfg.log_processor = dict(by_epoch=False)
     cfg.default_hooks.checkpoint = dict(type="CheckpointHook", interval=iterations, by_epoch=False)
     cfg.experiment_name = f"fine_tune_{args.ranking}"  # keeps its log apart from the first runner's
@@ -224,7 +239,7 @@ def prune(args: argparse.Namespace) -> None:
             ranking=args.ranking,
             target=args.ratio,
             seed=first["seed"],
-            lr_dense=load_config(first["config"]).param_scheduler.eta_max,
+            lr_dense=load_config(first["config"]).param_scheduler[0].eta_max,
             lr_fine_tune=args.lr,
             accuracy_dense=first["accuracy"],
             accuracy_pruned=pruned_accuracy,

@@ -1,7 +1,7 @@
 # ResNet-20 on CIFAR-10, at most 0.5 of the operations, in the time of the CPU-sized schedule's 10 epochs: the masks
 # train under the closed loop (without decay) from epoch 1 to 4, then the small network, in multiples of 8 channels,
-# takes the masked one's place. Its steps cost about 0.74 of the dense ones (benchmarks/README.md), so that
-# 12 epochs fit: 4 + 8 * 0.74 = 9.9.
+# takes the masked one's place. Its steps cost about 0.71 of the dense ones (benchmarks/README.md), so that
+# 12 epochs fit: 4 + 8 * 0.71 = 9.7.
 _base_ = ["./resnet20_cifar10_short.py"]
 
 model = dict(type="mmitp.MaskedModel", of="mmpretrain.ImageClassifier")
@@ -15,9 +15,14 @@ custom_hooks = [
         lr=0.16,
         interval="iter",
         divisor=8,
+        fill=True,
         slim_at_end=True,
     )
 ]
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"prune_mask": dict(decay_mult=0.0)}))
-param_scheduler = dict(total_steps=12)
+param_scheduler = [
+    dict(type="OneCycleLR", eta_max=0.2, total_steps=12, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingMomentum", eta_min=0.85, end=3.6, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingMomentum", eta_min=0.95, begin=3.6, end=12, by_epoch=True, convert_to_iter_based=True),
+]
 train_cfg = dict(max_epochs=12)

@@ -8,9 +8,10 @@ import torch
 
 pytest.importorskip("mmpretrain")
 from mmengine.config import Config
-from mmengine.registry import HOOKS, DefaultScope
+from mmengine.registry import HOOKS, PARAM_SCHEDULERS, DefaultScope
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
+from torch import nn
 
 from mmitp.engine.hooks import AdversarialHook, CollapseGuardHook
 
@@ -45,6 +46,12 @@ def test_every_row_of_the_tables_has_its_file(stem: str) -> None:
     assert stem in {f.stem for f in FILES}
 
 
+def stretched(schedulers: list[dict], epochs: int) -> list[dict]:
+    """The short schedule's one-cycle of learning rate and momentum, in another number of epochs."""
+    keys = ("total_steps", "begin", "end")
+    return [{k: pytest.approx(v * epochs / 10) if k in keys else v for k, v in s.items()} for s in schedulers]
+
+
 @pytest.mark.parametrize("path", PRUNED, ids=name)
 def test_pruned_config_is_the_dense_one_with_masks_and_a_hook(path: Path) -> None:
     pruned, stem = Config.fromfile(path), path.stem
@@ -68,11 +75,10 @@ def test_pruned_config_is_the_dense_one_with_masks_and_a_hook(path: Path) -> Non
     epochs = pruned.train_cfg.max_epochs
     slimmed = "slim" in stem  # its own length: cheaper epochs
     assert hook.get("slim_at_end", False) == slimmed
-    assert epochs == (12 if slimmed else dense.train_cfg.max_epochs)
-    assert pruned.param_scheduler == (
-        dense.param_scheduler | dict(total_steps=12) if slimmed else dense.param_scheduler
-    )
-    assert (hook.begin, hook.end) == {300: (20, 240), 100: (7, 80), 12: (1, 4), 10: (1, 8), 5: (1, 4)}[epochs]
+    assert epochs == ({50: 12, 30: 14}[round(100 * hook.target)] if slimmed else dense.train_cfg.max_epochs)
+    assert pruned.param_scheduler == (stretched(dense.param_scheduler, epochs) if slimmed else dense.param_scheduler)
+    windows = {300: (20, 240), 100: (7, 80), 14: (1, 4), 12: (1, 4), 10: (1, 8), 5: (1, 4)}
+    assert (hook.begin, hook.end) == windows[epochs]
 
     assert prune.get("init", 1.0) == (0.3 if "init03" in stem else 1.0)
     assert prune.get("granularity", "channel") == ("weight" if "weight" in stem else "channel")
@@ -96,6 +102,30 @@ def test_robust_config_is_the_clean_one_with_the_published_attack(path: Path) ->
     if "cifar10_fastat" not in path.stem or "short" not in path.stem:  # CIFAR-10's short schedule is of its own length
         for key in ("optim_wrapper", "param_scheduler", "train_cfg"):
             assert robust[key] == clean[key]
+
+
+def test_the_short_schedule_cycles_as_torchs_one_cycle_and_keeps_the_forces_on_a_mask() -> None:
+    config = Config.fromfile(CONFIGS / "cifar10/resnet20_cifar10_psi50_short.py")
+    iterations = -(-50_000 // config.train_dataloader.batch_size)
+    prune, settings = config.custom_hooks[0], config.optim_wrapper.optimizer
+    optimizer, twin = (torch.optim.SGD([nn.Parameter(torch.zeros(1))], settings.lr, settings.momentum) for _ in "ab")
+    schedulers = [
+        PARAM_SCHEDULERS.build(dict(s), default_args=dict(optimizer=optimizer, epoch_length=iterations))
+        for s in config.param_scheduler
+    ]
+    steps = config.train_cfg.max_epochs * iterations
+    cycle = torch.optim.lr_scheduler.OneCycleLR(twin, settings.lr, total_steps=steps)
+    pull = 0.0
+    for _ in range(steps - 1):
+        ours, torchs = optimizer.param_groups[0], twin.param_groups[0]
+        assert ours["lr"] == pytest.approx(torchs["lr"])
+        assert ours["momentum"] == pytest.approx(torchs["momentum"], abs=1e-4)
+        pull += ours["lr"] / (1 - ours["momentum"])
+        for step in (optimizer.step, twin.step, cycle.step, *(s.step for s in schedulers)):
+            step()
+    paper = 196 * (80 * (0.1 + 0.01 + 0.001) + 60 * 1e-4) / (1 - 0.9)
+    assert pull * settings.weight_decay == pytest.approx(paper * 1e-4, rel=0.05)
+    assert prune.lr * (prune.end - prune.begin) * iterations == pytest.approx(0.01 * 220 * 196, rel=0.02)
 
 
 def test_the_short_robust_schedule_keeps_the_forces_on_a_mask() -> None:
