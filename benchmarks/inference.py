@@ -1,7 +1,7 @@
 """Inference time of slimmed networks against the dense one, beside Torch-Pruning at the same MACs, in one process.
 
     python benchmarks/inference.py --net resnet50 --batch 1 [--threads 1] [--rounds 9] [--target 0.5] [--draw even]
-    python benchmarks/inference.py --net centernet_dla34 --shape 384 1280 --only dense,gather,stream/8
+    python benchmarks/inference.py --net centernet_dla34_plain --only dense,gather/16,stream/16,torch-pruning/16
 
 Rounds alternate between the networks; every round's dense time is divided by the other's, so that what else runs on
 the machine cancels out. ``share`` is the speed-up over the ideal one, dense MACs / kept MACs. The networks are
@@ -80,17 +80,30 @@ def pruned(
 
 
 def torch_pruning(dense: nn.Module, shape: tuple[int, int], target: float, divisor: int) -> nn.Module:
-    """L1 pruning by Torch-Pruning, one ratio for all layers, the largest network at or under the target's MACs."""
+    """L1 pruning by Torch-Pruning, one ratio for all layers, the largest network at or under the target's MACs.
+
+    The layers that give the model's outputs are named to it. It follows the graph from the outputs back and so leaves
+    DLA's dead projections at their width, whose inputs it narrows: it gets a network without them.
+    """
     import torch_pruning as tp
 
     def prune(ratio: float) -> nn.Module:
         model = copy.deepcopy(dense)
+        for module in model.modules():
+            if isinstance(project := getattr(module, "project", None), nn.Sequential) and not any(
+                p.requires_grad for p in project.parameters()
+            ):
+                module.project = nn.Identity()
         pruner = tp.pruner.BasePruner(
             model,
             torch.zeros(1, 3, 64, 64),
             tp.importance.MagnitudeImportance(p=1),
             pruning_ratio=ratio,
-            ignored_layers=[m for m in model.modules() if isinstance(m, nn.Linear)],
+            ignored_layers=[
+                m
+                for m in model.modules()
+                if isinstance(m, nn.Linear) or isinstance(m, nn.Conv2d) and m.out_channels <= 3
+            ],
             round_to=divisor if divisor > 1 else None,
         )
         pruner.step()

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 def _channels_last(x: Tensor) -> bool:
+    """Whether the layout is ``channels_last``; never for ONNX, which knows one layout and would transpose."""
+    if torch.onnx.is_in_onnx_export():
+        return False
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -78,14 +80,21 @@ class Residual(nn.Module):
         return self.head(x)
 
 
-def test_a_slimmed_network_stays_channels_last_throughout() -> None:
+EXAMPLE = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def small() -> nn.Module:
     torch.manual_seed(0)
-    model, example = mask_model(Residual()), torch.randn(2, 3, 6, 6)
-    budget = MacBudget(model, example)
+    model = mask_model(Residual())
+    budget = MacBudget(model, EXAMPLE)
     for _, layer in budget.masked:
         nn.init.normal_(layer.prune_mask)
     freeze_masks(model, budget.split(project(budget, 0.4).pattern))
-    small = slim(model, example, budget)
+    return slim(model, EXAMPLE, budget)
+
+
+def test_a_slimmed_network_stays_channels_last_throughout(small: nn.Module) -> None:
     layers = [m for m in small.modules() if isinstance(m, nn.Conv2d)]
     assert any(isinstance(m, SlimLayer) and m.in_index is not None for m in layers)
     assert any(isinstance(m, SlimLayer) and m.out_index is not None for m in layers)
@@ -94,7 +103,17 @@ def test_a_slimmed_network_stays_channels_last_throughout() -> None:
         layer.register_forward_hook(
             lambda m, args, out: layouts.append(out.is_contiguous(memory_format=torch.channels_last))
         )
-    out = small(example.contiguous(memory_format=torch.channels_last))
+    out = small(EXAMPLE.contiguous(memory_format=torch.channels_last))
     assert len(layouts) == len(layers)
     assert all(layouts)
-    torch.testing.assert_close(out, small(example))
+    torch.testing.assert_close(out, small(EXAMPLE))
+
+
+def test_an_onnx_file_of_it_transposes_nothing(small: nn.Module, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    file = str(tmp_path / "small.onnx")
+    example = EXAMPLE.contiguous(memory_format=torch.channels_last)
+    torch.onnx.export(small.eval(), (example,), file, dynamo=False)
+    kinds = {node.op_type for node in onnx.load(file).graph.node}
+    assert "Gather" in kinds
+    assert "Transpose" not in kinds
