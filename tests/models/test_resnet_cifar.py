@@ -55,6 +55,19 @@ def test_output_is_a_quarter_of_the_image_rounded_up(size: int, out: int) -> Non
     assert [f.shape for f in features] == [(2, 64, out, out)]
 
 
+@pytest.mark.parametrize("given", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_training_runs_channels_last_and_inference_in_the_layout_given(given, gradients: bool) -> None:
+    layouts = []
+    model = ResNetCifar(20).eval()
+    model.layer1[0].conv2.register_forward_hook(
+        lambda m, args, out: layouts.append(out.is_contiguous(memory_format=torch.channels_last))
+    )
+    with torch.set_grad_enabled(gradients):
+        model(torch.randn(2, 3, 8, 8).contiguous(memory_format=given))
+    assert layouts == [gradients or given is torch.channels_last]
+
+
 @pytest.mark.parametrize("kwargs", [{"depth": 18}, {"depth": 2}, {"shortcut": "C"}])
 def test_unknown_variants_are_refused(kwargs: dict) -> None:
     with pytest.raises(ValueError, match="use "):
