@@ -21,7 +21,7 @@ custom_hooks = [
 ]
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"prune_mask": dict(decay_mult=0.0)}))
 param_scheduler = [
-    dict(type="OneCycleLR", eta_max=0.1, total_steps=12, by_epoch=True, convert_to_iter_based=True),
+    dict(type="OneCycleLR", eta_max=0.2, total_steps=12, by_epoch=True, convert_to_iter_based=True),
     dict(type="CosineAnnealingMomentum", eta_min=0.85, end=3.6, by_epoch=True, convert_to_iter_based=True),
     dict(type="CosineAnnealingMomentum", eta_min=0.95, begin=3.6, end=12, by_epoch=True, convert_to_iter_based=True),
 ]
