@@ -1,6 +1,6 @@
 # ResNet-20 on CIFAR-10, at most 0.3 of the operations, in the time of the CPU-sized schedule's 10 epochs: the masks
 # train under the closed loop (without decay) from epoch 1 to 4, then the small network, in multiples of 8 channels,
-# takes the masked one's place. Its steps cost about 0.57 of the dense ones (benchmarks/README.md), so that
+# takes the masked one's place. Its steps cost about 0.57 of the dense ones (timed with random masks), so that
 # 14 epochs fit: 4 + 10 * 0.57 = 9.7.
 _base_ = ["./resnet20_cifar10_short.py"]
 
