@@ -125,7 +125,7 @@ class ResNetCifar(BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor]:
         """Map images N x in_channels x H x W to a one-tuple with N x 4*base_channels x ceil(H/4) x ceil(W/4)."""
         if torch.is_grad_enabled():
-            # Channels last: a training step on the CPU takes 0.78 of the time (batch 128, one thread, torch 2.13, AVX2).
+            # Channels last: a training step takes 0.78 of the time (CPU, batch 128, one thread, torch 2.13, AVX2).
             # Deployed, the caller chooses: one image through a slimmed network is slower so (AVX-512: 0.96 of the dense
             # network's time at half of its operations, 0.76 in the default layout), the dense one as fast.
             x = x.contiguous(memory_format=torch.channels_last)
