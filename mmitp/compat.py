@@ -205,6 +205,17 @@ def _replace(module: ModuleType, name: str, function: Callable[..., Any]) -> Non
         setattr(package, name, function)
 
 
+def _as_kernels_read(field: Any, size: tuple[int, int]) -> Any:
+    """A field larger than the output, as mmcv's kernels take it: an image's memory in the output's size.
+
+    DyHead passes the displacements of one pyramid level for the next smaller one, and public weights were trained so.
+    """
+    if tuple(field.shape[2:]) == size or field.shape[2] * field.shape[3] < size[0] * size[1]:
+        return field
+    n, channels = field.shape[:2]
+    return field.flatten(1)[:, : channels * size[0] * size[1]].reshape(n, channels, *size)
+
+
 def _mend_modulated_deform_conv(module: ModuleType) -> None:
     from mmitp.ops import deform_conv
 
@@ -224,6 +235,8 @@ def _mend_modulated_deform_conv(module: ModuleType) -> None:
         deform_groups: int = 1,
     ) -> Any:
         """:func:`mmitp.ops.modulated_deform_conv2d` in the precision of ``offset``, as mmcv has it under autocast."""
+        size = deform_conv.output_size(input, weight, stride, padding, dilation)
+        offset, mask = _as_kernels_read(offset, size), _as_kernels_read(mask, size)
         return deform_conv.modulated_deform_conv2d(
             input.type_as(offset), offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups
         )

@@ -141,6 +141,29 @@ def test_deformable_layers_start_as_convolutions_and_learn_displacements(kind):
 
 
 @needs_stack
+def test_displacements_of_a_larger_map_are_read_as_by_mmcv_kernels():
+    import mmcv.ops
+
+    # One tap. For output (i, j), mmcv takes displacement c from number (c * ho + i) * wo + j of the memory of an image,
+    # whatever shape the field has.
+    x = torch.arange(12.0).view(1, 1, 3, 4).repeat(2, 1, 1, 1)
+    offset, mask = torch.randint(-1, 2, (2, 2, 5, 6)).float(), torch.rand(2, 1, 5, 6)
+    offset.requires_grad_()
+    out = mmcv.ops.modulated_deform_conv2d(x, offset, mask, torch.ones(1, 1, 1, 1), None, 1, 0, 1, 1, 1)
+    for b, i, j in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(4)).tolist():
+        dy, dx = (int(offset[b].flatten()[(c * 3 + i) * 4 + j]) for c in range(2))
+        inside = 0 <= i + dy < 3 and 0 <= j + dx < 4
+        expected = mask[b].flatten()[i * 4 + j] * x[b, 0, i + dy, j + dx] if inside else torch.tensor(0.0)
+        torch.testing.assert_close(out[b, 0, i, j], expected, rtol=1e-5, atol=1e-5)
+    out.square().sum().backward()
+    assert offset.grad.flatten(1)[:, 24:].eq(0).all()
+    with pytest.raises(ValueError, match="offset must be"):
+        mmcv.ops.modulated_deform_conv2d(
+            x, offset[:, :, :2, :2], mask[:, :, :2, :2], torch.ones(1, 1, 1, 1), None, 1, 0, 1, 1, 1
+        )
+
+
+@needs_stack
 def test_registry_resolves_mmitp_scope_by_itself():
     run(
         """

@@ -44,7 +44,10 @@ def blank_example(model: nn.Module, shape: tuple[int, int], channels: int = 3, b
     samples = None
     if hasattr(model, "add_pred_to_datasample"):
         from mmdet.structures import DetDataSample  # only detectors need it
+        from mmengine.structures import InstanceData
 
         meta = dict(img_shape=shape, ori_shape=shape, batch_input_shape=shape, pad_shape=shape, scale_factor=(1.0, 1.0))
-        samples = [DetDataSample(metainfo=meta) for _ in range(batch)]
+        # Sparse R-CNN assigns boxes in any forward pass, and takes an image without any
+        none = dict(bboxes=x.new_zeros(0, 4), labels=torch.zeros(0, dtype=torch.long, device=x.device))
+        samples = [DetDataSample(metainfo=meta, gt_instances=InstanceData(**none)) for _ in range(batch)]
     return dict(inputs=x, data_samples=samples, mode="tensor")

@@ -79,6 +79,19 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
+def output_size(
+    x: Tensor,
+    weight: Tensor,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+) -> tuple[int, int]:
+    """(Ho, Wo) of a convolution of ``x``, ``(N, C, H, W)``, by ``weight``, ``(O, C // groups, kh, kw)``."""
+    sides = zip(x.shape[-2:], weight.shape[-2:], _pair(stride), _pair(padding), _pair(dilation), strict=True)
+    ho, wo = ((side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in sides)
+    return ho, wo
+
+
 def _layout(
     x: Tensor,
     offset: Tensor,
@@ -100,8 +113,7 @@ def _layout(
             f"weight {tuple(weight.shape)}, groups={groups} and deform_groups={deform_groups} "
             f"do not fit an input of {c} channels"
         )
-    ho = (h + 2 * ph - dh * (kh - 1) - 1) // sh + 1
-    wo = (w + 2 * pw - dw * (kw - 1) - 1) // sw + 1
+    ho, wo = output_size(x, weight, stride, padding, dilation)
     if ho < 1 or wo < 1:
         raise ValueError(f"input of {h}x{w} is too small for this kernel: the output would be {ho}x{wo}")
     taps = deform_groups * kh * kw

@@ -58,6 +58,35 @@ def test_check_passes_on_stock_configs(
     assert text.endswith("passed\n")
 
 
+@pytest.mark.parametrize(
+    ("config", "dense"),
+    [
+        (
+            "mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco",
+            "roi_head.bbox_head.5.instance_interactive_conv",
+        ),  # assigns in any forward pass
+        ("mmdet::dyhead/atss_r50_fpn_dyhead_1x_coco", "spatial_conv_low"),  # displacements of another pyramid level
+    ],
+)
+def test_heads_with_demands_of_their_own_are_followed(
+    config: str, dense: str, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(config, "--shape", "64", "64") == 0
+    text = capsys.readouterr().out
+    assert "cheapest reachable ratio: 0." in text
+    assert dense in text
+
+
+def test_check_of_a_model_that_cannot_train_says_so(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run("mmpretrain::levit/levit-128s_8xb256_in1k", "--check")  # its head is a distilled one
+    output = capsys.readouterr()
+    assert "dense MACs" in output.out
+    assert "--check needs a training step" in output.err
+
+
 def test_check_fails_where_the_counter_disagrees(
     run: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
