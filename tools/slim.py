@@ -6,6 +6,7 @@ OUT/config.py and OUT/weights.pth load with tools/test.py, and with init_detecto
 """
 
 import argparse
+import sys
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
 from mmitp.engine.config import load_config
@@ -19,7 +20,10 @@ def main() -> None:
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--shape", type=int, nargs=2, metavar=("H", "W"), help="input size the MACs are stated for")
     args = parser.parse_args()
-    report = slim_checkpoint(load_config(args.config), args.checkpoint, args.out, args.shape)
+    try:
+        report = slim_checkpoint(load_config(args.config), args.checkpoint, args.out, args.shape)
+    except ValueError as error:
+        sys.exit(f"slim.py: {error}")
     print(report.text())
 
 

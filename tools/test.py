@@ -13,6 +13,7 @@ import json
 import os
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
+from mmitp.engine.checkpoint import read_checkpoint
 from mmitp.engine.config import load_config
 from mmitp.engine.robust_eval import EvalAttack, build_test_runner, evaluate
 
@@ -53,8 +54,11 @@ def main() -> None:
     ]
     args = parser.parse_args()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    if not os.path.isfile(args.checkpoint) and "://" not in args.checkpoint:
-        parser.error(f"no checkpoint file {args.checkpoint!r}")
+    if "://" not in args.checkpoint:
+        try:
+            read_checkpoint(args.checkpoint)  # before the test set is
+        except ValueError as error:
+            parser.error(str(error))
     given = {a.dest: getattr(args, a.dest) for a in attack if getattr(args, a.dest) is not None}
     if (args.name is None) != (args.eps is None) or (given and args.name is None):
         parser.error("--attack and --eps go together, and the attack's options with them")

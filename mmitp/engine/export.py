@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from mmengine import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner.checkpoint import _load_checkpoint
 from torch import Tensor, nn
 
+from mmitp.engine.checkpoint import load_fitting, read_checkpoint
 from mmitp.engine.example import blank_example
 from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.pruning import MacBudget, masked_layers
@@ -130,18 +130,13 @@ def export_checkpoint(
     if ending not in writers:
         raise ValueError(f"{out}: the ending says what to write: {', '.join(writers)}")
     init_default_scope(cfg.get("default_scope", "mmengine"))
-    loaded: dict[str, Any] = _load_checkpoint(checkpoint, map_location="cpu")
+    loaded = read_checkpoint(checkpoint)
     size = tuple(shape) if shape else loaded.get(STATE_KEY, {}).get("input_shape")
     if size is None:
         raise ValueError(f"{checkpoint} does not say which input size it is for: give --shape H W")
     height, width = int(size[0]), int(size[1])
     model = MODELS.build(cfg.model)
-    misfit = model.load_state_dict(loaded.get("state_dict", loaded), strict=False)
-    if misfit.missing_keys or misfit.unexpected_keys:
-        raise ValueError(
-            f"{checkpoint} does not fit {cfg.filename}: missing {misfit.missing_keys[:3]}, "
-            f"unexpected {misfit.unexpected_keys[:3]}"
-        )
+    load_fitting(model, loaded.get("state_dict", loaded), checkpoint, cfg.filename)
     model.eval()
     how = f"{cfg.model.get('of', cfg.model.type)} as it is"
     if masked_layers(model):

@@ -37,6 +37,7 @@ from mmitp.engine.attack import (
     seeded_generator,
     unwrap,
 )
+from mmitp.engine.checkpoint import FitHook
 from mmitp.engine.run import build_runner
 from mmitp.registry import DATA_SAMPLERS
 from mmitp.visualization import plot_robustness
@@ -444,15 +445,19 @@ class EvenSubset(Sampler):
 def build_test_runner(cfg: Config, max_images: int | None = None) -> Runner:
     """The config's runner; with ``max_images`` its test takes that many images, spread evenly over the test set.
 
+    A checkpoint that does not fill the network is an error there (:class:`~mmitp.engine.checkpoint.FitHook`).
+
     Metrics of the COCO kind, which go by the annotation file, are told which images those are.
 
     Raises:
         ValueError: as :class:`EvenSubset`, or for a metric with an annotation file of another kind.
     """
-    if max_images is None:
-        return build_runner(cfg)
-    cfg.test_dataloader.sampler = dict(type="mmitp.EvenSubset", images=max_images)
+    if max_images is not None:
+        cfg.test_dataloader.sampler = dict(type="mmitp.EvenSubset", images=max_images)
     runner = build_runner(cfg)
+    runner.register_hook(FitHook())
+    if max_images is None:
+        return runner
     loader = runner.test_loop.dataloader
     for metric in runner.test_loop.evaluator.metrics:
         if hasattr(metric, "img_ids"):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mmengine import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner.checkpoint import _load_checkpoint
-from torch import nn
 
+from mmitp.engine.checkpoint import load_fitting, read_checkpoint
 from mmitp.engine.example import blank_example
 from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.models.slim import save_slim
@@ -49,12 +47,13 @@ def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[
         shape: (H, W) the MACs are stated for; by default that of the training's budget.
 
     Raises:
-        ValueError: the config builds no masked model, the checkpoint holds no masks or does not fit, no shape is known.
+        ValueError: the config builds no masked model; the checkpoint cannot be read, holds no masks or does not fit; no
+            shape is known.
     """
     if cfg.model.get("type") != "mmitp.MaskedModel":
         raise ValueError(f"{cfg.filename}: the model is {cfg.model.get('type')!r}, not 'mmitp.MaskedModel'")
     init_default_scope(cfg.get("default_scope", "mmengine"))
-    loaded: dict[str, Any] = _load_checkpoint(checkpoint, map_location="cpu")
+    loaded = read_checkpoint(checkpoint)
     state = loaded.get("state_dict", loaded)
     known = loaded.get(STATE_KEY, {})
     if not known.get("slimmed") and not any(key.endswith("prune_mask") for key in state):
@@ -72,10 +71,10 @@ def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[
             )
         plan = SlimPlan.from_spec(slimmed["spec"])
         small = apply_plan(model, plan)
-        _load(small, state, checkpoint, cfg)
+        load_fitting(small, state, checkpoint, cfg.filename)
         macs_dense, macs = slimmed["macs_dense"], slimmed["macs_kept"]
     else:
-        _load(model, state, checkpoint, cfg)
+        load_fitting(model, state, checkpoint, cfg.filename)
         model.eval()
         example = blank_example(model, (int(size[0]), int(size[1])))
         budget = MacBudget(model, example)
@@ -93,12 +92,3 @@ def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[
         sum(p.numel() for p in small.parameters()),
         (int(size[0]), int(size[1])),
     )
-
-
-def _load(model: nn.Module, state: dict[str, Any], checkpoint: str, cfg: Config) -> None:
-    missing = model.load_state_dict(state, strict=False)
-    if missing.missing_keys or missing.unexpected_keys:
-        raise ValueError(
-            f"{checkpoint} does not fit {cfg.filename}: missing {missing.missing_keys[:3]}, "
-            f"unexpected {missing.unexpected_keys[:3]}"
-        )

@@ -71,6 +71,38 @@ def test_a_subset_can_be_tested(run: Callable[..., dict]) -> None:
     assert (report["images"], report["total"]) == (3, 8)
 
 
+def test_weights_of_another_network_are_refused(run: Callable[..., dict], tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    state = torch.load(weights)["state_dict"]
+    complete = {f"module.{key}": value for key, value in state.items()} | {"module.extra": torch.zeros(1)}
+    torch.save({"state_dict": complete}, weights)  # as a data-parallel wrapper left it, and more than is needed
+    run()
+    torch.save({"state_dict": {k: v for k, v in state.items() if not k.startswith("backbone.layer3.2")}}, weights)
+    with pytest.raises(
+        ValueError, match=r"weights.pth does not fit .*resnet20_cifar10.py: 10 keys missing \['backbone"
+    ):
+        run()
+    torch.save({"state_dict": state | {"head.fc.bias": torch.zeros(11)}}, weights)
+    with pytest.raises(ValueError, match=r"does not fit (.|\n)*head.fc.bias"):
+        run()
+
+
+def test_files_that_are_no_checkpoints_are_named(
+    run: Callable[..., dict], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "weights.pth"
+    damaged = weights.read_bytes()[:-500]
+    for content in (b"# Title", b"", damaged):
+        weights.write_bytes(content)
+        with pytest.raises(SystemExit, match="2"):
+            run()
+        assert "weights.pth is not a checkpoint, or a damaged one" in capsys.readouterr().err
+    torch.save([1, 2], weights)
+    with pytest.raises(SystemExit, match="2"):
+        run()
+    assert "holds a list" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
