@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -26,6 +26,8 @@ def attack_mode(
     freeze: bool = False,
 ) -> Iterator[nn.Module]:
     """Hold normalisation, dropout and parameters in a chosen state for an attack, and restore them after it.
+
+    Activation checkpointing (OpenMMLab's ``with_cp``) is off meanwhile: with it torch gives no gradient for an input.
 
     ``"train"`` leaves layers as they stand: in a training run in training mode, except those the run keeps in eval.
 
@@ -54,7 +56,10 @@ def attack_mode(
     switched = (norms if batchnorm == "eval" else []) + (drops if dropout == "eval" else [])
     buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)] if batchnorm == "batch" else []
     saved = [buffer.clone() for buffer in buffers]
+    checkpointed: list[Any] = [module for module in model.modules() if getattr(module, "with_cp", False) is True]
     try:
+        for block in checkpointed:
+            block.with_cp = False
         for module in switched:
             # Not .eval(): modules that override train() may do more than flip the flag.
             module.training = False
@@ -62,6 +67,8 @@ def attack_mode(
             parameter.requires_grad_(False)
         yield model
     finally:
+        for block in checkpointed:
+            block.with_cp = True
         for module in switched:
             module.training = True
         for parameter in frozen:

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmitp.engine.checkpoint import load_fitting, read_checkpoint
 from mmitp.engine.example import blank_example
 from mmitp.engine.hooks.prune_hook import STATE_KEY
-from mmitp.models.slim import save_slim
+from mmitp.models.slim import is_masked, save_slim
 from mmitp.pruning import MacBudget, SlimPlan, apply_plan
 from mmitp.pruning.slim import slim_with_plan
 
@@ -50,7 +50,7 @@ def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[
         ValueError: the config builds no masked model; the checkpoint cannot be read, holds no masks or does not fit; no
             shape is known.
     """
-    if cfg.model.get("type") != "mmitp.MaskedModel":
+    if not is_masked(cfg.model):
         raise ValueError(f"{cfg.filename}: the model is {cfg.model.get('type')!r}, not 'mmitp.MaskedModel'")
     init_default_scope(cfg.get("default_scope", "mmengine"))
     loaded = read_checkpoint(checkpoint)

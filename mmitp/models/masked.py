@@ -49,6 +49,8 @@ def MaskedModel(of: str, prune: dict[str, Any] | None = None, **model: Any) -> n
     unknown = set(options) - {"granularity", "init", "include", "exclude", "linear"}
     if unknown:
         raise ValueError(f"unknown key(s) {sorted(unknown)} in model.prune; see mmitp.pruning.mask_model")
+    # Many backbones freeze their stages here, and frozen layers stay dense.
+    built.train()
     mask_model(built, **options)
     if share is not None:
         share_masks(built, blank_example(built, tuple(shape)))

@@ -12,6 +12,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from mmitp.models.slim import is_masked
+
 
 def build_masked(cfg: Config, linear: bool = False) -> nn.Module:
     """Builds a config's model with masks, as ``mmitp.MaskedModel`` does, without downloading pre-trained weights.
@@ -30,7 +32,7 @@ def build_masked(cfg: Config, linear: bool = False) -> nn.Module:
     if cfg.get("data_preprocessor") is not None:
         model.setdefault("data_preprocessor", copy.deepcopy(cfg.data_preprocessor))  # as the Runner does
     _without_pretrained(model)
-    if model.type != "mmitp.MaskedModel":
+    if not is_masked(model):
         model = dict(model, type="mmitp.MaskedModel", of=model.type)
     if linear:
         model["prune"] = dict(model.get("prune") or {}, linear=True)

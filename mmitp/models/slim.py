@@ -34,16 +34,27 @@ def SlimModel(of: str, slim: dict[str, Any], **model: Any) -> nn.Module:  # noqa
     return apply_plan(built, SlimPlan.from_spec(slim))
 
 
+def type_name(kind: Any) -> str:
+    """A config's ``type`` as a string; configs of mmengine's newer style hold the class itself."""
+    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def is_masked(model: Any) -> bool:
+    """Whether a model's config is one of ``mmitp.MaskedModel``."""
+    kind = model.get("type")
+    return kind is not None and type_name(kind) in ("mmitp.MaskedModel", "mmitp.models.masked.MaskedModel")
+
+
 def slim_config(cfg: Config, plan: SlimPlan) -> Config:
     """The config of the slimmed network: the original's, without masks, pruning hook and pre-trained weights."""
     out = copy.deepcopy(cfg)
     model = out.model
-    if model.type != "mmitp.MaskedModel":
+    if not is_masked(model):
         raise ValueError(f"expected a config whose model is of type 'mmitp.MaskedModel', got {model.type!r}")
     model.pop("prune", None)
     _drop_pretrained(model)
-    model.update(type="mmitp.SlimModel", of=model.of, slim=plan.spec())
-    out.custom_hooks = [h for h in out.get("custom_hooks") or [] if not str(h.get("type")).endswith("PruneHook")]
+    model.update(type="mmitp.SlimModel", of=type_name(model.of), slim=plan.spec())
+    out.custom_hooks = [h for h in out.get("custom_hooks") or [] if not type_name(h["type"]).endswith("PruneHook")]
     imports = dict(out.get("custom_imports") or {})
     names = imports.get("imports") or []
     names = [names] if isinstance(names, str) else list(names)

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 from mmitp.attacks import attack_mode, cross_entropy, fgsm_rs
@@ -98,6 +99,28 @@ def test_gradients_of_a_later_pass_are_those_without_an_attack() -> None:
         net(torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(3))).square().sum().backward()
         grads.append(torch.cat([parameter.grad.flatten() for parameter in net.parameters()]))
     assert torch.equal(*grads)
+
+
+def test_attacks_pass_through_activation_checkpointing() -> None:
+    class Block(nn.Module):
+        def __init__(self, with_cp: bool) -> None:
+            super().__init__()
+            self.with_cp = with_cp
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.with_cp and x.requires_grad:
+                return torch.utils.checkpoint.checkpoint(self.conv, x, use_reentrant=True)
+            return self.conv(x)
+
+    model = nn.Sequential(Block(True), Block(False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 2])
+    with pytest.raises(RuntimeError, match="use_reentrant"):
+        fgsm_rs(lambda v: nn.functional.cross_entropy(model(v), y), x, eps=0.1, alpha=0.1)
+    with attack_mode(model):
+        moved = fgsm_rs(lambda v: nn.functional.cross_entropy(model(v), y), x, eps=0.1, alpha=0.1)
+    assert not torch.equal(moved, x)
+    assert [model[0].with_cp, model[1].with_cp] == [True, False]
 
 
 def test_unknown_modes_are_refused() -> None:

@@ -8,7 +8,9 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseDataPreprocessor, BaseModel
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
@@ -242,6 +244,58 @@ def test_once_an_epoch_is_the_last_step_of_each(tmp_path):
     assert hook.steps == 2
 
 
+@pytest.mark.parametrize(("accumulated", "steps"), [(2, 7), (3, 7), (8, 4)])
+def test_once_an_epoch_with_accumulated_gradients_too(tmp_path, accumulated, steps):
+    # 4 iterations an epoch: every third is the last update of its epoch at iterations 6, 9, 12, 15, 18, ...
+    optim = dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.01), accumulative_counts=accumulated)
+    hook = PruneHook(target=0.5, b=0, begin=1, end=8, interval="epoch")
+    make_runner(tmp_path, hook, epochs=9, optim=optim).train()
+    assert hook.steps == steps
+    assert abs(hook.window_steps - steps) <= 1
+
+
+def test_once_an_epoch_needs_epochs(tmp_path):
+    hook = PruneHook(target=0.5, begin=2, end=7, interval="epoch")
+    with pytest.raises(ValueError, match="needs a loop by epochs"):
+        make_runner(tmp_path, hook, loop=dict(type="IterBasedTrainLoop", max_iters=10)).train()
+
+
+def test_layers_frozen_behind_its_back_are_named_at_once(tmp_path):
+    class Freezes(Toy):
+        def train(self, mode=True):
+            super().train(mode)
+            self.body.requires_grad_(False)
+            return self
+
+    with pytest.raises(ValueError, match=r"masks of body .*frozen_stages.*exclude=\['body'\]"):
+        make_runner(tmp_path, PruneHook(target=0.5, begin=2, end=4), model=Freezes()).train()
+
+
+def test_pruned_networks_are_pruned_further(tmp_path):
+    checkpoint = dict(checkpoint=dict(type="CheckpointHook", interval=1))
+    first = make_runner(tmp_path / "a", PruneHook(target=0.8, b=0, begin=0, end=1), epochs=2, default_hooks=checkpoint)
+    first.train()
+    for target, trains in ((0.3, True), (0.8, False)):
+        hook = PruneHook(target=target, b=0, begin=0, end=2)
+        make_runner(tmp_path / f"b{target}", hook, load_from=str(tmp_path / "a" / "epoch_2.pth")).train()
+        assert float(hook.budget.ratio()) <= target
+        assert (hook.steps > 0) == trains
+
+
+def test_resuming_states_the_budget_for_the_same_image_size(tmp_path):
+    class Wide(ToyData):
+        def __getitem__(self, i):
+            return dict(inputs=self.x[i].repeat(1, 1, 3), label=self.y[i])
+
+    checkpoint = dict(checkpoint=dict(type="CheckpointHook", interval=1))
+    hook = dict(type="mmitp.PruneHook", target=0.5, begin=0, end=4)
+    make_runner(tmp_path, hook, default_hooks=checkpoint).train()
+    again = make_runner(tmp_path / "again", hook, epochs=4, load_from=str(tmp_path / "epoch_2.pth"), resume=True)
+    again._train_dataloader["dataset"] = Wide()
+    again.train()
+    assert hook_of(again).input_shape == (8, 8)
+
+
 def test_gradient_accumulation_takes_one_step_an_update(tmp_path):
     optim = dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.01), accumulative_counts=2)
     hook = PruneHook(target=0.5, b=0, begin=1, end=3)
@@ -261,9 +315,15 @@ def test_mask_gradients_do_not_count_in_gradient_clipping(tmp_path):
 
 def test_a_step_skipped_by_the_gradient_scaler_leaves_the_masks_alone(tmp_path):
     class Poisoned(PruneHook):
-        def _optimizer_2(self):
+        def _take_gradients(self, optimizer):
+            gradients = [layer.prune_mask.grad.clone() for layer in self.masks.values()]
             for layer in self.masks.values():
-                layer.prune_mask.grad = torch.full_like(layer.prune_mask, math.nan)
+                layer.prune_mask.grad.fill_(math.nan)
+            super()._take_gradients(optimizer)
+            for layer, gradient in zip(self.masks.values(), gradients, strict=True):
+                layer.prune_mask.grad.copy_(gradient)  # Optimizer 1 is not what is tested
+
+        def _optimizer_2(self):
             before = {n: m.prune_mask.detach().clone() for n, m in self.masks.items()}
             super()._optimizer_2()
             for n, m in self.masks.items():
@@ -272,6 +332,59 @@ def test_a_step_skipped_by_the_gradient_scaler_leaves_the_masks_alone(tmp_path):
     hook = Poisoned(target=0.5, b=10, begin=0, end=2, on_miss="warn")
     make_runner(tmp_path, hook, epochs=2).train()
     assert hook.steps == 0
+
+
+@OPTIM_WRAPPERS.register_module()
+class CpuScaler(OptimWrapper):
+    """mmengine's AmpOptimWrapper with torch's scaler of the CPU, and no other precision."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
+
+    def backward(self, loss, **kwargs):
+        self.scaler.scale(loss).backward()
+        self._inner_count += 1
+
+    def step(self, **kwargs):
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_loss_scale_does_not_reach_the_masks(tmp_path, fused):
+    def train(wrapper, poisoned=None):
+        torch.manual_seed(0)
+        model, passes = Toy(), itertools.count()
+        if poisoned is not None:  # an overflow outside of the masks: their own gradients are finite
+            model.stem.weight.register_hook(lambda g: g * math.inf if next(passes) == poisoned else g)
+        hook = PruneHook(target=0.2, b=0, begin=0, end=1, lr=1.0, on_miss="warn")
+        optim = dict(type=wrapper, optimizer=dict(type="SGD", lr=0.01, fused=fused))
+        make_runner(tmp_path, hook, epochs=1, model=model, optim=optim).train()
+        return hook.steps, model.body.prune_mask.detach()
+
+    steps, masks = train("OptimWrapper")
+    assert steps == 4
+    scaled_steps, scaled = train("CpuScaler")
+    assert scaled_steps == 4
+    torch.testing.assert_close(scaled, masks, rtol=1e-4, atol=1e-5)
+    assert (masks - 1).abs().max() > 1e-3
+    steps, masks = train("CpuScaler", poisoned=3)
+    assert steps == 3
+    assert (masks - 1).abs().max() < 1
+
+
+def test_optimizer_2_takes_the_gradient_of_the_backward_pass(tmp_path):
+    # Nesterov momentum with foreach adds the momentum to the gradients in place.
+    def train(foreach):
+        torch.manual_seed(0)
+        model = Toy()
+        optimizer = dict(type="SGD", lr=0.01, momentum=0.9, nesterov=True, foreach=foreach)
+        hook = PruneHook(target=0.2, b=0, begin=0, end=2, lr=1.0, on_miss="warn")
+        make_runner(tmp_path, hook, epochs=2, model=model, optim=dict(type="OptimWrapper", optimizer=optimizer)).train()
+        return model.body.prune_mask.detach()
+
+    torch.testing.assert_close(train(foreach=True), train(foreach=False), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("b", [200.0, "auto"])

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models import build_backbone
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmitp.models  # noqa: F401  registers types
+from mmitp.engine.example import blank_example
 from mmitp.models.masked import MaskedModel
+from mmitp.models.slim import save_slim
 from mmitp.pruning import (
     MacBudget,
     MaskedConv2d,
@@ -124,6 +126,14 @@ def test_masked_model_builds_any_registered_type_with_masks_in_place() -> None:
     assert {k for k in model.state_dict() if "prune_" not in k} == before
 
 
+def test_stages_frozen_by_training_mode_stay_dense() -> None:
+    model = MODELS.build(dict(type="mmitp.MaskedModel", of="mmpretrain.MobileNetV2", frozen_stages=2))
+    layers = masked_layers(model)
+    assert layers
+    assert not [name for name in layers if name.startswith(("layer1", "layer2"))]
+    assert all(layer.prune_mask.requires_grad for layer in layers.values())
+
+
 def test_masked_model_refuses_unknown_options() -> None:
     with pytest.raises(ValueError, match=r"unknown key\(s\) \['target'\]"):
         MaskedModel(of="mmpretrain.ResNet", depth=18, prune=dict(target=0.5))
@@ -135,3 +145,33 @@ def test_conv_cfg_road_masks_what_honours_it() -> None:
     assert all(type(m) is MaskedConv2d for m in layers.values())
     assert sum(isinstance(m, nn.Conv2d) and m.groups > 1 for m in model.modules()) == 17
     assert len(layers) == sum(isinstance(m, nn.Conv2d) for m in model.modules()) - 17
+
+
+LAZY = """
+from mmpretrain.models import GlobalAveragePooling, ImageClassifier, LinearClsHead, ResNet
+
+from mmitp.engine.hooks import PruneHook
+from mmitp.models.masked import MaskedModel
+
+model = dict(
+    type={kind}, of=ImageClassifier, backbone=dict(type=ResNet, depth=18), neck=dict(type=GlobalAveragePooling),
+    head=dict(type=LinearClsHead, num_classes=10, in_channels=512),
+)
+custom_hooks = [dict(type=PruneHook, target=0.5)]
+"""
+
+
+@pytest.mark.parametrize("kind", ["MaskedModel", "'mmitp.MaskedModel'"])
+def test_configs_in_the_newer_style_give_a_slim_config_that_loads(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "lazy.py").write_text(LAZY.format(kind=kind))
+    cfg = Config.fromfile(tmp_path / "lazy.py")
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        model = MODELS.build(cfg.model)
+    randomize_masks(model, 0.6, torch.Generator().manual_seed(0))
+    small, plan = slim_with_plan(model, blank_example(model, (64, 64)))
+    config, _ = save_slim(small, plan, cfg, str(tmp_path / "slim"), {})
+    loaded = Config.fromfile(config)
+    assert not loaded.custom_hooks
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        again = MODELS.build(loaded.model)
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in small.state_dict().items()}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from mmengine.dist import broadcast, is_main_process
+from mmengine.dist import broadcast, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmitp.engine.example import blank_example, example_inputs
 from mmitp.engine.live import require_same_training, require_slimmable, slim_runner, without_runner_hooks
-from mmitp.models.slim import slim_config
+from mmitp.models.slim import is_masked, slim_config
 from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, SlimPlan, masked_layers
 from mmitp.pruning.calibration import Calibration
 from mmitp.pruning.cost import Cost, LatencyCost, make_cost
@@ -139,6 +139,7 @@ class PruneHook(Hook):
         self._pending: dict[str, Any] | None = None
         self._best_rules: dict[CheckpointHook, Any] = {}
         self._steps_now = False
+        self._task: Tensor | None = None
         self._bank: MaskBank | None = None
 
     # -- set-up
@@ -161,8 +162,12 @@ class PruneHook(Hook):
         optimizer = self._optimizer(runner)
         self._report_groups(optimizer)
         self._spare_masks_from_clipping(runner.optim_wrapper)
-        # Fires after unscaling, accumulation and all-reduce, and before the gradients are cleared.
-        self._handle = optimizer.register_step_post_hook(lambda *_: self._optimizer_2())
+        # Both fire after accumulation and all-reduce, and before the gradients are cleared. The gradients are taken
+        # before Optimizer 1, which may overwrite them (Nesterov momentum, optimizers that clip by themselves).
+        self._handles = [
+            optimizer.register_step_pre_hook(lambda *_: self._take_gradients(optimizer)),
+            optimizer.register_step_post_hook(lambda *_: self._optimizer_2()),
+        ]
         self.runner = runner
 
     def _check_window(self, runner: Runner) -> None:
@@ -173,10 +178,14 @@ class PruneHook(Hook):
                 f"PruneHook's window ends after {self.end} {unit}, but the run stops at {last}. "
                 f"The paper's proportions would be begin={last // 15}, end={last * 4 // 5}"
             )
+        if self.by_iter and self.interval == "epoch":
+            raise ValueError(
+                "PruneHook interval='epoch' needs a loop by epochs; with an iteration-based one use 'iter'"
+            )
         self.length = 1 if self.by_iter else len(runner.train_dataloader)
         self.window_steps = max((self.end - self.begin) * self.length // self._accumulation(runner), 1)
         if self.interval == "epoch":
-            self.window_steps = max(self.window_steps * self._accumulation(runner) // self.length, 1)
+            self.window_steps = min(self.window_steps, self.end - self.begin)
         self.measure_every = max(self.window_steps // (200 if self.b == "auto" else 50), 1)
         self.calibrate_every = max(self.window_steps // CALIBRATIONS, 1)
         if self.b == "auto":
@@ -224,8 +233,13 @@ class PruneHook(Hook):
 
     def _build_budget(self, runner: Runner, data_batch: Any) -> None:
         model = self._model(runner)
+        self._require_trainable()
         example = example_inputs(model, data_batch, self.input_shape)
-        self.input_shape = tuple(example["inputs"].shape[-2:])
+        shape = torch.tensor(example["inputs"].shape[-2:])
+        broadcast(shape)  # batches of different sizes in different processes, but one budget
+        self.input_shape = (int(shape[0]), int(shape[1]))
+        if example["inputs"].shape[-2:] != self.input_shape:
+            example = example_inputs(model, data_batch, self.input_shape)
         self.budget = MacBudget(model, example, cost=self.cost)
         self.logger.info(
             f"PruneHook: {self.budget.dense_macs / 1e9:.4f} GMACs dense, {len(self.budget.masked)} of "
@@ -233,6 +247,14 @@ class PruneHook(Hook):
         )
         for name, why in self.budget.unfollowed.items():
             self.logger.warning(f"PruneHook: {name}: {why}")
+        if self.frozen and not getattr(runner, "_resume", False) and self._ratio() > self.target:
+            self.logger.info(
+                f"PruneHook: the masks of load_from are frozen at {self._ratio():.4f} of the {self.budget.what}, above "
+                f"the target {self.target}: they train again"
+            )
+            for layer in self.masks.values():
+                layer.unfreeze_mask()
+            self.frozen, self._bank = False, MaskBank(model, self.masks.values())
         if not self.frozen and (low := lowest_ratio(self.budget, self.divisor)) > self.target:
             raise ValueError(
                 f"PruneHook target {self.target} cannot be reached: with {self.divisor} input channel(s) a layer "
@@ -245,6 +267,15 @@ class PruneHook(Hook):
         if isinstance(self.cost, LatencyCost) and not self.frozen:
             blank = blank_example(model, self.input_shape, example["inputs"].shape[1], self.cost.table.get("batch", 1))
             self.calibration = self._calibration(model, blank, self.budget, self.cost)
+
+    def _require_trainable(self) -> None:
+        fixed = [n for n, m in self.masks.items() if not (m.mask_frozen or m.prune_mask.requires_grad)]
+        if fixed:
+            raise ValueError(
+                f"the masks of {', '.join(fixed[:3])} ({len(fixed)} in all) do not train: something, such as "
+                "frozen_stages, froze these layers after the model was built. Leave them dense: "
+                f"model.prune = dict(exclude={fixed})"
+            )
 
     def _calibration(
         self, model: nn.Module, example: dict[str, Any], budget: MacBudget, cost: LatencyCost
@@ -297,11 +328,17 @@ class PruneHook(Hook):
             self._freeze(runner)
         if self.slim_at_end and self.frozen:
             self._slim(runner)  # resumed from a checkpoint with frozen masks
-        last_of_epoch = not self.by_iter and batch_idx + 1 == self.length
-        self._steps_now = self._in_window() and (self.interval == "iter" or last_of_epoch)
+        self._steps_now = self._in_window() and (self.interval == "iter" or self._is_last_update(runner, batch_idx))
         if self._steps_now and self.calibration is not None and self.steps % self.calibrate_every == 0:
             if self.calibration.calibrate():
                 self._tell_clock()
+
+    def _is_last_update(self, runner: Runner, batch_idx: int) -> bool:
+        """Whether this iteration updates the weights (gradients may accumulate) and no later one of its epoch does."""
+        left, every = self.length - (batch_idx + 1), self._accumulation(runner)
+        if runner.epoch + 1 == runner.max_epochs:
+            return left == 0  # the run's last iteration updates in any case
+        return left < every and (runner.iter + 1) % every == 0
 
     def _tell_clock(self) -> None:
         assert self.calibration is not None
@@ -311,13 +348,25 @@ class PruneHook(Hook):
         )
 
     @torch.no_grad()
-    def _optimizer_2(self) -> None:
+    def _take_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        self._task = None
         if not self._steps_now:
             return
         assert self.budget is not None
         task = task_gradient(self.budget)
-        if not bool(torch.isfinite(task).all()):
-            return  # a GradScaler skipped this step
+        # A GradScaler leaves unscaling, and skipping the step, to a fused optimizer.
+        if (scale := getattr(optimizer, "grad_scale", None)) is not None:
+            task = task / scale.to(task.device)
+        overflow = getattr(optimizer, "found_inf", None)
+        if bool(torch.isfinite(task).all()) and not (overflow is not None and bool(overflow)):
+            self._task = task
+
+    @torch.no_grad()
+    def _optimizer_2(self) -> None:
+        task, self._task = self._task, None
+        if task is None:
+            return
+        assert self.budget is not None
         ratio, push = ratio_and_gradient(self.budget)
         if self.auto is not None:
             push = balanced(self.budget, push)
@@ -327,7 +376,17 @@ class PruneHook(Hook):
             b = self.auto.restrain(self.budget, push, b, self.steps)
         if b > 0:
             descend(self.budget, push, self.lr * b)
+        if get_world_size() > 1:
+            self._as_in_main()
         self.steps += 1
+
+    def _as_in_main(self) -> None:
+        """The main process's masks, in all of them: budgets of two-stage detectors depend on each one's proposals."""
+        assert self.budget is not None
+        masks: list[Tensor] = [layer.prune_mask.data for _, layer in self.budget.masked]
+        flat = torch.cat([mask.reshape(-1) for mask in masks])
+        broadcast(flat)
+        torch._foreach_copy_(masks, list(self.budget.split(flat).values()))
 
     def _pressure(self, ratio: float, gradient: Tensor) -> float:
         """``b`` for this step: 0 where the hinge (or the path) is satisfied."""
@@ -388,7 +447,8 @@ class PruneHook(Hook):
                 self._slim(runner)
 
     def after_train(self, runner: Runner) -> None:
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
         if not self.frozen and self.budget is not None:
             self.logger.warning(
                 "PruneHook: training stopped before the window's end; the masks freeze now, after the last save: "
@@ -421,7 +481,10 @@ class PruneHook(Hook):
                 result = project(self.budget, self.target, self.fill, self.divisor)
             else:
                 result = self.calibration.project(self.fill)
-            freeze_masks(model, self.budget.split(result.pattern))
+            pattern = result.pattern.clone()
+            if get_world_size() > 1:
+                broadcast(pattern)
+            freeze_masks(model, self.budget.split(pattern))
             switched_off, switched_on = result.switched_off, result.switched_on
         self.frozen = True
         self._steps_now = False
@@ -499,7 +562,7 @@ class PruneHook(Hook):
                 f"anew ({restarted[0]} and others)"
             )
         self.slimmed, self.budget, self.masks = slim, None, {}
-        if is_main_process() and runner.cfg.get("model", {}).get("type") == "mmitp.MaskedModel":
+        if is_main_process() and is_masked(runner.cfg.get("model", {})):
             folder = os.path.join(runner.work_dir, "slim")
             os.makedirs(folder, exist_ok=True)
             slim_config(runner.cfg, plan).dump(os.path.join(folder, "config.py"))
@@ -548,6 +611,7 @@ class PruneHook(Hook):
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.steps, self.frozen, self.warned_at = state["steps"], state["frozen"], state["warned_at"]
+        self.input_shape = self.input_shape or state["input_shape"]
         self.forecast.load_state_dict(state["forecast"])
         if self.auto is not None and state["auto"] is not None:
             self.auto.load_state_dict(state["auto"])
