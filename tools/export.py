@@ -28,7 +28,7 @@ def main() -> None:
     try:
         report = export_checkpoint(load_config(args.config), args.checkpoint, args.out, args.shape, args.batch)
     except (ValueError, RuntimeError) as error:
-        sys.exit(f"{args.checkpoint}: {error}")
+        sys.exit(f"export.py: {error}")
     print(report.text())
 
 

@@ -30,7 +30,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="threads of torch (CPU)")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    model = build_masked(load_config(args.config)).to(args.device)
+    try:
+        model = build_masked(load_config(args.config)).to(args.device)
+    except ValueError as error:
+        parser.error(f"{args.config}: {error}")
     shape = tuple(args.shape) if args.shape else (320, 320) if is_detector(model) else (224, 224)
     example = blank_example(model, shape, batch=args.batch)
     table = measure_latency(model, example, args.threads, report=lambda line: print(line, flush=True))

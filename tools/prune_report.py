@@ -33,7 +33,11 @@ def main() -> int:
     parser.add_argument("--linear", action="store_true", help="mask linear layers too (transformers, ConvNeXt)")
     args = parser.parse_args()
     try:
-        model = build_masked(load_config(args.config), args.linear)
+        cfg = load_config(args.config)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        model = build_masked(cfg, args.linear)
     except ValueError as error:
         parser.exit(2, f"{args.config}: {error}; see --linear\n" if not args.linear else f"{args.config}: {error}\n")
     shape = tuple(args.shape) if args.shape else (320, 320) if is_detector(model) else (224, 224)

@@ -67,17 +67,23 @@ def main() -> None:
     if args.objective != "own" and args.score_thr is not None:
         parser.error("--score-thr is --objective own's")
 
-    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    try:
+        cfg = load_config(args.config, args.cfg_options, args.work_dir)
+        attack_settings = EvalAttack(name=args.name, **given) if args.name else None
+    except ValueError as error:
+        parser.error(str(error))
+    if args.json:
+        os.makedirs(os.path.dirname(args.json) or ".", exist_ok=True)
     cfg.launcher = args.launcher
     cfg.load_from = args.checkpoint
     runner = build_test_runner(cfg, args.max_images)
-    if args.name is None:
+    if attack_settings is None:
         metrics = runner.test()
-        if args.json:
+        if args.json and runner.rank == 0:
             with open(args.json, "w", encoding="utf-8") as file:
                 json.dump({k: float(v) for k, v in metrics.items()}, file, indent=1)
         return
-    report = evaluate(runner, EvalAttack(name=args.name, **given), args.eps)
+    report = evaluate(runner, attack_settings, args.eps)
     if runner.rank == 0:
         print(report.table())
         for path in report.save(args.json or os.path.join(cfg.work_dir, "robustness.json")):

@@ -24,7 +24,10 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
 
-    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    try:
+        cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    except ValueError as error:
+        parser.error(str(error))
     cfg.launcher = args.launcher
     if args.amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"

@@ -22,7 +22,7 @@ _SPLITS = {"train75": True, "val25": False}
 _ADVICE = (
     "data/README.md says how KITTI is laid out and where it goes; without it, "
     "`python tools/make_scenes.py data/scenes --frames 800` generates scenes in the same format "
-    "(use data_root='data/scenes')"
+    "(link them: `ln -s scenes data/kitti`)"
 )
 
 

@@ -13,6 +13,8 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint
 from torch import Tensor, nn
 
+from mmitp.pruning import masked_layers
+
 
 def read_checkpoint(path: str) -> dict[str, Any]:
     """Reads a checkpoint as mmengine does, onto the CPU.
@@ -57,6 +59,16 @@ def load_fitting(model: nn.Module, state: Mapping[str, Tensor], path: str, confi
         )
 
 
+def not_final(model: nn.Module, path: str) -> str:
+    """A line of warning where the masks of a loaded model are not frozen yet, else nothing."""
+    if all(layer.mask_frozen for layer in masked_layers(model).values()):
+        return ""
+    return (
+        f"warning: the masks of {path} are not frozen: it is from before the end of the pruning window, and its "
+        "operations may lie above the target\n"
+    )
+
+
 class FitHook(Hook):
     """Stops an evaluation whose weights do not fill the network; the Runner itself only warns.
 
@@ -66,8 +78,13 @@ class FitHook(Hook):
     priority = "LOWEST"
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Raises ``ValueError`` where keys are missing or shapes differ."""
+        """Raises ``ValueError`` where keys are missing, shapes differ, or masks would be ignored."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         state = checkpoint.get("state_dict", checkpoint)
         state = {re.sub(r"^module\.", "", key): value for key, value in state.items()}
-        load_fitting(model, state, str(runner._load_from), runner.cfg.filename or "the config", extra=True)
+        path, config = str(runner._load_from), runner.cfg.filename or "the config"
+        if not masked_layers(model) and any(key.endswith("prune_mask") for key in state):
+            raise ValueError(
+                f"{path} carries masks, but {config} builds a network without: give the config it was trained with"
+            )
+        load_fitting(model, state, path, config, extra=True)

@@ -24,7 +24,10 @@ def load_config(source: str, options: Sequence[str] = (), work_dir: str | None =
     """
     if "::" in source:
         package, name = source.split("::", 1)
-        cfg = get_config(f"{package}::{name if name.endswith('.py') else name + '.py'}", pretrained=False)
+        try:
+            cfg = get_config(f"{package}::{name if name.endswith('.py') else name + '.py'}", pretrained=False)
+        except FileNotFoundError as error:
+            raise ValueError(f"{package} has no config {name!r}") from error
     elif os.path.isfile(source):
         cfg = Config.fromfile(source)
     else:

@@ -16,7 +16,7 @@ from mmengine import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from mmitp.engine.checkpoint import load_fitting, read_checkpoint
+from mmitp.engine.checkpoint import load_fitting, not_final, read_checkpoint
 from mmitp.engine.example import blank_example
 from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.pruning import MacBudget, masked_layers
@@ -89,11 +89,12 @@ class ExportReport:
     batch: int | None
     outputs: list[str]
     difference: float
+    warning: str = ""
 
     def text(self) -> str:
         height, width = self.shape
         return (
-            f"exported: {self.how}\n"
+            f"{self.warning}exported: {self.how}\n"
             f"input: images (float32, {self.batch or 'any batch'} x 3 x {height} x {width}, normalised); "
             f"outputs: {', '.join(self.outputs)}\n"
             f"differs from torch by at most {self.difference:.2g} of an output's largest value\n"
@@ -137,6 +138,7 @@ def export_checkpoint(
     height, width = int(size[0]), int(size[1])
     model = MODELS.build(cfg.model)
     load_fitting(model, loaded.get("state_dict", loaded), checkpoint, cfg.filename)
+    warning = not_final(model, checkpoint)
     model.eval()
     how = f"{cfg.model.get('of', cfg.model.type)} as it is"
     if masked_layers(model):
@@ -155,7 +157,8 @@ def export_checkpoint(
     if not difference <= TOLERANCE:
         raise RuntimeError(f"{out} differs from torch by {difference:.3g} of an output's largest value")
     parameters = sum(p.numel() for p in model.parameters())
-    return ExportReport(out, os.path.getsize(out), parameters, how, (height, width), batch, network.names, difference)
+    size_on_disk = os.path.getsize(out)
+    return ExportReport(out, size_on_disk, parameters, how, (height, width), batch, network.names, difference, warning)
 
 
 def _example(network: RawOutputs, n: int) -> Tensor:

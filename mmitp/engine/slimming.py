@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mmengine import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from mmitp.engine.checkpoint import load_fitting, read_checkpoint
+from mmitp.engine.checkpoint import load_fitting, not_final, read_checkpoint
 from mmitp.engine.example import blank_example
 from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.models.slim import is_masked, save_slim
@@ -27,10 +27,12 @@ class SlimReport:
     params_dense: int
     params_slim: int
     shape: tuple[int, int]
+    warning: str = ""
 
     def text(self) -> str:
         h, w = self.shape
         return (
+            f"{self.warning}"
             f"MACs at {h}x{w}: {self.macs_dense:,} -> {self.macs_slim:,} ({self.macs_slim / self.macs_dense:.4f})\n"
             f"parameters: {self.params_dense:,} -> {self.params_slim:,} ({self.params_slim / self.params_dense:.4f})\n"
             f"{self.config}\n{self.weights}"
@@ -62,6 +64,7 @@ def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[
     if size is None:
         raise ValueError(f"{checkpoint} does not say which input size its budget was for: give --shape H W")
     model = MODELS.build(cfg.model)
+    warning = ""
     dense = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("prune_mask"))
     if slimmed := known.get("slimmed"):  # slim_at_end has done it already
         if tuple(size) != tuple(known["input_shape"]):
@@ -75,6 +78,7 @@ def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[
         macs_dense, macs = slimmed["macs_dense"], slimmed["macs_kept"]
     else:
         load_fitting(model, state, checkpoint, cfg.filename)
+        warning = not_final(model, checkpoint)
         model.eval()
         example = blank_example(model, (int(size[0]), int(size[1])))
         budget = MacBudget(model, example)
@@ -91,4 +95,5 @@ def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[
         dense,
         sum(p.numel() for p in small.parameters()),
         (int(size[0]), int(size[1])),
+        warning,
     )

@@ -17,7 +17,7 @@ import mmitp  # noqa: F401
 import mmitp.engine.export as export_module
 from mmitp.engine.export import export_checkpoint
 from mmitp.engine.slimming import slim_checkpoint
-from mmitp.pruning import masked_layers
+from mmitp.pruning import freeze_masks, masked_layers
 
 MODELS_DIR = Path(__file__).parents[2] / "configs" / "_base_" / "models"
 needs_onnx = pytest.mark.skipif(
@@ -100,6 +100,19 @@ def test_the_file_shrinks_with_the_parameters_kept(tmp_path: Path) -> None:
     ):
         # 4 bytes a parameter; the rest of the file (names, gather indices) changes by far less
         assert big - small == pytest.approx(4 * (many - few), rel=0.15)
+
+
+def test_a_checkpoint_from_within_the_window_is_called_one(tmp_path: Path) -> None:
+    path = save(classifier(), tmp_path / "m.pth", 4)
+    report = slim_checkpoint(classifier(), path, str(tmp_path / "slim"), (32, 32))
+    assert report.text().startswith(f"warning: the masks of {path} are not frozen")
+    exported = export_checkpoint(classifier(), path, str(tmp_path / "m.pt"), (32, 32))
+    assert exported.text().startswith(f"warning: the masks of {path} are not frozen")
+    model = MODELS.build(classifier().model)
+    model.load_state_dict(torch.load(path)["state_dict"])
+    freeze_masks(model)
+    torch.save(dict(state_dict=model.state_dict()), path)
+    assert "warning" not in slim_checkpoint(classifier(), path, str(tmp_path / "slim"), (32, 32)).text()
 
 
 @needs_onnx

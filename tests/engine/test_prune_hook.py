@@ -491,7 +491,7 @@ def test_arguments_out_of_range_are_named(arguments, text):
 
 
 def test_a_window_longer_than_the_run_is_an_error_that_says_what_would_fit(tmp_path):
-    with pytest.raises(ValueError, match=r"begin=0, end=3"):
+    with pytest.raises(ValueError, match=r"begin=1, end=3"):
         make_runner(tmp_path, dict(type="mmitp.PruneHook", target=0.5)).train()
 
 

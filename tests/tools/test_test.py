@@ -87,6 +87,15 @@ def test_weights_of_another_network_are_refused(run: Callable[..., dict], tmp_pa
         run()
 
 
+def test_masks_are_not_left_out(run: Callable[..., dict], tmp_path: Path) -> None:
+    masked = MODELS.build(load_config(CONFIG.replace("resnet20_cifar10", "resnet20_cifar10_psi50")).model)
+    torch.save({"state_dict": masked.state_dict()}, tmp_path / "weights.pth")
+    with pytest.raises(
+        ValueError, match=r"weights.pth carries masks, but .*cifar10.py builds a network without"
+    ):
+        run()
+
+
 def test_files_that_are_no_checkpoints_are_named(
     run: Callable[..., dict], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -176,7 +176,7 @@ class PruneHook(Hook):
         if self.end > last:
             raise ValueError(
                 f"PruneHook's window ends after {self.end} {unit}, but the run stops at {last}. "
-                f"The paper's proportions would be begin={last // 15}, end={last * 4 // 5}"
+                f"The paper's proportions would be begin={max(round(last / 15), 1)}, end={last * 4 // 5}"
             )
         if self.by_iter and self.interval == "epoch":
             raise ValueError(
