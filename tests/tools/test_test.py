@@ -90,9 +90,7 @@ def test_weights_of_another_network_are_refused(run: Callable[..., dict], tmp_pa
 def test_masks_are_not_left_out(run: Callable[..., dict], tmp_path: Path) -> None:
     masked = MODELS.build(load_config(CONFIG.replace("resnet20_cifar10", "resnet20_cifar10_psi50")).model)
     torch.save({"state_dict": masked.state_dict()}, tmp_path / "weights.pth")
-    with pytest.raises(
-        ValueError, match=r"weights.pth carries masks, but .*cifar10.py builds a network without"
-    ):
+    with pytest.raises(ValueError, match=r"weights.pth carries masks, but .*cifar10.py builds a network without"):
         run()
 
 
