@@ -334,7 +334,7 @@ def test_a_step_skipped_by_the_gradient_scaler_leaves_the_masks_alone(tmp_path):
     assert hook.steps == 0
 
 
-@OPTIM_WRAPPERS.register_module()
+@OPTIM_WRAPPERS.register_module(force=True)  # other tests import this file by another name
 class CpuScaler(OptimWrapper):
     """mmengine's AmpOptimWrapper with torch's scaler of the CPU, and no other precision."""
 
