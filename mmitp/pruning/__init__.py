@@ -19,9 +19,12 @@ from .layers import (
     register_kind,
 )
 from .masks import MaskedLayer
+from .pruner import FreezeReport, InTrainPruner
 from .slim import SlimPlan, apply_plan, slim
 
 __all__ = [
+    "FreezeReport",
+    "InTrainPruner",
     "LayerRow",
     "MacBudget",
     "MaskedConv2d",

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .cost import Cost, CostRatio
 from .graph import ChannelGraph, LayerRecord, call_model, record_graph, tensors_in
 from .layers import Conv2dKind
-from .masks import MaskedLayer, ste_derivative
+from .masks import MaskedLayer, binarize_rows, ste_derivative
 from .needs import Needs, channel_masked, solve_needs
 
 
@@ -268,13 +268,7 @@ class MacBudget:
 
     def binarize(self, masks: Tensor) -> Tensor:
         """:func:`~mmitp.pruning.masks.binarize` for all masks at once: bool, with each mask's first maximum on."""
-        row = self.tables(masks.device).literal_row
-        n = len(self.layers)
-        top = masks.new_full((n,), -torch.inf).scatter_reduce(0, row, masks, "amax")
-        index = torch.arange(len(masks), device=masks.device)
-        at_top = torch.where(masks == top[row], index, len(masks))
-        first = torch.full((n,), len(masks), device=masks.device).scatter_reduce(0, row, at_top, "amin")
-        return (masks > 0) | (index == first[row])
+        return binarize_rows(masks, self.tables(masks.device).literal_row, len(self.layers))
 
     # -- figures
 
@@ -333,7 +327,7 @@ class MacBudget:
         """
         if not 0 < target <= 1:
             raise ValueError(f"target must be a fraction of the dense operations in (0, 1], got {target}")
-        return (self.ratio() - target).clamp(min=0)
+        return torch.relu(self.ratio() - target)
 
     def min_ratio(self) -> float:
         """The cheapest ratio the masks can reach: one (the first) input channel a layer."""

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from .budget import MacBudget
 from .cost import LatencyCost
-from .divisor import Divisor
-from .freeze import Projection, _first_maxima, project
+from .freeze import Projection, lowest_pattern, project
 
 #: The same network measured twice differs by about so much: what is to be at the target later is below it by that now.
 SPREAD = 0.01
@@ -36,16 +35,23 @@ class Calibration:
         target: fraction of the dense latency to end at or under.
         measure: latency of the network slimmed to a flat bool pattern as part of the dense one's, see
             :func:`mmitp.pruning.latency.clock_ratio`. Only patterns that the freeze may end at are measured twice.
-        divisor: of the freeze.
+        divisor, min_keep: of the freeze.
 
     Attributes:
         table, clock: the last network's latency as part of the dense one's, predicted and measured; 1 before the first.
     """
 
-    def __init__(self, budget: MacBudget, target: float, measure: Callable[[Tensor], float], divisor: int = 1) -> None:
+    def __init__(
+        self,
+        budget: MacBudget,
+        target: float,
+        measure: Callable[[Tensor], float],
+        divisor: int = 1,
+        min_keep: float = 0.0,
+    ) -> None:
         assert isinstance(budget.cost, LatencyCost)
         self.budget, self.cost, self.target, self.measure = budget, budget.cost, target, measure
-        self.divisor = divisor
+        self.divisor, self.min_keep = divisor, min_keep
         self.table = self.clock = 1.0
         self._known: dict[bytes, float] = {}
 
@@ -85,7 +91,7 @@ class Calibration:
             if best is None and attempt == ATTEMPTS - 1:
                 wanted = lowest
             self.cost.calibrate(max(wanted, lowest), aim)
-            found = project(self.budget, aim, fill, self.divisor)
+            found = project(self.budget, aim, fill, self.divisor, self.min_keep)
             if _key(found.pattern) in tried:
                 break
             tried.add(_key(found.pattern))
@@ -127,8 +133,7 @@ class Calibration:
     def _lowest(self) -> float:
         """What the table says of the cheapest network that these masks can be cut to."""
         masks = self.budget.flat_masks().detach().cpu()
-        divisor = Divisor(self.budget, self.divisor)
-        pattern = divisor.up(masks, divisor.nearest(masks, _first_maxima(self.budget, masks)))
+        pattern = lowest_pattern(self.budget, masks, self.divisor, self.min_keep)
         # Costs are rounded to whole nanoseconds, after scaling by no less than the saving wanted.
         return self.cost.by_table(pattern) + 2 / (self.budget.dense_cost * (1 - self.target))
 

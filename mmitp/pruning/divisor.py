@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .budget import MacBudget
+from .masks import ranks
 from .needs import channel_masked
 
 
@@ -56,11 +57,12 @@ class Divisor:
 
     def nearest(self, masks: Tensor, on: Tensor) -> Tensor:
         """Drops each layer's lowest masks down to a multiple that is no further away than the one above."""
-        rows, ranks = self._ranks(torch.where(on, masks, -torch.inf))
+        rows = self.tables.literal_row
+        place = ranks(torch.where(on, masks, -torch.inf), rows, len(self.all_in))
         n_in = self.counts(on).n_in
         excess = n_in % self.divisor
         down = (2 * excess <= self.divisor) & (n_in > self.divisor) & (n_in < self.all_in)
-        return on & (ranks < torch.where(down, n_in - excess, n_in)[rows])
+        return on & (place < torch.where(down, n_in - excess, n_in)[rows])
 
     def up(self, masks: Tensor, on: Tensor) -> Tensor:
         """Switches on the best dropped masks until every number is allowed; ends at the dense network at the latest.
@@ -97,17 +99,6 @@ class Divisor:
                 classes, short = literals, int(in_short[row])
             chosen = _best(literals, classes, harm[literals], masks[literals], short)
             on[chosen] = True
-
-    def _ranks(self, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Every literal's row, and its place among the row's by falling value."""
-        rows = self.tables.literal_row
-        order = masks.argsort(descending=True, stable=True)
-        order = order[rows[order].argsort(stable=True)]
-        first = torch.zeros(len(self.all_in) + 1, dtype=torch.long)
-        first[1:] = torch.bincount(rows, minlength=len(self.all_in)).cumsum(0)
-        ranks = torch.empty_like(rows)
-        ranks[order] = torch.arange(len(rows)) - first[rows[order]]
-        return rows, ranks
 
 
 def _best(literals: Tensor, classes: Tensor, harm: Tensor, masks: Tensor, count: int) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from .budget import MacBudget
 from .divisor import Divisor
 from .layers import masked_layers
+from .masks import first_maxima, ranks
+from .needs import channel_masked
 
 #: ``fill`` stops once the ratio is within this fraction below the target.
 FILL_TOLERANCE = 0.01
@@ -28,7 +30,8 @@ def freeze_masks(model: nn.Module, patterns: Mapping[str, Tensor] | None = None)
             share the pattern given for any of them.
 
     Raises:
-        ValueError: the model carries no mask, or ``patterns`` names a layer without one.
+        ValueError: the model carries no mask, ``patterns`` names a layer without one, or a pattern is empty, not
+            binary or of another shape (no mask is frozen then).
     """
     layers = masked_layers(model)
     if not layers:
@@ -37,9 +40,14 @@ def freeze_masks(model: nn.Module, patterns: Mapping[str, Tensor] | None = None)
     if unknown := set(patterns) - set(layers):
         raise ValueError(f"no masked layer(s) named {sorted(unknown)}")
     by_mask = {id(layers[name].prune_mask): pattern for name, pattern in patterns.items()}
-    for layer in layers.values():
+    fixed = {}
+    for name, layer in layers.items():
         pattern = by_mask.get(id(layer.prune_mask))
-        layer.freeze_mask(None if pattern is None else pattern.to(layer.prune_mask))
+        fixed[name] = layer.binary_mask() if pattern is None else pattern.to(layer.prune_mask)
+        if problem := layer.pattern_problem(fixed[name]):
+            raise ValueError(f"layer {name!r} cannot be frozen: {problem}")
+    for name, layer in layers.items():
+        layer.freeze_mask(fixed[name])
     return model
 
 
@@ -62,8 +70,19 @@ class Projection:
     threshold: float = 0.0
 
 
-def project(budget: MacBudget, target: float, fill: bool = False, divisor: int = 1) -> Projection:
+def cost_limit(budget: MacBudget, target: float) -> int:
+    """The most that a network within the target may cost: the largest whole number whose ratio is not above it."""
+    limit = int(target * budget.dense_cost)
+    return limit + ((limit + 1) / budget.dense_cost <= target)
+
+
+def project(
+    budget: MacBudget, target: float, fill: bool = False, divisor: int = 1, min_keep: float = 0.0
+) -> Projection:
     """The masks' present pattern, cut to the target: the lowest masks go first, each layer keeps its highest.
+
+    Where many layers read one tensor, every layer's own best channels may cost more than the target while the same
+    channels for all do not. Then, and only then, layers take the same ones, one layer after the other.
 
     Args:
         budget: the model's budget.
@@ -72,68 +91,176 @@ def project(budget: MacBudget, target: float, fill: bool = False, divisor: int =
             single channel (or of ``divisor`` channels) allows.
         divisor: every layer reads and computes a multiple of this many channels, or all it has. Kernels on CPUs and
             GPUs work on 8 or 16 channels at a time, and the others cost what the next multiple costs.
+        min_keep: part of its input channels that every layer keeps at least, see :func:`floors`.
 
     Raises:
-        ValueError: even one input channel (``divisor`` channels) a layer costs more than the target.
+        ValueError: even the cheapest pattern (:func:`lowest_ratio`) costs more than the target; a mask is not finite.
     """
     with torch.no_grad():
         masks = budget.flat_masks().detach().cpu()
-    on = budget.binarize(masks)
-    limit = int(target * budget.dense_cost)
-    if divisor != 1:
-        return _project_to_multiples(budget, masks, on, target, fill, Divisor(budget, divisor))
-    switched_off, threshold = 0, 0.0
-    if budget.cost_of(on) > limit:
-        order = masks.argsort(stable=True)
-        order = order[on[order] & ~_first_maxima(budget, masks)[order]]
-        switched_off = _fewest(lambda k: budget.cost_of(_switched(on, order[:k], False)) <= limit, len(order))
-        if switched_off > len(order):
-            raise ValueError(
-                f"target {target} is out of reach: one input channel a layer still costs {budget.min_ratio():.4f} of "
-                "the dense operations; raise the target or mask more layers"
-            )
-        on = _switched(on, order[:switched_off], False)
-        threshold = float(masks[order[switched_off - 1]])
-    switched_on = 0
-    if fill:
-        filled = _fill(budget, masks, on, limit)
-        switched_on = int(filled.sum() - on.sum())
-        on = filled
-    return Projection(on, budget.cost_of(on) / budget.dense_cost, switched_off, switched_on, threshold)
-
-
-def lowest_ratio(budget: MacBudget, divisor: int = 1) -> float:
-    """The cheapest ratio a freeze can reach: one input channel a layer, or ``divisor`` of them."""
-    if divisor == 1 or not budget.n_literals:
-        return budget.min_ratio()
-    masks = -torch.arange(1.0, budget.n_literals + 1)
-    return budget.cost_of(Divisor(budget, divisor).up(masks, budget.binarize(masks))) / budget.dense_cost
-
-
-def _project_to_multiples(
-    budget: MacBudget, masks: Tensor, before: Tensor, target: float, fill: bool, divisor: Divisor
-) -> Projection:
-    limit = int(target * budget.dense_cost)
+    require_finite(budget, masks)
+    grid = _Grid.of(budget, masks, divisor, min_keep)
+    limit = cost_limit(budget, target)
+    before = budget.binarize(masks)
+    kept = before | grid.least
     order = masks.argsort(stable=True)
-    order = order[before[order] & ~_first_maxima(budget, masks)[order]]
-
-    def rounded(k: int) -> Tensor:
-        return divisor.up(masks, divisor.nearest(masks, _switched(before, order[:k], False)))
-
-    cut = _fewest(lambda k: budget.cost_of(rounded(k)) <= limit, len(order))
-    if cut > len(order):
-        least = budget.cost_of(rounded(len(order))) / budget.dense_cost
+    order = order[(kept & ~grid.least)[order]]
+    cut = _fewest(lambda k: budget.cost_of(grid.allowed(_switched(kept, order[:k], False))) <= limit, len(order))
+    on = grid.aligned(limit) if cut > len(order) else grid.allowed(_switched(kept, order[:cut], False))
+    if budget.cost_of(on) > limit:
         raise ValueError(
-            f"target {target} is out of reach in multiples of {divisor.divisor}: with so many channels a layer "
-            f"{least:.4f} of the dense operations remain; raise the target or lower the divisor"
+            f"target {target} is out of reach: with {_of_each(divisor, min_keep)} a layer "
+            f"{lowest_ratio(budget, divisor, min_keep):.4f} of the dense {budget.what} remain; raise the target, mask "
+            "more layers, or lower divisor or min_keep"
         )
-    on = rounded(cut)
     if fill:
-        on = _fill_with_multiples(budget, masks, on, limit, divisor)
+        on = grid.filled(on, limit)
     off = before & ~on
     threshold = float(masks[off].max()) if bool(off.any()) else 0.0
     ratio = budget.cost_of(on) / budget.dense_cost
     return Projection(on, ratio, int(off.sum()), int((on & ~before).sum()), threshold)
+
+
+def _of_each(divisor: int, min_keep: float) -> str:
+    return f"{divisor} input channel(s)" + (f" and {min_keep:g} of all it has" if min_keep else "")
+
+
+def lowest_ratio(budget: MacBudget, divisor: int = 1, min_keep: float = 0.0) -> float:
+    """The cheapest ratio that :func:`project` reaches in any case: every layer keeps its first channels.
+
+    Args:
+        budget: the model's budget.
+        divisor: as in :func:`project`.
+        min_keep: as in :func:`project`.
+    """
+    if not budget.n_literals:
+        return 1.0
+    pattern = lowest_pattern(budget, _falling(budget.n_literals), divisor, min_keep)
+    return budget.cost_of(pattern) / budget.dense_cost
+
+
+def lowest_pattern(budget: MacBudget, masks: Tensor, divisor: int = 1, min_keep: float = 0.0) -> Tensor:
+    """The flat bool pattern in which every layer keeps its highest masks, as few of them as it may.
+
+    Args:
+        budget: the model's budget.
+        masks: flat vector of all counting masks, on the CPU.
+        divisor: as in :func:`project`.
+        min_keep: as in :func:`project`.
+    """
+    return _Grid.of(budget, masks, divisor, min_keep).lowest()
+
+
+def require_reachable(budget: MacBudget, target: float, divisor: int = 1, min_keep: float = 0.0) -> None:
+    """Refuses at the start what the freeze could not meet.
+
+    Raises:
+        ValueError: the target is below :func:`lowest_ratio`.
+    """
+    low = lowest_ratio(budget, divisor, min_keep)
+    if round(low * budget.dense_cost) > cost_limit(budget, target):
+        raise ValueError(
+            f"target {target} cannot be reached: with {_of_each(divisor, min_keep)} a layer {low:.4f} of the "
+            f"{budget.what} remain. Raise the target, let more layers carry masks (mask_model's include and exclude, "
+            "model.prune in a config), or lower divisor or min_keep"
+        )
+
+
+def require_finite(budget: MacBudget, masks: Tensor) -> None:
+    """Refuses masks that hold NaN or infinity.
+
+    Args:
+        budget: the model's budget.
+        masks: flat vector of all counting masks.
+
+    Raises:
+        ValueError: names the first such layer.
+    """
+    if bool(torch.isfinite(masks).all()):
+        return
+    bad = {name: int((~torch.isfinite(part)).sum()) for name, part in budget.split(masks).items()}
+    bad = {name: n for name, n in bad.items() if n}
+    name, n = next(iter(bad.items()))
+    raise ValueError(
+        f"the mask of layer {name!r} holds {n} values that are not finite ({len(bad)} such layers): the loss or its "
+        "gradient was NaN or infinite. Go back to a checkpoint from before, and lower the learning rate or clip the "
+        "gradients"
+    )
+
+
+def floors(budget: MacBudget, min_keep: float) -> Tensor:
+    """How many entries every layer keeps at least: ``(layers,)`` long, 0 for layers without a mask.
+
+    One, and of channel masks the part ``min_keep`` (rounded up). Masks on single weights do not narrow a layer.
+
+    Raises:
+        ValueError: ``min_keep`` outside [0, 1).
+    """
+    if not 0 <= min_keep < 1:
+        raise ValueError(f"min_keep must be a part of a layer's channels in [0, 1), got {min_keep}")
+    rows = budget.tables(torch.device("cpu")).literal_row
+    size = torch.bincount(rows, minlength=len(budget.layers))
+    narrows = torch.tensor([channel_masked(record) for record in budget.layers])
+    part = torch.where(narrows, torch.ceil(size.double() * min_keep - 1e-9).long(), 0)
+    return torch.maximum(part, (size > 0).long())
+
+
+def highest(budget: MacBudget, masks: Tensor, count: Tensor) -> Tensor:
+    """The ``count[row]`` highest entries of every layer's mask, the first of equal ones, as flat bool vector."""
+    rows = budget.tables(masks.device).literal_row
+    count = count.to(masks.device)
+    if int(count.max()) <= 1:
+        return first_maxima(masks, rows, len(count))
+    return ranks(masks, rows, len(count)) < count[rows]
+
+
+def _falling(n: int) -> Tensor:
+    """Negative masks that fall with the index: whoever keeps his best keeps his first."""
+    return -torch.arange(1.0, n + 1)
+
+
+class _Grid:
+    """The patterns that a freeze may end at: every layer keeps its floor, in multiples of a divisor.
+
+    Attributes:
+        least: the entries that stay in any case, flat bool.
+    """
+
+    def __init__(self, budget: MacBudget, masks: Tensor, divisor: Divisor | None, floor: Tensor) -> None:
+        self.budget, self.masks, self.divisor, self.floor = budget, masks, divisor, floor
+        self.least = highest(budget, masks, floor)
+
+    @classmethod
+    def of(cls, budget: MacBudget, masks: Tensor, divisor: int, min_keep: float) -> _Grid:
+        """From the arguments of :func:`project`."""
+        return cls(budget, masks, None if divisor == 1 else Divisor(budget, divisor), floors(budget, min_keep))
+
+    def allowed(self, on: Tensor) -> Tensor:
+        """A pattern in multiples of the divisor."""
+        if self.divisor is None:
+            return on
+        return self.divisor.up(self.masks, self.divisor.nearest(self.masks, on))
+
+    def lowest(self) -> Tensor:
+        """The cheapest pattern: what stays in any case, and nothing else."""
+        return self.allowed(self.least)
+
+    def aligned(self, limit: int) -> Tensor:
+        """Layers keep their first channels in place of their best ones, as few layers as it takes to meet the limit."""
+        on, falling = self.lowest(), _falling(len(self.masks))
+        rows = self.budget.tables(torch.device("cpu")).literal_row
+        for row in rows.unique().tolist():
+            if self.budget.cost_of(on) <= limit:
+                break
+            masks = torch.where(rows <= row, falling, self.masks)
+            on = _Grid(self.budget, masks, self.divisor, self.floor).lowest()
+        return on
+
+    def filled(self, on: Tensor, limit: int) -> Tensor:
+        """The best dropped channels switched on again, as far as the limit allows."""
+        if self.divisor is None:
+            return _fill(self.budget, self.masks, on, limit)
+        return _fill_with_multiples(self.budget, self.masks, on, limit, self.divisor)
 
 
 def _fill_with_multiples(budget: MacBudget, masks: Tensor, on: Tensor, limit: int, divisor: Divisor) -> Tensor:
@@ -170,11 +297,6 @@ def _fill(budget: MacBudget, masks: Tensor, on: Tensor, limit: int) -> Tensor:
         if budget.cost_of(candidate) <= limit:
             on = candidate
     return on
-
-
-def _first_maxima(budget: MacBudget, masks: Tensor) -> Tensor:
-    """The entries no layer may lose: with every mask negative, the guard alone is on."""
-    return budget.binarize(masks - masks.max() - 1)
 
 
 def _switched(on: Tensor, indices: Tensor, value: bool) -> Tensor:

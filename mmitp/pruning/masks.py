@@ -10,6 +10,7 @@ its last channel (our guard; the paper does not say).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,6 +21,9 @@ GRANULARITIES = ("channel", "weight")
 
 #: Value of ``prune_pattern`` while the mask still trains.
 TRAINABLE = -1.0
+
+#: How far from zero a mask is put at most where its real value has to agree with a pattern again.
+SIDE = 1e-3
 
 
 def binarize(mask: Tensor) -> Tensor:
@@ -32,11 +36,13 @@ def binarize(mask: Tensor) -> Tensor:
     return on.scatter_(0, flat.argmax(0, keepdim=True), 1.0).view(mask.shape)
 
 
-def binarize_rows(masks: Tensor, row: Tensor, n_rows: int) -> Tensor:
-    """:func:`binarize` of many masks in one flat vector, as bool.
+def first_maxima(masks: Tensor, row: Tensor, n_rows: int) -> Tensor:
+    """The first largest entry of each of many masks in one flat vector, as bool: what no layer may lose.
+
+    Entries are compared as they are: a difference in the last place counts.
 
     Args:
-        masks: one mask after the other.
+        masks: one mask after the other, finite.
         row: of every entry the number of its mask, below ``n_rows``.
         n_rows: how many numbers there are.
     """
@@ -44,7 +50,23 @@ def binarize_rows(masks: Tensor, row: Tensor, n_rows: int) -> Tensor:
     index = torch.arange(len(masks), device=masks.device)
     at_top = torch.where(masks == top.index_select(0, row), index, len(masks))
     first = torch.full((n_rows,), len(masks), device=masks.device).scatter_reduce(0, row, at_top, "amin")
-    return (masks > 0) | (index == first.index_select(0, row))
+    return index == first.index_select(0, row)
+
+
+def binarize_rows(masks: Tensor, row: Tensor, n_rows: int) -> Tensor:
+    """:func:`binarize` of many masks in one flat vector, as bool (arguments of :func:`first_maxima`)."""
+    return (masks > 0) | first_maxima(masks, row, n_rows)
+
+
+def ranks(masks: Tensor, row: Tensor, n_rows: int) -> Tensor:
+    """Every entry's place in its mask by falling value, from 0, ties in order (arguments of :func:`first_maxima`)."""
+    order = masks.argsort(descending=True, stable=True)
+    order = order[row[order].argsort(stable=True)]
+    first = torch.zeros(n_rows + 1, dtype=torch.long, device=masks.device)
+    first[1:] = torch.bincount(row, minlength=n_rows).cumsum(0)
+    place = torch.empty_like(row)
+    place[order] = torch.arange(len(row), device=masks.device) - first[row[order]]
+    return place
 
 
 def ste_derivative(mask: Tensor) -> Tensor:
@@ -121,6 +143,10 @@ class MaskedLayer(nn.Module):
         """Adds mask and pattern to a layer of the dense type (called once, by the conversion)."""
         if granularity not in GRANULARITIES:
             raise ValueError(f"granularity must be one of {GRANULARITIES}, got {granularity!r}")
+        if not 0 < init < math.inf:
+            raise ValueError(
+                f"masks must start at a positive number (S1: 1.0), or all are off at once; got init={init}"
+            )
         weight = self.weight
         shape = weight.shape if granularity == "weight" else weight.shape[self.weight_in_dim : self.weight_in_dim + 1]
         self.mask_granularity = granularity
@@ -182,16 +208,38 @@ class MaskedLayer(nn.Module):
         return mask.view(shape)
 
     def freeze_mask(self, pattern: Tensor | None = None) -> None:
-        """Fixes the pattern (the present one by default); from now on the mask does not train."""
+        """Fixes the pattern (the present one by default); from now on the mask does not train.
+
+        Raises:
+            ValueError: a pattern of another shape, without any entry on, or with values other than 0 and 1.
+        """
         if pattern is None:
             pattern = self.binary_mask()
-        if pattern.shape != self.prune_mask.shape:
-            raise ValueError(f"pattern of shape {tuple(pattern.shape)} for a mask of {tuple(self.prune_mask.shape)}")
+        if problem := self.pattern_problem(pattern):
+            raise ValueError(f"{type(self).__name__} with weights of {tuple(self.weight.shape)}: {problem}")
         self.prune_pattern.copy_(pattern)
         self.mask_frozen = True
 
+    def pattern_problem(self, pattern: Tensor) -> str:
+        """Why a pattern cannot be this layer's; empty if it can."""
+        if pattern.shape != self.prune_mask.shape:
+            return f"a pattern of shape {tuple(pattern.shape)} for a mask of {tuple(self.prune_mask.shape)}"
+        if not bool(((pattern == 0) | (pattern == 1)).all()):
+            return "a pattern with values other than 0 and 1 (it must be binary)"
+        if not bool(pattern.any()):
+            return "a pattern that leaves the layer without any input: at least one entry must be 1"
+        return ""
+
+    @torch.no_grad()
     def unfreeze_mask(self) -> None:
-        """Lets the mask train again (its real values are kept)."""
+        """Lets the mask train again, from the pattern it was frozen at.
+
+        Real values on the other side of zero than their pattern are put next to zero on its side, in their order.
+        """
+        if self.mask_frozen:
+            mask, on = self.prune_mask, self.prune_pattern > 0
+            mask.copy_(torch.where(on & (mask <= 0), SIDE / (1 - mask), mask))
+            mask.copy_(torch.where(~on & (mask > 0), -SIDE / (1 + mask), mask))
         self.prune_pattern.fill_(TRAINABLE)
         self.mask_frozen = False
 

@@ -1,10 +1,11 @@
 """How hard Optimizer 2 pushes, and when the target will be reached.
 
 Optimizer 2 descends ``L_task + b * L_HW`` on the masks alone by SGD (S2). A fixed ``b`` is the paper's; whether it
-arrives depends on the number of channels and the length of the window. So both the forecast and ``b='auto'`` look at
-the *distance*: the value of the highest mask that would have to go for the ratio to be on target now. It shrinks under
-every force on the masks (the push, weight decay, the task gradient, whatever the optimizer makes of it), long before
-the ratio itself moves.
+arrives depends on the number of channels and the length of the window. So the forecast looks at the *distance*: the
+value of the highest mask that would have to go for the ratio to be on target now. It shrinks under every force on the
+masks (the push, weight decay, the task gradient, whatever the optimizer makes of it), long before the ratio itself
+moves. ``b='auto'`` is a path that the ratio follows down to the target, and at every step the least push that keeps it
+there (:class:`PathFollower`).
 """
 
 from __future__ import annotations
@@ -17,16 +18,21 @@ import torch
 from torch import Tensor
 
 from .budget import MacBudget
-from .freeze import _fewest, _first_maxima, _switched, project
+from .freeze import FILL_TOLERANCE, _fewest, _switched, cost_limit, highest, project
+from .masks import ste_derivative
 
-#: ``b='auto'`` aims this far below zero (in units of ``M``): a step in proportion to the distance would never arrive.
-MARGIN = 0.01
+#: A mask that :class:`PathFollower` takes across zero ends so far on the other side (in units of ``M``): it has to
+#: travel that far on its own account before it is back. That stops masks from chattering about zero.
+HYSTERESIS = 0.05
 
-#: ``b='auto'`` lets a step take the ratio at most this far below its path.
-FRONT = 0.05
+#: :class:`PathFollower` looks at the ratio so many times in a window at most.
+LOOKS = 400
 
-#: Just before and just after a mask crosses zero, as a part of the step: above float32's rounding.
-STEP_RESOLUTION = 1e-6
+#: Memory of the mean square of the task gradient, as the part of it that a step keeps.
+MEMORY = 0.99
+
+#: A mask's task gradient counts for at least this part of its layer's mean: dead channels are not sold for nothing.
+LEAST_SIGNIFICANCE = 0.1
 
 
 def distance(budget: MacBudget, target: float) -> float:
@@ -48,15 +54,6 @@ def push_speed(budget: MacBudget, gradient: Tensor, reach: float) -> float:
     return float(chosen.mean()) if chosen.numel() else 0.0
 
 
-def ratio_and_gradient(budget: MacBudget) -> tuple[float, Tensor]:
-    """The ratio, and its flat gradient over all counting masks: that of ``L_HW`` while the hinge is open."""
-    masks = [layer.prune_mask for _, layer in budget.masked]
-    with torch.enable_grad():
-        ratio = budget.ratio()
-        gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(ratio, masks)])
-    return float(ratio.detach()), gradient
-
-
 def task_gradient(budget: MacBudget) -> Tensor:
     """Flat ``dL_task/dM`` as the last backward pass left it; zero where there is none."""
     masks = [layer.prune_mask for _, layer in budget.masked]
@@ -70,15 +67,22 @@ def descend(budget: MacBudget, gradient: Tensor, rate: float) -> None:
     torch._foreach_add_(masks, list(budget.split(gradient).values()), alpha=-rate)
 
 
+@torch.no_grad()
+def set_masks(budget: MacBudget, flat: Tensor) -> None:
+    """Gives all counting masks the values of a flat vector."""
+    masks: list[Tensor] = [layer.prune_mask for _, layer in budget.masked]
+    torch._foreach_copy_(masks, list(budget.split(flat).values()))
+
+
 def balanced(budget: MacBudget, gradient: Tensor) -> Tensor:
     """``dratio/dM`` with every layer's push in proportion to the part of its channels it still keeps (ours).
 
     The plain gradient weighs a channel by what it costs. In DLA-34 at 384x1280 an input channel of a 3x3 convolution
     costs 32 times as much at full resolution (16 * 9 * 384 * 1280 MACs) as at the deepest level (512 * 9 * 12 * 40), so
-    the costly layers are emptied to a single channel, one after the other, before the others lose any. Here each
-    layer's mean push over its kept channels is its kept fraction: layers thin out together, and the task gradient
-    decides which of their channels go. Within a layer the weights of the gradient stay, a channel that frees its
-    producers counting for more.
+    the costly layers are emptied to a single channel, one after the other, before the others lose any. In a residual
+    block the inner convolution pays for both layers, and blocks collapse to width one. Here each layer's mean push over
+    its kept channels is its kept fraction: layers thin out together, and the task gradient decides which of their
+    channels go. Within a layer the weights of the gradient stay, a channel that frees its producers counting for more.
 
     Args:
         budget: the model's budget.
@@ -95,85 +99,129 @@ def balanced(budget: MacBudget, gradient: Tensor) -> Tensor:
     return gradient * scale[rows]
 
 
-class AutoPressure:
-    """Closed loop for ``b``: the smallest push that keeps the ratio on its path (ours; a fixed ``b`` is the paper's).
+def as_strong(gradient: Tensor, like: Tensor) -> Tensor:
+    """A push scaled to the sum of another one over all masks, so that one ``b`` means the same for both."""
+    return gradient * (like.sum() / gradient.sum().clamp(min=1e-30))
 
-    Every update measures the distance to the point of the path one ``horizon`` ahead and sets ``b`` so that Optimizer 2
-    alone would cover it in that time; an integral term makes up for forces that act against it.
+
+class Significance:
+    """How much the loss depends on each mask: root of the mean square of ``dL_task/dM_b`` over the steps seen (ours).
+
+    The signed gradient averages out over a long time, whatever a channel is worth (its weights are near their optimum);
+    its square does not: it is the first-order importance of the pruning literature (Molchanov et al. 2019), and costs
+    nothing here, where every step has that gradient.
+    """
+
+    def __init__(self) -> None:
+        self.mean_square: Tensor | None = None
+        self.steps = 0
+
+    @torch.no_grad()
+    def observe(self, budget: MacBudget, task: Tensor) -> None:
+        """Takes in a step's flat ``dL_task/dM``."""
+        slope = ste_derivative(budget.flat_masks().detach()).clamp(min=1e-3)
+        square = (task / slope).square()
+        if self.mean_square is None:
+            self.mean_square = torch.zeros_like(square)
+        self.mean_square.lerp_(square, 1 - MEMORY)
+        self.steps += 1
+
+    def relative(self, budget: MacBudget) -> Tensor | None:
+        """The significance of every mask over the mean of its layer, flat; None before the first step."""
+        if self.mean_square is None:
+            return None
+        tables = budget.tables(self.mean_square.device)
+        rows, n = tables.literal_row, len(budget.layers)
+        root = self.mean_square.sqrt()
+        total = root.new_zeros(n).index_add_(0, rows, root)
+        size = root.new_zeros(n).index_add_(0, rows, torch.ones_like(root))
+        mean = (total / size.clamp(min=1))[rows]
+        return torch.where(mean > 0, root / mean.clamp(min=1e-30), torch.ones_like(root)).clamp(min=LEAST_SIGNIFICANCE)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(mean_square=None if self.mean_square is None else self.mean_square.cpu().clone(), steps=self.steps)
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        square = state["mean_square"]
+        self.mean_square, self.steps = None if square is None else square.to(device, copy=True), int(state["steps"])
+
+
+class PathFollower:
+    """``b='auto'``: at every step the least push that keeps the ratio on its path (ours; a fixed ``b`` is the paper's).
+
+    A push of weight ``b`` takes ``lr * b * push`` off the masks; the first to cross zero are those with the lowest
+    ``M / push``. So the masks are put in that order, and as many of them cross as it takes to bring the ratio down to
+    its path: one bisection. The others stay where they are, since only the order says what goes next; moving all would
+    bring them next to zero, where noise switches them. A mask that its gradients bring back gets what the push has
+    taken, and competes again. The path ends at the target, and so does the ratio. What other forces (weight decay) drop
+    below the target comes back too, best first.
 
     Args:
         target: ``psi*``.
-        lr: learning rate of Optimizer 2.
         steps: optimizer steps in the pruning window.
         reach: part of the window after which the path arrives at the target.
-        horizon: part of the window it looks ahead.
+
+    Attributes:
+        push: the largest ``lr * b`` (in units of ``M`` per unit of push) that any look has needed so far.
     """
 
-    def __init__(self, target: float, lr: float, steps: int, reach: float = 0.7, horizon: float = 0.05) -> None:
-        self.target, self.lr = target, lr
+    def __init__(self, target: float, steps: int, reach: float = 0.7) -> None:
+        self.target = target
         self.arrival = max(reach * steps, 1.0)
-        self.horizon = max(horizon * steps, 1.0)
-        self.b = 0.0
-        self.integral = 0.0
+        self.every = max(steps // LOOKS, 1)
+        self.push = 0.0
+        self.on: Tensor | None = None
 
-    def update(self, budget: MacBudget, gradient: Tensor, step: int, elapsed: int) -> float:
-        """Measures and returns ``b`` for the coming steps.
+    def wanted(self, step: int) -> float:
+        """The ratio to be at after a step of the window."""
+        return path((step + 1) / self.arrival, self.target)
+
+    @torch.no_grad()
+    def hold(self, budget: MacBudget, push: Tensor, step: int, floor: Tensor, worth: Tensor | None = None) -> None:
+        """Takes the masks across zero that have to go (or to come back) after step ``step`` of the window.
 
         Args:
             budget: the model's budget.
-            gradient: flat ``dratio/dM``.
+            push: flat direction of the push, positive where a mask costs anything.
             step: optimizer steps done since the window began.
-            elapsed: steps since the last update.
+            floor: entries that each layer keeps at least, see :func:`mmitp.pruning.freeze.floors`.
+            worth: flat significance that the push is divided by, if any.
         """
-        ratio = float(budget.ratio().detach())
-        ahead = path((step + self.horizon) / self.arrival, self.target)
-        left = distance(budget, ahead) if ratio > ahead else 0.0
-        speed = push_speed(budget, gradient, left)
-        if left <= 0 or speed <= 0:
-            self.b, self.integral = 0.0, 0.5 * self.integral
-        else:
-            left += MARGIN
-            self.integral += left / self.horizon * elapsed / self.horizon
-            self.b = (left / self.horizon + self.integral) / (self.lr * speed)
-        return self.b
-
-    def restrain(self, budget: MacBudget, gradient: Tensor, b: float, step: int) -> float:
-        """The part of ``b`` that does not take the ratio below its path in this very step.
-
-        Masks that the task hardly tells apart travel as one front and would all cross zero together.
-        """
+        if step % self.every:
+            return
+        push = push if worth is None else push / worth
         masks = budget.flat_masks().detach()
-        floor = int(path((step + 1) / self.arrival, self.target) * budget.dense_cost)
-        push = self.lr * b * gradient
-
-        def cost(part: float) -> int:
-            return budget.cost_of(budget.binarize(masks - part * push))
-
-        if cost(1.0) >= floor:
-            return b
-        # The part of the step at which each mask crosses zero; 2 for those that do not.
-        parts = torch.where((masks > 0) & (push > 0), masks / push, 2.0).clamp(max=2.0)
         on = budget.binarize(masks)
-        last = _first_maxima(budget, torch.where(on, parts, -1.0))  # a layer never loses its last channel
-        crossing = on & (parts <= 1) & ~last
-        order = parts.argsort(stable=True)
-        order = order[crossing[order]]
-        n = _fewest(lambda k: budget.cost_of(_switched(on, order[:k], False)) < floor, len(order))
-        if n == 0:
-            return 0.0  # below the path already
-        if n > len(order):
-            return b  # some layer's last channel has changed places with another: no front
-        crosses = float(parts[order[n - 1]])
-        low, high = max(crosses - STEP_RESOLUTION, 0.0), min(crosses + STEP_RESOLUTION, 1.0)
-        # The upper end crosses the path by as little as the front allows; the lower one would never arrive. Masks that
-        # nothing tells apart stay above zero: the freeze cuts them to the target.
-        return b * (high if cost(high) >= floor - FRONT * budget.dense_cost else low)
+        if self.on is not None:
+            returned = on & ~self.on & (masks > 0)
+            masks = torch.where(returned, masks + self.push * push, masks)
+        wanted, limit = cost_limit(budget, self.wanted(step)), cost_limit(budget, self.target)
+        cost = budget.cost_of(on)
+        if cost > wanted:
+            reach = torch.where(push > 0, masks / push.clamp(min=1e-30), torch.inf)
+            stays = highest(budget, torch.where(on, reach, -torch.inf), floor) | (push <= 0)
+            order = reach.argsort(stable=True)
+            order = order[(on & ~stays)[order]]
+            n = min(
+                _fewest(lambda k: budget.cost_of(_switched(on, order[:k], False)) <= wanted, len(order)), len(order)
+            )
+            if n:
+                self.push = max(self.push, float(reach[order[n - 1]]))
+            masks[order[:n]] = -HYSTERESIS
+        elif cost < (1 - FILL_TOLERANCE) * limit:
+            order = masks.argsort(descending=True, stable=True)
+            order = order[~on[order]]
+            n = _fewest(lambda k: budget.cost_of(_switched(on, order[:k], True)) > limit, len(order)) - 1
+            masks[order[:n]] = HYSTERESIS
+        set_masks(budget, masks)
+        self.on = budget.binarize(masks)
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(b=self.b, integral=self.integral)
+        return dict(push=self.push, on=None if self.on is None else self.on.cpu().clone())
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.b, self.integral = float(state["b"]), float(state["integral"])
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        self.push, on = float(state["push"]), state["on"]
+        self.on = None if on is None else on.to(device, copy=True)
 
 
 class Forecast:

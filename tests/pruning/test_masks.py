@@ -10,8 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mmitp.pruning import MaskedConv2d, MaskedConvTranspose2d, MaskedLinear, fold_masks, mask_model, masked_layers
-from mmitp.pruning.masks import MaskBank, binarize, ste_derivative
+from mmitp.pruning import (
+    MaskedConv2d,
+    MaskedConvTranspose2d,
+    MaskedLinear,
+    fold_masks,
+    freeze_masks,
+    mask_model,
+    masked_layers,
+)
+from mmitp.pruning.masks import MaskBank, binarize, first_maxima, ranks, ste_derivative
 
 
 def test_binarize_is_the_sign_next_to_zero_where_rounding_differs() -> None:
@@ -95,7 +103,7 @@ def test_frozen_masks_stay_in_the_graph_with_zero_gradient() -> None:
     assert torch.equal(conv(x), after)
     assert conv.binary_mask().tolist() == [1, 0, 1, 0]
     conv.unfreeze_mask()
-    assert conv.binary_mask().tolist() == [1, 0, 0, 0]
+    assert conv.binary_mask().tolist() == [1, 0, 1, 0]  # it goes on from where it was frozen
 
 
 def test_freezing_with_a_pattern_of_another_shape_is_an_error() -> None:
@@ -120,7 +128,7 @@ def dense() -> nn.Sequential:
 def test_dense_checkpoint_loads_strictly_and_means_initial_masks() -> None:
     model = mask_model(dense(), init=0.3, linear=True)
     for layer in masked_layers(model).values():
-        layer.freeze_mask(torch.zeros_like(layer.prune_mask))
+        layer.freeze_mask((torch.arange(layer.prune_mask.numel()) == 1).float().view(layer.prune_mask.shape))
         with torch.no_grad():
             layer.prune_mask.fill_(-5)
     model.load_state_dict(dense().state_dict(), strict=True)
@@ -245,3 +253,53 @@ def test_a_bank_changes_neither_output_nor_gradients_and_sees_masks_move() -> No
     bank.remove()
     model(x)
     assert [ready is not None for ready in seen] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [([0.0, 0.0, 0.0], "without any input"), ([1.0, 0.5, 0.0], "binary"), ([1.0, math.nan, 0.0], "binary")],
+)
+def test_patterns_that_are_empty_or_fractional_are_refused_with_the_layers_name(pattern, text) -> None:
+    model = mask_model(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)))
+    layers = masked_layers(model)
+    with pytest.raises(ValueError, match=text):
+        layers["1"].freeze_mask(torch.tensor(pattern))
+    with pytest.raises(ValueError, match=f"layer '2' cannot be frozen.*{text}"):
+        freeze_masks(model, {"2": torch.tensor(pattern)})
+    assert not any(layer.mask_frozen for layer in layers.values())
+
+
+@given(st.lists(st.integers(-3, 3), min_size=2, max_size=12), st.sampled_from([-0.02, -1.0, 0.02, 3.0]))
+def test_the_entry_that_no_layer_may_lose_is_the_one_that_is_on_however_close_the_others_are(steps, level) -> None:
+    """Neighbours in float32: a difference of the last place decides."""
+    masks = torch.tensor(level).repeat(len(steps))
+    for i, n in enumerate(steps):
+        for _ in range(abs(n)):
+            masks[i] = torch.nextafter(masks[i], torch.tensor(math.copysign(math.inf, n)))
+    row = torch.zeros(len(steps), dtype=torch.long)
+    last = first_maxima(masks, row, 1)
+    assert last.nonzero().flatten().tolist() == [steps.index(max(steps))]
+    assert bool((binarize(masks) > 0)[last].all())
+    assert torch.equal(
+        ranks(masks, row, 1),
+        torch.tensor([sorted(steps, reverse=True).index(n) + steps[:i].count(n) for i, n in enumerate(steps)]),
+    )
+
+
+@pytest.mark.parametrize("init", [0.0, -1.0, math.nan, math.inf])
+def test_masks_cannot_start_switched_off(init) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        mask_model(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)), init=init)
+
+
+def test_unfreezing_goes_on_from_the_pattern_whatever_the_values_were() -> None:
+    conv = MaskedConv2d(6, 2, 1)
+    conv.prune_mask.data.copy_(torch.tensor([0.9, 0.5, 0.1, -0.1, -0.5, 0.3]))
+    conv.freeze_mask(torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 1.0]))
+    conv.unfreeze_mask()
+    assert conv.binary_mask().tolist() == [0, 0, 1, 1, 1, 1]
+    values = conv.prune_mask.tolist()
+    assert values[2] == pytest.approx(0.1)  # on the right side already
+    assert values[5] == pytest.approx(0.3)
+    assert 0 > values[0] > values[1] > -0.01  # dropped against their values: next to zero, in their order
+    assert 0 < values[4] < values[3] < 0.01

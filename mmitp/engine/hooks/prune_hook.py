@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from mmengine.dist import broadcast, get_world_size, is_main_process
+from mmengine.dist import broadcast, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
@@ -22,22 +24,20 @@ from mmitp.models.slim import is_masked, slim_config
 from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, SlimPlan, masked_layers
 from mmitp.pruning.calibration import Calibration
 from mmitp.pruning.cost import Cost, LatencyCost, make_cost
-from mmitp.pruning.freeze import freeze_masks, lowest_ratio, project
 from mmitp.pruning.latency import clock_ratio, processor
 from mmitp.pruning.live import plan_live
-from mmitp.pruning.masks import MaskBank
-from mmitp.pruning.pressure import (
-    AutoPressure,
-    Forecast,
-    balanced,
-    descend,
-    distance,
-    path,
-    push_speed,
-    ratio_and_gradient,
-    task_gradient,
+from mmitp.pruning.pruner import (
+    OUTCOME,
+    FreezeReport,
+    InTrainPruner,
+    check_settings,
+    frozen_otherwise,
+    layout_of_state,
+    mask_layout,
+    require_in_optimizer,
+    require_same_layout,
+    require_trainable,
 )
-from mmitp.pruning.report import parameter_counts
 from mmitp.registry import HOOKS
 
 STATE_KEY = "mmitp_prune_hook"
@@ -51,41 +51,46 @@ CALIBRATIONS = 10
 
 @HOOKS.register_module()
 class PruneHook(Hook):
-    """Optimizer 2 of S2 on the masks, the budget's promise at the end, and what is logged in between.
+    """When the pruner works, what is logged of it, and what goes into checkpoints.
 
-    The model carries masks already (``model = dict(type='mmitp.MaskedModel', of=...)``); they are ordinary
-    parameters of the config's optimizer (Optimizer 1: task loss and weight decay). While ``begin <= epoch < end`` this
-    hook follows every optimizer step by ``M <- M - lr * (dL_task/dM + b * dL_HW/dM)``, with the task gradient that
-    Optimizer 1 has just used. At ``end`` the masks freeze at or under ``target``.
+    The model carries masks already (``model = dict(type='mmitp.MaskedModel', of=...)``); they are ordinary parameters
+    of the config's optimizer (Optimizer 1: task loss and weight decay). While ``begin <= epoch < end`` an
+    :class:`~mmitp.pruning.InTrainPruner` follows every optimizer step by Optimizer 2 of S2. At ``end`` the masks freeze
+    at or under ``target``.
 
     Args:
         target: ``psi*``, fraction of the whole model's MACs (or other ``cost``) to keep, in (0, 1).
-        b: weight of ``L_HW`` (S1: 10; 50 for a target of 0.2), or ``'auto'``: a closed loop that keeps the ratio on a
-            half-cosine path from 1 to ``target`` over the first 70 % of the window with the smallest push that does,
-            in the direction of :func:`mmitp.pruning.pressure.balanced` (``lr`` then only weighs the task gradient).
+        b: weight of ``L_HW`` (S1: 10; 50 for a target of 0.2), or ``'auto'``.
         begin, end: the window, in epochs (S1: 20 and 240 of 300), or in iterations with an iteration-based loop.
+            Numbers below 1 with a decimal point are parts of the run (``begin=1/15, end=0.8`` are S1's).
         lr: learning rate of Optimizer 2 (S1: 0.01), SGD without momentum.
         interval: Optimizer 2 steps with every optimizer step (``'iter'``) or with the last of each epoch (``'epoch'``).
         on_miss: what to do if the masks end above the target: ``'project'`` switches the lowest ones off until it
             is met, ``'error'`` stops, ``'warn'`` freezes them as they are.
-        fill: switch the best dropped channels back on up to within 1 % of the target.
+        fill: the freeze switches the best dropped channels back on up to within 1 % of the target.
         divisor: at the freeze every layer keeps a multiple of so many channels (8, 16), read and computed, or all it
             has: kernels work on that many at a time, and what lies between costs what the next multiple costs.
         input_shape: (H, W) the MACs are stated for; by default the size of the first training batch.
+        slim_at_end: at ``end`` cut what the frozen masks drop out of the live model (weights, BatchNorm, averaged
+            copies, optimizer state): the remaining epochs train the small network, with the masked one's losses up to
+            rounding (see :mod:`mmitp.pruning.live`). Checkpoints hold the small network from then on; they resume, and
+            ``<work_dir>/slim/config.py`` loads them like any config.
         cost: what ``target`` is a fraction of: ``'macs'``, ``'params'``, or measured latency,
             ``dict(type='latency', table='table.json', margin=0.1)`` with a table from ``tools/profile_latency.py``
             (see :class:`mmitp.pruning.cost.LatencyCost`). On the table's machine the run ends at or under the target
             by the clock: slimmed copies are timed beside the dense network ten times in the window and at the freeze
             (see :class:`mmitp.pruning.calibration.Calibration`). On another one, where its times cannot be checked, the
             table less its margin is believed, and a warning says so.
-        slim_at_end: at ``end`` cut what the frozen masks drop out of the live model (weights, BatchNorm, averaged
-            copies, optimizer state): the remaining epochs train the small network, with the masked one's losses up to
-            rounding (see :mod:`mmitp.pruning.live`). Checkpoints hold the small network from then on; they resume, and
-            ``<work_dir>/slim/config.py`` loads them like any config.
+        push: ``'plain'`` (the paper's; the default for a fixed ``b``) or ``'balanced'`` (the default for ``'auto'``).
+        min_keep: part of its input channels that every layer keeps at least; 0 is one channel (the paper's).
+
+    ``b``, ``lr``, ``push``, ``min_keep``, ``fill``, ``divisor`` and ``on_miss`` are
+    :class:`~mmitp.pruning.InTrainPruner`'s.
 
     Raises:
         ValueError: an argument out of range; no masks in the model or the optimizer; the window does not fit the run;
-            the target is below the cheapest reachable ratio. ``RuntimeError`` with ``on_miss='error'``.
+            the target is below the cheapest reachable ratio; a resumed checkpoint has other masks, or masks frozen with
+            other settings; a mask or a weight that is not finite. ``RuntimeError`` with ``on_miss='error'``.
     """
 
     # Before EMA (NORMAL) averages and before checkpoints (VERY_LOW) are written.
@@ -95,59 +100,75 @@ class PruneHook(Hook):
         self,
         target: float,
         b: float | str = 10.0,
-        begin: int = 20,
-        end: int = 240,
+        begin: float = 20,
+        end: float = 240,
         lr: float = 0.01,
         interval: str = "iter",
         on_miss: str = "project",
-        fill: bool = False,
+        fill: bool = True,
         divisor: int = 1,
         input_shape: Sequence[int] | None = None,
         slim_at_end: bool = False,
         cost: str | dict[str, Any] | Cost = "macs",
+        push: str | None = None,
+        min_keep: float = 0.1,
     ) -> None:
-        if not 0 < target < 1:
-            raise ValueError(f"PruneHook target must be a fraction of the operations in (0, 1), got {target}")
-        if not (b == "auto" or isinstance(b, (int, float)) and b >= 0):
-            raise ValueError(f"PruneHook b must be a number >= 0 or 'auto', got {b!r}")
-        if not 0 <= begin < end:
+        try:
+            check_settings(target, b, lr, 1, push, min_keep, divisor, on_miss)
+        except ValueError as error:
+            raise ValueError(f"PruneHook {error}") from None
+        if not (0 <= begin < math.inf and 0 < end < math.inf) or _is_part(begin) == _is_part(end) and begin >= end:
             raise ValueError(f"PruneHook needs 0 <= begin < end, got begin={begin}, end={end}")
-        if lr <= 0:
-            raise ValueError(f"PruneHook lr must be positive, got {lr}")
+        for name, value in (("begin", begin), ("end", end)):
+            if value != int(value) and not _is_part(value):
+                raise ValueError(f"PruneHook {name} must be whole, or a part of the run below 1, got {value}")
         if interval not in ("iter", "epoch"):
             raise ValueError(f"PruneHook interval must be 'iter' or 'epoch', got {interval!r}")
-        if on_miss not in ("project", "error", "warn"):
-            raise ValueError(f"PruneHook on_miss must be 'project', 'error' or 'warn', got {on_miss!r}")
-        if divisor < 1:
-            raise ValueError(f"PruneHook divisor must be a positive number of channels, got {divisor}")
+        for name, flag in (("fill", fill), ("slim_at_end", slim_at_end)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"PruneHook {name} must be True or False, got {flag!r}")
         if input_shape is not None and len(input_shape) != 2:
             raise ValueError(f"PruneHook input_shape must be (H, W), got {input_shape}")
-        self.target, self.b, self.begin, self.end, self.lr = float(target), b, begin, end, lr
-        self.interval, self.on_miss, self.fill, self.slim_at_end = interval, on_miss, fill, slim_at_end
-        self.divisor = int(divisor)
+        self.target, self.slim_at_end, self.interval = float(target), slim_at_end, interval
+        self.window = (begin, end)
+        self.arguments: dict[str, Any] = dict(
+            b=b, lr=lr, push=push, min_keep=min_keep, fill=fill, divisor=int(divisor), on_miss=on_miss
+        )
         self.cost = make_cost(cost)
         self.input_shape = (int(input_shape[0]), int(input_shape[1])) if input_shape is not None else None
-        self.budget: MacBudget | None = None
-        self.frozen = False
-        #: spec and MACs of the slimmed network once it has taken the masked one's place; there is no budget then
+        self.pruner: InTrainPruner | None = None
+        #: spec and MACs of the slimmed network once it has taken the masked one's place; there is no pruner then
         self.slimmed: dict[str, Any] | None = None
-        self.steps = 0
-        self.forecast = Forecast()
-        self.auto: AutoPressure | None = None
-        self.warned_at = -1
+        self.masks: dict[str, MaskedLayer] = {}
         self.calibration: Calibration | None = None
         self._pending: dict[str, Any] | None = None
+        self._state: dict[str, Any] = {}  # the pruner's, once it is gone
         self._best_rules: dict[CheckpointHook, Any] = {}
         self._steps_now = False
-        self._task: Tensor | None = None
-        self._bank: MaskBank | None = None
+
+    @property
+    def budget(self) -> MacBudget | None:
+        """The model's budget, from the first iteration to the live slimming."""
+        return None if self.pruner is None else self.pruner.budget
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the masks are fixed."""
+        if self.pruner is not None:
+            return self.pruner.frozen
+        return self.slimmed is not None or bool(self.masks) and all(m.mask_frozen for m in self.masks.values())
+
+    @property
+    def steps(self) -> int:
+        """Steps of Optimizer 2 done."""
+        return self.pruner.count if self.pruner is not None else self._state.get("count", 0)
 
     # -- set-up
 
     def before_train(self, runner: Runner) -> None:
         self.logger = MMLogger.get_current_instance()
-        model = self._model(runner)
-        self.masks = {name: layer for name, layer in masked_layers(model).items()}
+        self.runner = runner
+        self.masks = masked_layers(self._model(runner))
         if not self.masks and self.slimmed is None:
             raise ValueError(
                 "PruneHook found no masks in the model. Compose the config with one more line: "
@@ -156,42 +177,39 @@ class PruneHook(Hook):
         if self.slim_at_end and self.slimmed is None:
             require_slimmable(runner)
         self._check_window(runner)
-        self.frozen = all(layer.mask_frozen for layer in self.masks.values())
-        if not self.frozen:
-            self._bank = MaskBank(model, self.masks.values())
         optimizer = self._optimizer(runner)
         self._report_groups(optimizer)
         self._spare_masks_from_clipping(runner.optim_wrapper)
-        # Both fire after accumulation and all-reduce, and before the gradients are cleared. The gradients are taken
-        # before Optimizer 1, which may overwrite them (Nesterov momentum, optimizers that clip by themselves).
         self._handles = [
             optimizer.register_step_pre_hook(lambda *_: self._take_gradients(optimizer)),
             optimizer.register_step_post_hook(lambda *_: self._optimizer_2()),
         ]
-        self.runner = runner
 
     def _check_window(self, runner: Runner) -> None:
         self.by_iter = isinstance(runner.train_loop, IterBasedTrainLoop)
         unit, last = ("iterations", runner.max_iters) if self.by_iter else ("epochs", runner.max_epochs)
-        if self.end > last:
+        begin, end = (max(round(n * last), 1) if _is_part(n) else int(n) for n in self.window)
+        if end > last:
             raise ValueError(
-                f"PruneHook's window ends after {self.end} {unit}, but the run stops at {last}. "
+                f"PruneHook's window ends after {end} {unit}, but the run stops at {last}. "
                 f"The paper's proportions would be begin={max(round(last / 15), 1)}, end={last * 4 // 5}"
             )
+        if begin >= end:
+            raise ValueError(f"PruneHook's window from {begin} to {end} {unit} is empty: the run has {last} in all")
         if self.by_iter and self.interval == "epoch":
             raise ValueError(
                 "PruneHook interval='epoch' needs a loop by epochs; with an iteration-based one use 'iter'"
             )
+        self.begin, self.end = begin, end
         self.length = 1 if self.by_iter else len(runner.train_dataloader)
-        self.window_steps = max((self.end - self.begin) * self.length // self._accumulation(runner), 1)
+        self.window_steps = max((end - begin) * self.length // self._accumulation(runner), 1)
         if self.interval == "epoch":
-            self.window_steps = min(self.window_steps, self.end - self.begin)
-        self.measure_every = max(self.window_steps // (200 if self.b == "auto" else 50), 1)
+            self.window_steps = min(self.window_steps, end - begin)
         self.calibrate_every = max(self.window_steps // CALIBRATIONS, 1)
-        if self.b == "auto":
-            self.auto = AutoPressure(self.target, self.lr, self.window_steps)
         if self._pending is not None:
-            self._restore(self._pending)
+            self._require_same_outcome(self._pending)
+            if isinstance(self.cost, LatencyCost) and self._state.get("counted") is not None:
+                self.cost.counted = self._state["counted"]
 
     @staticmethod
     def _accumulation(runner: Runner) -> int:
@@ -205,18 +223,13 @@ class PruneHook(Hook):
 
     def _report_groups(self, optimizer: torch.optim.Optimizer) -> None:
         """Says what the optimizer does to the masks: parameter-wise options can change it unseen."""
-        ids = {id(layer.prune_mask): name for name, layer in self.masks.items()}
+        require_in_optimizer(self.masks, optimizer)
+        ids = {id(layer.prune_mask) for layer in self.masks.values()}
         seen: dict[tuple[float, float], int] = {}
         for group in optimizer.param_groups:
-            count = sum(ids.pop(id(p), None) is not None for p in group["params"])
-            if count:
+            if count := sum(id(p) in ids for p in group["params"]):
                 key = (float(group["lr"]), float(group.get("weight_decay", 0.0)))
                 seen[key] = seen.get(key, 0) + count
-        if ids:
-            raise ValueError(
-                f"the optimizer does not hold the mask of {next(iter(ids.values()))!r} ({len(ids)} in all): masks must "
-                "be in the model before the optimizer is built (mmitp.MaskedModel does that)"
-            )
         kind = "decoupled" if isinstance(optimizer, torch.optim.AdamW) else "L2"
         for (lr, decay), count in seen.items():
             self.logger.info(
@@ -231,51 +244,47 @@ class PruneHook(Hook):
         ids = {id(layer.prune_mask) for layer in self.masks.values()}
         wrapper.clip_func = lambda params, **kw: clip([p for p in params if id(p) not in ids], **kw)
 
-    def _build_budget(self, runner: Runner, data_batch: Any) -> None:
+    def _build_pruner(self, runner: Runner, data_batch: Any) -> None:
         model = self._model(runner)
-        self._require_trainable()
+        require_trainable(self.masks)
         example = example_inputs(model, data_batch, self.input_shape)
         shape = torch.tensor(example["inputs"].shape[-2:])
         broadcast(shape)  # batches of different sizes in different processes, but one budget
         self.input_shape = (int(shape[0]), int(shape[1]))
         if example["inputs"].shape[-2:] != self.input_shape:
             example = example_inputs(model, data_batch, self.input_shape)
-        self.budget = MacBudget(model, example, cost=self.cost)
+        budget = MacBudget(model, example, cost=self.cost)
         self.logger.info(
-            f"PruneHook: {self.budget.dense_macs / 1e9:.4f} GMACs dense, {len(self.budget.masked)} of "
-            f"{len(self.budget.layers)} layers masked, target {self.target} of the {self.budget.what}"
+            f"PruneHook: {budget.dense_macs / 1e9:.4f} GMACs dense, {len(budget.masked)} of "
+            f"{len(budget.layers)} layers masked, target {self.target} of the {budget.what}"
         )
-        for name, why in self.budget.unfollowed.items():
+        for name, why in budget.unfollowed.items():
             self.logger.warning(f"PruneHook: {name}: {why}")
-        if self.frozen and not getattr(runner, "_resume", False) and self._ratio() > self.target:
+        ratio = budget.kept_cost() / budget.dense_cost
+        if self.frozen and not getattr(runner, "_resume", False) and ratio > self.target:
             self.logger.info(
-                f"PruneHook: the masks of load_from are frozen at {self._ratio():.4f} of the {self.budget.what}, above "
-                f"the target {self.target}: they train again"
+                f"PruneHook: the masks of load_from are frozen at {ratio:.4f} of the {budget.what}, above the target "
+                f"{self.target}: they train again, from there"
             )
             for layer in self.masks.values():
                 layer.unfreeze_mask()
-            self.frozen, self._bank = False, MaskBank(model, self.masks.values())
-        if not self.frozen and (low := lowest_ratio(self.budget, self.divisor)) > self.target:
-            raise ValueError(
-                f"PruneHook target {self.target} cannot be reached: with {self.divisor} input channel(s) a layer "
-                f"{low:.4f} of the {self.budget.what} remain. Raise the target or let more layers carry masks "
-                "(model.prune)"
+        try:
+            self.pruner = InTrainPruner(
+                model, example, self.target, steps=self.window_steps, budget=budget, warn=self._warn, **self.arguments
             )
+        except ValueError as error:
+            raise ValueError(f"PruneHook {error}") from None
+        if self._pending is not None:
+            self.pruner.load_state_dict(self._pending["pruner"])
+            self._pending = None
         if self.slim_at_end:
             require_same_training(model, example, data_batch)
-            self._example = example
         if isinstance(self.cost, LatencyCost) and not self.frozen:
             blank = blank_example(model, self.input_shape, example["inputs"].shape[1], self.cost.table.get("batch", 1))
-            self.calibration = self._calibration(model, blank, self.budget, self.cost)
+            self.pruner.clock = self.calibration = self._calibration(model, blank, budget, self.cost)
 
-    def _require_trainable(self) -> None:
-        fixed = [n for n, m in self.masks.items() if not (m.mask_frozen or m.prune_mask.requires_grad)]
-        if fixed:
-            raise ValueError(
-                f"the masks of {', '.join(fixed[:3])} ({len(fixed)} in all) do not train: something, such as "
-                "frozen_stages, froze these layers after the model was built. Leave them dense: "
-                f"model.prune = dict(exclude={fixed})"
-            )
+    def _warn(self, text: str) -> None:
+        self.logger.warning(f"PruneHook: {text}")
 
     def _calibration(
         self, model: nn.Module, example: dict[str, Any], budget: MacBudget, cost: LatencyCost
@@ -283,8 +292,8 @@ class PruneHook(Hook):
         table = cost.table
         measured_on, here = table.get("machine", "an unknown machine"), processor(table.get("device", "cpu"))
         if not self._of_main(lambda: measured_on == here):
-            self.logger.warning(
-                f"PruneHook: {cost.source} was measured on {measured_on}, this is {here or 'without such a device'}: "
+            self._warn(
+                f"{cost.source} was measured on {measured_on}, this is {here or 'without such a device'}: "
                 f"its times cannot be checked here. The target is met by the table, with {1 - cost.counted:.2g} of the "
                 "saving not counted on; benchmark the slimmed network on its own machine"
             )
@@ -294,7 +303,7 @@ class PruneHook(Hook):
             with without_runner_hooks(model):
                 return self._of_main(lambda: clock_ratio(model, example, budget, pattern))
 
-        return Calibration(budget, self.target, measure, self.divisor)
+        return Calibration(budget, self.target, measure, self.arguments["divisor"], self.arguments["min_keep"])
 
     @staticmethod
     def _of_main(value: Callable[[], float]) -> float:
@@ -308,8 +317,8 @@ class PruneHook(Hook):
     def _ratio(self) -> float:
         if self.slimmed is not None:
             return self.slimmed["ratio"]
-        assert self.budget is not None
-        return self.budget.kept_cost() / self.budget.dense_cost
+        assert self.pruner is not None
+        return self.pruner.ratio()
 
     # -- the window
 
@@ -320,15 +329,18 @@ class PruneHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         if self.slimmed is not None:
             return
-        if self.budget is None:
-            self._build_budget(runner, data_batch)
+        if self.pruner is None:
+            self._build_pruner(runner, data_batch)
+        assert self.pruner is not None
         now = runner.iter if self.by_iter else runner.epoch
         if not self.frozen and now >= self.end:
-            self.logger.warning(f"PruneHook: training goes on at {now}, past the window's end, with masks not frozen")
+            self._warn(f"training goes on at {now}, past the window's end, with masks not frozen")
             self._freeze(runner)
         if self.slim_at_end and self.frozen:
             self._slim(runner)  # resumed from a checkpoint with frozen masks
+            return
         self._steps_now = self._in_window() and (self.interval == "iter" or self._is_last_update(runner, batch_idx))
+        self.pruner.active = self._steps_now
         if self._steps_now and self.calibration is not None and self.steps % self.calibrate_every == 0:
             if self.calibration.calibrate():
                 self._tell_clock()
@@ -347,79 +359,16 @@ class PruneHook(Hook):
             f"latency by the clock, {self.calibration.table:.4f} by the table"
         )
 
-    @torch.no_grad()
     def _take_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        self._task = None
-        if not self._steps_now:
-            return
-        assert self.budget is not None
-        task = task_gradient(self.budget)
-        # A GradScaler leaves unscaling, and skipping the step, to a fused optimizer.
-        if (scale := getattr(optimizer, "grad_scale", None)) is not None:
-            task = task / scale.to(task.device)
-        overflow = getattr(optimizer, "found_inf", None)
-        if bool(torch.isfinite(task).all()) and not (overflow is not None and bool(overflow)):
-            self._task = task
+        if self.pruner is not None:
+            self.pruner.take_gradients(optimizer)
 
-    @torch.no_grad()
     def _optimizer_2(self) -> None:
-        task, self._task = self._task, None
-        if task is None:
-            return
-        assert self.budget is not None
-        ratio, push = ratio_and_gradient(self.budget)
-        if self.auto is not None:
-            push = balanced(self.budget, push)
-        b = self._pressure(ratio, push)
-        descend(self.budget, task, self.lr)
-        if self.auto is not None and b > 0:
-            b = self.auto.restrain(self.budget, push, b, self.steps)
-        if b > 0:
-            descend(self.budget, push, self.lr * b)
-        if get_world_size() > 1:
-            self._as_in_main()
-        self.steps += 1
-
-    def _as_in_main(self) -> None:
-        """The main process's masks, in all of them: budgets of two-stage detectors depend on each one's proposals."""
-        assert self.budget is not None
-        masks: list[Tensor] = [layer.prune_mask.data for _, layer in self.budget.masked]
-        flat = torch.cat([mask.reshape(-1) for mask in masks])
-        broadcast(flat)
-        torch._foreach_copy_(masks, list(self.budget.split(flat).values()))
-
-    def _pressure(self, ratio: float, gradient: Tensor) -> float:
-        """``b`` for this step: 0 where the hinge (or the path) is satisfied."""
-        assert self.budget is not None
-        if self.steps % self.measure_every == 0:
-            left = distance(self.budget, self.target)
-            self.forecast.observe(self.steps, left)
-            if self.auto is not None:
-                self.auto.update(self.budget, gradient, self.steps, self.measure_every)
-            else:
-                self._warn_if_late(gradient, left)
-        if self.auto is not None:
-            return self.auto.b
-        return float(self.b) if ratio > self.target else 0.0
-
-    def _warn_if_late(self, gradient: Tensor, left: float) -> None:
-        assert self.budget is not None
-        early = self.steps >= max(self.window_steps // 20, 3 * self.measure_every)
-        if not early or left <= 0 or len(self.forecast.seen) < 3:
-            return
-        arrival = self.forecast.arrival()
-        if arrival <= self.window_steps or 0 <= self.warned_at > self.steps - self.window_steps // 5:
-            return
-        self.warned_at = self.steps
-        speed = push_speed(self.budget, gradient, left)
-        needed = self.forecast.needed_push(float(self.b), self.lr, speed, self.window_steps)
-        when = "never" if arrival == float("inf") else f"after {arrival / self.window_steps:.1f} windows"
-        self.logger.warning(
-            f"PruneHook: at the present pace the target {self.target} is reached {when}: the masks still have "
-            f"{left:.3f} to go and {self.window_steps - self.steps} steps left. "
-            f"About b={needed:.3g} (or as much more lr) would do, or b='auto'. Otherwise the freeze will cut the "
-            "lowest masks off."
-        )
+        if self.pruner is not None:
+            try:
+                self.pruner.step()
+            except ValueError as error:
+                raise ValueError(f"PruneHook: in iteration {self.runner.iter + 1} {error}") from None
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -428,11 +377,12 @@ class PruneHook(Hook):
         hub = runner.message_hub
         hub.update_scalar("train/ops_kept", ratio)
         hub.update_scalar("train/L_HW", max(ratio - self.target, 0.0))
-        if self._steps_now:
-            hub.update_scalar("train/mask_distance", self.forecast.seen[-1][1] if self.forecast.seen else 0.0)
-            if self.auto is not None:
-                hub.update_scalar("train/b", self.auto.b)
-                hub.update_scalar("train/ops_path", path(self.steps / self.auto.arrival, self.target))
+        if self._steps_now and self.pruner is not None:
+            seen, path = self.pruner.forecast.seen, self.pruner.path
+            hub.update_scalar("train/mask_distance", seen[-1][1] if seen else 0.0)
+            if path is not None:
+                hub.update_scalar("train/b", path.push / self.pruner.lr)
+                hub.update_scalar("train/ops_path", path.wanted(self.steps - 1))
         if self.by_iter and not self.frozen and runner.iter + 1 >= self.end:
             self._freeze(runner)
             if self.slim_at_end:
@@ -449,7 +399,7 @@ class PruneHook(Hook):
     def after_train(self, runner: Runner) -> None:
         for handle in self._handles:
             handle.remove()
-        if not self.frozen and self.budget is not None:
+        if not self.frozen and self.pruner is not None:
             self.logger.warning(
                 "PruneHook: training stopped before the window's end; the masks freeze now, after the last save: "
                 f"{os.path.join(runner.work_dir, STOPPED)} holds the outcome"
@@ -463,91 +413,57 @@ class PruneHook(Hook):
     # -- the freeze
 
     def _freeze(self, runner: Runner) -> None:
-        assert self.budget is not None
+        assert self.pruner is not None
         model = self._model(runner)
-        if self.calibration is not None:
-            self.calibration.observe()
-        before = self._ratio()
-        limit = int(self.target * self.budget.dense_cost)
-        if self.budget.kept_cost() > limit and self.on_miss != "project":
-            text = f"PruneHook: the masks end at {before:.4f} of the {self.budget.what}, above the target {self.target}"
-            if self.on_miss == "error":
-                raise RuntimeError(text + " (on_miss='error')")
-            self.logger.warning(text + " (on_miss='warn'): frozen as they are")
-            freeze_masks(model)
-            switched_off = switched_on = 0
-        else:
-            if self.calibration is None:
-                result = project(self.budget, self.target, self.fill, self.divisor)
-            else:
-                result = self.calibration.project(self.fill)
-            pattern = result.pattern.clone()
-            if get_world_size() > 1:
-                broadcast(pattern)
-            freeze_masks(model, self.budget.split(pattern))
-            switched_off, switched_on = result.switched_off, result.switched_on
-        self.frozen = True
+        try:
+            with without_runner_hooks(model):
+                report = self.pruner.freeze()
+        except (ValueError, RuntimeError) as error:
+            raise type(error)(f"PruneHook: {error}") from None
         self._steps_now = False
-        if self._bank is not None:
-            self._bank.remove()
         self._sync_ema(runner)
-        ratio = self._ratio()
         self.logger.info(
-            f"PruneHook: masks frozen at {ratio:.4f} of the {self.budget.what} ({self.budget.kept_cost()} of "
-            f"{self.budget.dense_cost} {self.budget.unit}; {before:.4f} before), target {self.target}: {switched_off} "
-            f"masks switched off to meet it, {switched_on} switched on to fill it"
+            f"PruneHook: masks frozen at {report.ratio:.4f} of the {report.cost} ({report.cost_kept} of "
+            f"{report.cost_dense} {report.unit}; {report.ratio_before:.4f} before), target {self.target}: "
+            f"{report.switched_off} masks switched off to meet it, {report.switched_on} switched on to fill it"
         )
         if self.calibration is not None:
             self._tell_clock()
-            if self.on_miss == "project" and self.calibration.clock > self.target:
-                self.logger.warning(
-                    f"PruneHook: the target {self.target} is missed by the clock: even the cheapest network the masks "
+            if self.arguments["on_miss"] == "project" and self.calibration.clock > self.target:
+                self._warn(
+                    f"the target {self.target} is missed by the clock: even the cheapest network the masks "
                     f"allow takes {self.calibration.clock:.4f} of the dense latency, whatever its table says"
                 )
-        single = any(layer.mask_granularity == "weight" for layer in self.masks.values())
-        with without_runner_hooks(model):
-            params_dense, params_kept = parameter_counts(model, self.budget)
+        self._tell(runner, report)
+
+    def _tell(self, runner: Runner, report: FreezeReport) -> None:
+        """The frozen network in the log, on the visualizer, and as ``<work_dir>/pruning.json``."""
         how = (
             "single weights: the operations are multiplications by those not masked to zero, and slimming keeps zeros"
-            if single
+            if report.granularity == "weight"
             else "as the slimmed network has them"
         )
+        part = report.params_kept / report.params_dense
         self.logger.info(
-            f"PruneHook: {params_kept} of {params_dense} parameters kept ({params_kept / params_dense:.4f}), {how}"
+            f"PruneHook: {report.params_kept} of {report.params_dense} parameters kept ({part:.4f}), {how}"
         )
-        rows = self.budget.table()
-        self.logger.info("PruneHook: channels kept by layer\n" + format_table(rows))
+        self.logger.info("PruneHook: channels kept by layer\n" + format_table(report.layers))
         if hasattr(runner, "visualizer"):
             runner.visualizer.add_scalars(
-                {f"channels_kept/{row.name}": row.in_kept / row.in_channels for row in rows}, step=runner.iter + 1
+                {f"channels_kept/{row.name}": row.in_kept / row.in_channels for row in report.layers},
+                step=runner.iter + 1,
             )
         if is_main_process():
-            report = dict(
-                target=self.target,
-                ratio=ratio,
-                cost=self.budget.what,
-                macs_dense=self.budget.dense_macs,
-                macs_kept=self.budget.kept_macs(),
-                granularity="weight" if single else "channel",
-                params_dense=params_dense,
-                params_kept=params_kept,
-                ratio_before=before,
-                by_clock=self.calibration.clock if self.calibration is not None else None,
-                by_table=self.calibration.table if self.calibration is not None else None,
-                switched_off=switched_off,
-                switched_on=switched_on,
-                layers=[row._asdict() for row in rows],
-            )
             with open(os.path.join(runner.work_dir, "pruning.json"), "w", encoding="utf-8") as file:
-                json.dump(report, file, indent=1)
+                json.dump(report.to_dict(), file, indent=1)
 
     def _slim(self, runner: Runner) -> None:
-        assert self.budget is not None
-        model = self._model(runner)
+        assert self.pruner is not None
+        model, budget = self._model(runner), self.pruner.budget
         params = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("prune_mask"))
         with without_runner_hooks(model):
-            plan = plan_live(model, self._example, self.budget)
-        macs = dict(macs_dense=self.budget.dense_macs, macs_kept=self.budget.kept_macs())
+            plan = plan_live(model, self.pruner.example, budget)
+        macs = dict(macs_dense=budget.dense_macs, macs_kept=budget.kept_macs())
         slim = dict(spec=plan.spec(), ratio=self._ratio(), **macs)
         self._become(runner, plan, slim)
         self.logger.info(
@@ -561,7 +477,10 @@ class PruneHook(Hook):
                 f"PruneHook: the optimizer's state of {len(restarted)} parameters does not have their shape and starts "
                 f"anew ({restarted[0]} and others)"
             )
-        self.slimmed, self.budget, self.masks = slim, None, {}
+        if self.pruner is not None:
+            self._state = self.pruner.state_dict()
+            self.pruner.detach()
+        self.slimmed, self.pruner, self.masks, self.calibration = slim, None, {}, None
         if is_main_process() and is_masked(runner.cfg.get("model", {})):
             folder = os.path.join(runner.work_dir, "slim")
             os.makedirs(folder, exist_ok=True)
@@ -571,7 +490,7 @@ class PruneHook(Hook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         self._sync_ema(runner)
-        if self.budget is None and self.slimmed is None:
+        if self.pruner is None and self.slimmed is None:
             return
         # 'best' is only kept from models within the budget.
         within = self.frozen or self._ratio() <= self.target
@@ -583,16 +502,24 @@ class PruneHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         self._sync_ema(runner)
+        self._require_finite_weights(runner)
         checkpoint[STATE_KEY] = dict(
             input_shape=self.input_shape,
-            steps=self.steps,
-            frozen=self.frozen,
-            warned_at=self.warned_at,
-            forecast=self.forecast.state_dict(),
-            auto=self.auto.state_dict() if self.auto is not None else None,
+            window=[self.begin, self.end],
+            interval=self.interval,
             slimmed=self.slimmed,
-            counted=self.cost.counted if isinstance(self.cost, LatencyCost) and self.cost.calibrated else None,
+            pruner=self._state if self.pruner is None else self.pruner.state_dict(),
         )
+
+    def _require_finite_weights(self, runner: Runner) -> None:
+        """A poisoned network is never saved over a good one."""
+        bad = [n for n, p in self._model(runner).named_parameters() if not bool(torch.isfinite(p).all())]
+        if bad:
+            raise ValueError(
+                f"PruneHook: after iteration {runner.iter + 1} {bad[0]!r} holds values that are not finite ({len(bad)} "
+                "parameters in all): nothing is saved. Go back to the last checkpoint, and lower the learning rate or "
+                "clip the gradients"
+            )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         state = checkpoint.get(STATE_KEY, {})
@@ -606,17 +533,39 @@ class PruneHook(Hook):
             # Before EMA's hook loads its copy, and before the Runner loads model and optimizer.
             self._become(runner, SlimPlan.from_spec(slim["spec"]), slim)
             self.input_shape = state["input_shape"]
+        elif resume:
+            # Before the Runner loads them: what does not fit is said in its own words.
+            saved = {re.sub(r"^module\.", "", key): value for key, value in checkpoint["state_dict"].items()}
+            require_same_layout(layout_of_state(saved), mask_layout(self._model(runner)))
         if resume and state:
+            if "pruner" not in state:
+                raise ValueError(
+                    f"{runner._load_from} was written by an earlier version of mmitp, whose pruning state cannot be "
+                    "resumed: start a new run from its weights (load_from instead of resume)"
+                )
             self._pending = state
+            self._state = state["pruner"]
+            self.input_shape = self.input_shape or state["input_shape"]
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.steps, self.frozen, self.warned_at = state["steps"], state["frozen"], state["warned_at"]
-        self.input_shape = self.input_shape or state["input_shape"]
-        self.forecast.load_state_dict(state["forecast"])
-        if self.auto is not None and state["auto"] is not None:
-            self.auto.load_state_dict(state["auto"])
-        if isinstance(self.cost, LatencyCost) and state.get("counted") is not None:
-            self.cost.counted = state["counted"]
+    def _require_same_outcome(self, state: dict[str, Any]) -> None:
+        """A resumed run whose masks are frozen cannot freeze them otherwise.
+
+        Raises:
+            ValueError: target, window or another setting that decided on the pattern differs from the checkpoint's.
+        """
+        then, window = state["pruner"].get("settings", {}), [self.begin, self.end]
+        now = dict(self.arguments, target=self.target)
+        changed = {
+            key: (then[key], now[key]) for key in OUTCOME if key in then and key in now and then[key] != now[key]
+        }
+        if state["window"] != window:
+            changed["(begin, end)"] = (tuple(state["window"]), tuple(window))
+        if not changed:
+            return
+        if state["pruner"]["frozen"]:
+            raise ValueError(f"PruneHook: {frozen_otherwise(changed)}")
+        if "(begin, end)" in changed:
+            self._warn(f"the checkpoint's window was {state['window']}, from now on it is {window}")
 
     def _sync_ema(self, runner: Runner) -> None:
         """The averaged model prunes what the trained one prunes: averages of masks would drift apart."""
@@ -631,6 +580,11 @@ class PruneHook(Hook):
     @staticmethod
     def _model(runner: Runner) -> nn.Module:
         return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _is_part(value: float) -> bool:
+    """Whether a bound of the window is a part of the run, and not a number of epochs."""
+    return isinstance(value, float) and 0 < value < 1
 
 
 def copy_mask(source: MaskedLayer, target: MaskedLayer) -> None:

@@ -1,0 +1,611 @@
+"""InTrainPruner: the method as one object that follows the optimizer of any training loop (S2). torch only.
+
+    Optimizer 1 (the user's):  L_task + L_reg              -> W and M
+    Optimizer 2 (here):        L_prune = L_task + b * L_HW -> M only, SGD:
+                               M <- M - lr * (dL_task/dM + b * dL_HW/dM),   L_HW = max(ratio - psi*, 0)
+
+Optimizer 2 steps after every step of Optimizer 1 while the pruner is active. At the end of the window :meth:`freeze`
+fixes the masks at or under the target, and :meth:`slim` cuts off what they drop.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .budget import LayerRow, MacBudget
+from .cost import Cost, LatencyCost, make_cost
+from .freeze import Projection, cost_limit, floors, freeze_masks, highest, project, require_finite, require_reachable
+from .layers import masked_layers
+from .live import plan_live, shrink_live
+from .masks import SIDE, MaskBank, MaskedLayer
+from .pressure import (
+    Forecast,
+    PathFollower,
+    Significance,
+    as_strong,
+    balanced,
+    descend,
+    distance,
+    push_speed,
+    set_masks,
+    task_gradient,
+)
+from .report import parameter_counts
+from .slim import slim
+
+logger = logging.getLogger(__name__)
+
+#: What a frozen pattern depends on: a run resumed after the freeze cannot change it.
+OUTCOME = ("target", "divisor", "cost", "fill", "min_keep")
+
+
+class Clock(Protocol):
+    """What holds a latency budget to the clock, see :class:`mmitp.pruning.calibration.Calibration`."""
+
+    clock: float
+    table: float
+
+    def observe(self) -> bool: ...
+
+    def project(self, fill: bool = False) -> Projection: ...
+
+
+@dataclass
+class FreezeReport:
+    """What :meth:`InTrainPruner.freeze` did; :meth:`to_dict` is JSON-able.
+
+    Attributes:
+        target: ``psi*``.
+        ratio: part of the cost kept under the frozen masks, not above the target unless ``on_miss='warn'``.
+        ratio_before: part kept under the masks as they were trained.
+        cost, unit: what ``ratio`` is about (``'operations'``, ``'MACs'``).
+        cost_dense, cost_kept: in the unit.
+        macs_dense, macs_kept: multiply-accumulates for the example.
+        params_dense, params_kept: parameters, as the slimmed network has them.
+        granularity: ``'channel'`` or ``'weight'``.
+        switched_off, switched_on: masks changed by the freeze, to meet the target and to fill it.
+        by_clock, by_table: latency as part of the dense one's, where it is the cost and was measured.
+        layers: a row a layer.
+    """
+
+    target: float
+    ratio: float
+    ratio_before: float
+    cost: str
+    unit: str
+    cost_dense: int
+    cost_kept: int
+    macs_dense: int
+    macs_kept: int
+    params_dense: int
+    params_kept: int
+    granularity: str
+    switched_off: int
+    switched_on: int
+    by_clock: float | None
+    by_table: float | None
+    layers: list[LayerRow]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "layers": [row._asdict() for row in self.layers]}
+
+
+class InTrainPruner:
+    """Trains the masks of a model down to a budget, beside the training of its weights.
+
+    Args:
+        model: with masks (:func:`mmitp.pruning.mask_model`), not wrapped for distributed training.
+        example: input of one forward pass, as for :class:`~mmitp.pruning.MacBudget`: the size operations are stated
+            for.
+        target: ``psi*``, part of the whole model's operations (of the ``cost``) to keep, in (0, 1).
+        b: weight of ``L_HW`` (S1: 10; 50 for a target of 0.2), or ``'auto'``: the least push at every step that keeps
+            the ratio on a half-cosine path from 1 to ``target`` over the first 70 % of the window
+            (:class:`~mmitp.pruning.pressure.PathFollower`); ``lr`` then only weighs the task gradient.
+        lr: learning rate of Optimizer 2 (S1: 0.01), SGD without momentum.
+        steps: optimizer steps that the window will have; ``'auto'`` and the forecast need it.
+        push: direction of ``b * L_HW``: ``'plain'``, the gradient itself (the paper's), or ``'balanced'`` over the
+            layers (:func:`~mmitp.pruning.pressure.balanced`). By default plain for a fixed ``b``, balanced for
+            ``'auto'``.
+        min_keep: part of its input channels that every layer keeps at least, in [0, 1); 0 is one channel (the paper's).
+        fill: the freeze switches the best dropped channels back on up to within 1 % of the target.
+        divisor: at the freeze every layer keeps a multiple of so many channels, read and computed, or all it has.
+        cost: what ``target`` is a part of: ``'macs'``, ``'params'``, or a :class:`~mmitp.pruning.cost.Cost`.
+        on_miss: what :meth:`freeze` does where the trained masks lie above the target: ``'project'`` switches the
+            lowest off until it is met, ``'error'`` raises, ``'warn'`` freezes them as they are.
+        budget: the model's budget, if there is one already.
+        warn: takes the warnings; by default the module's logger.
+
+    Attributes:
+        active: whether Optimizer 2 steps; set it to True for the epochs of the window.
+        frozen: whether the masks are fixed.
+        count: steps of Optimizer 2 done.
+        budget: the model's budget.
+
+    Raises:
+        ValueError: an argument out of range; masks that are missing or do not train; a target that the freeze could not
+            meet.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mmitp.pruning import InTrainPruner, mask_model
+        >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+        <torch._C.Generator object at ...>
+        >>> model = mask_model(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 4, 1)))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> pruner = InTrainPruner(model, torch.randn(1, 3, 8, 8), target=0.5, steps=20)
+        >>> pruner.attach(optimizer)
+        >>> pruner.active = True
+        >>> for step in range(20):
+        ...     optimizer.zero_grad()
+        ...     model(torch.randn(4, 3, 8, 8)).square().mean().backward()
+        ...     optimizer.step()
+        >>> report = pruner.freeze()
+        >>> 0.45 < report.ratio <= 0.5
+        True
+        >>> small = pruner.slim()
+        >>> report.macs_kept < report.macs_dense // 2 + 1
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Any,
+        target: float,
+        b: float | str = "auto",
+        lr: float = 0.01,
+        steps: int | None = None,
+        push: str | None = None,
+        min_keep: float = 0.1,
+        fill: bool = True,
+        divisor: int = 1,
+        cost: str | Mapping[str, Any] | Cost = "macs",
+        on_miss: str = "project",
+        budget: MacBudget | None = None,
+        warn: Callable[[str], None] = logger.warning,
+    ) -> None:
+        check_settings(target, b, lr, steps, push, min_keep, divisor, on_miss)
+        self.model, self.example = model, example
+        self.target, self.b, self.lr, self.steps = float(target), b, float(lr), steps
+        self.push = push or ("balanced" if b == "auto" else "plain")
+        self.min_keep, self.fill, self.divisor, self.on_miss = float(min_keep), fill, int(divisor), on_miss
+        self.masks: dict[str, MaskedLayer] = masked_layers(model)
+        require_trainable(self.masks)
+        self.cost = budget.cost if budget is not None else make_cost(cost)
+        self.budget = budget or MacBudget(model, example, cost=self.cost)
+        self.frozen = all(layer.mask_frozen for layer in self.masks.values())
+        if not self.frozen:
+            require_reachable(self.budget, self.target, self.divisor, self.min_keep)
+        self.floor = floors(self.budget, self.min_keep)
+        self.clock: Clock | None = None
+        self.active = False
+        self.count = 0
+        self.forecast = Forecast()
+        self.significance = Significance()
+        self.path = PathFollower(self.target, self.steps) if b == "auto" and self.steps else None
+        self.measure_every = max((self.steps or 1) // 50, 1)
+        self.warned_at = -1
+        self.warn = warn
+        self._task: Tensor | None = None
+        self._handles: list[Any] = []
+        self._bank: MaskBank | None = None if self.frozen else MaskBank(model, self.masks.values())
+
+    # -- in the training loop
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Follows every step of Optimizer 1 from now on, by its own hooks: accumulated, unscaled, all-reduced
+        gradients.
+
+        Raises:
+            ValueError: the optimizer does not hold all the masks.
+        """
+        require_in_optimizer(self.masks, optimizer)
+        # Gradients are taken before Optimizer 1, which may overwrite them (Nesterov momentum, clipping of its own).
+        self._handles += [
+            optimizer.register_step_pre_hook(lambda *_: self.take_gradients(optimizer)),
+            optimizer.register_step_post_hook(lambda *_: self.step()),
+        ]
+
+    def detach(self) -> None:
+        """Leaves the optimizer alone, and takes the pruner's hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._bank is not None:
+            self._bank.remove()
+            self._bank = None
+
+    @torch.no_grad()
+    def take_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keeps ``dL_task/dM`` of Optimizer 1's coming step; nothing where a gradient scaler will skip that."""
+        self._task = None
+        if not self.active or self.frozen:
+            return
+        task = task_gradient(self.budget)
+        # A GradScaler leaves unscaling, and skipping the step, to a fused optimizer.
+        if (scale := getattr(optimizer, "grad_scale", None)) is not None:
+            task = task / scale.to(task.device)
+        overflow = getattr(optimizer, "found_inf", None)
+        if bool(torch.isfinite(task).all()) and not (overflow is not None and bool(overflow)):
+            self._task = task
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Optimizer 2: ``M <- M - lr * (dL_task/dM + b * dL_HW/dM)`` (S2).
+
+        Raises:
+            ValueError: a mask is not finite; the message names it.
+        """
+        if not self.frozen:
+            require_finite(self.budget, self.budget.flat_masks())
+        task, self._task = self._task, None
+        if task is None:
+            return
+        loss, gradient = self._hw_loss_and_gradient()
+        push = self._direction(gradient)
+        if self.count % self.measure_every == 0:
+            self._measure(gradient, still_open=loss > 0)
+        descend(self.budget, task, self.lr)
+        if self.path is None:
+            assert not isinstance(self.b, str)
+            if loss > 0:  # the hinge
+                descend(self.budget, push, self.lr * self.b)
+        else:
+            self.significance.observe(self.budget, task)
+            self.path.hold(self.budget, push, self.count, self.floor, self.significance.relative(self.budget))
+        self._keep_floors()
+        self._as_in_main()
+        self.count += 1
+
+    def _hw_loss_and_gradient(self) -> tuple[float, Tensor]:
+        """``L_HW``, and its flat gradient over all counting masks: zero where the hinge is closed."""
+        masks = [layer.prune_mask for _, layer in self.budget.masked]
+        with torch.enable_grad():
+            loss = self.hw_loss()
+            gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, masks)])
+        return float(loss), gradient
+
+    def _direction(self, gradient: Tensor) -> Tensor:
+        if self.push == "plain":
+            return gradient
+        even = balanced(self.budget, gradient)
+        return even if self.path is not None else as_strong(even, gradient)
+
+    def _keep_floors(self) -> None:
+        """No layer falls below its floor: the highest masks of one that does are put just above zero."""
+        if int(self.floor.max()) <= 1:
+            return  # what the binarisation does by itself
+        masks = self.budget.flat_masks().detach()
+        least = highest(self.budget, masks, self.floor)
+        set_masks(self.budget, torch.where(least & (masks <= 0), SIDE / (1 - masks), masks))
+
+    def _as_in_main(self) -> None:
+        """The main process's masks, in all of them: budgets of two-stage detectors depend on each one's proposals."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            flat = self.budget.flat_masks().detach().clone()
+            dist.broadcast(flat, 0)
+            set_masks(self.budget, flat)
+
+    def _measure(self, gradient: Tensor, still_open: bool) -> None:
+        left = distance(self.budget, self.target)
+        self.forecast.observe(self.count, left)
+        if self.path is not None or not self.steps or left <= 0 or not still_open or len(self.forecast.seen) < 3:
+            return
+        early = self.count >= max(self.steps // 20, 3 * self.measure_every)
+        arrival = self.forecast.arrival()
+        if not early or arrival <= self.steps or 0 <= self.warned_at > self.count - self.steps // 5:
+            return
+        self.warned_at = self.count
+        speed = push_speed(self.budget, gradient, left)
+        needed = self.forecast.needed_push(float(self.b), self.lr, speed, self.steps)
+        when = "never" if arrival == math.inf else f"after {arrival / self.steps:.1f} windows"
+        self.warn(
+            f"at the present pace the target {self.target} is reached {when}: the masks still have {left:.3f} to go "
+            f"and {self.steps - self.count} steps left. About b={needed:.3g} (or as much more lr) would do, or "
+            "b='auto'. Otherwise the freeze will cut the lowest masks off."
+        )
+
+    # -- figures
+
+    def ratio(self) -> float:
+        """Part of the dense network's cost that the present masks keep."""
+        return self.budget.kept_cost() / self.budget.dense_cost
+
+    def hw_loss(self) -> Tensor:
+        """``L_HW = max(ratio - psi*, 0)`` (S2), 0-dim float64, differentiable in the masks."""
+        return self.budget.hw_loss(self.target)
+
+    # -- the end of the window
+
+    def freeze(self) -> FreezeReport:
+        """Fixes the masks at or under the target; from now on only the weights train.
+
+        Raises:
+            RuntimeError: the masks lie above the target and ``on_miss='error'``.
+            ValueError: a mask is not finite. Nothing is frozen then.
+        """
+        masks = self.budget.flat_masks().detach()
+        require_finite(self.budget, masks)
+        if self.clock is not None:
+            self.clock.observe()
+        before = self.ratio()
+        missed = self.budget.kept_cost() > cost_limit(self.budget, self.target)
+        if missed and self.on_miss == "error":
+            raise RuntimeError(
+                f"the masks end at {before:.4f} of the {self.budget.what}, above the target {self.target} "
+                "(on_miss='error')"
+            )
+        if missed and self.on_miss == "warn":
+            self.warn(
+                f"the masks end at {before:.4f} of the {self.budget.what}, above the target {self.target} "
+                "(on_miss='warn'): frozen as they are"
+            )
+            pattern, switched_off, switched_on = self.budget.flat_pattern().cpu(), 0, 0
+        else:
+            if self.clock is None:
+                found = project(self.budget, self.target, self.fill, self.divisor, self.min_keep)
+            else:
+                found = self.clock.project(self.fill)
+            pattern, switched_off, switched_on = found.pattern, found.switched_off, found.switched_on
+        pattern = self._of_main(pattern, masks.device)
+        freeze_masks(self.model, self.budget.split(pattern))
+        self.frozen, self.active = True, False
+        if self._bank is not None:
+            self._bank.remove()
+            self._bank = None
+        return self._report(before, switched_off, switched_on)
+
+    @staticmethod
+    def _of_main(pattern: Tensor, device: torch.device) -> Tensor:
+        """The main process's pattern, in all of them."""
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return pattern
+        shared = pattern.to(device, torch.uint8)
+        dist.broadcast(shared, 0)
+        return shared.to("cpu", torch.bool)
+
+    def _report(self, before: float, switched_off: int, switched_on: int) -> FreezeReport:
+        params_dense, params_kept = parameter_counts(self.model, self.budget)
+        return FreezeReport(
+            target=self.target,
+            ratio=self.ratio(),
+            ratio_before=before,
+            cost=self.budget.what,
+            unit=self.budget.unit,
+            cost_dense=self.budget.dense_cost,
+            cost_kept=self.budget.kept_cost(),
+            macs_dense=self.budget.dense_macs,
+            macs_kept=self.budget.kept_macs(),
+            params_dense=params_dense,
+            params_kept=params_kept,
+            granularity="weight" if self._masks_weights() else "channel",
+            switched_off=switched_off,
+            switched_on=switched_on,
+            by_clock=self.clock.clock if self.clock is not None else None,
+            by_table=self.clock.table if self.clock is not None else None,
+            layers=self.budget.table(),
+        )
+
+    def _masks_weights(self) -> bool:
+        return any(layer.mask_granularity == "weight" for layer in self.masks.values())
+
+    def report(self) -> FreezeReport:
+        """The figures under the masks' present patterns, frozen or not."""
+        return self._report(self.ratio(), 0, 0)
+
+    def slim(self, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
+        """The network without masks and without what they drop.
+
+        Args:
+            optimizer: none: returns a copy (:func:`mmitp.pruning.slim`). The one that trains the model: shrinks the
+                model itself and the optimizer's state with it, and training goes on (:mod:`mmitp.pruning.live`); the
+                pruner has done its work then.
+        """
+        if optimizer is None:
+            return slim(self.model, self.example, self.budget)
+        plan = plan_live(self.model, self.example, self.budget)
+        if restarted := shrink_live(self.model, plan, optimizer):
+            self.warn(
+                f"the optimizer's state of {len(restarted)} parameters does not have their shape and starts anew "
+                f"({restarted[0]} and others)"
+            )
+        self.detach()
+        return self.model
+
+    # -- checkpoints
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that a checkpoint remembers."""
+        margin = getattr(self.cost, "margin", None)
+        return dict(
+            target=self.target,
+            b=self.b,
+            lr=self.lr,
+            steps=self.steps,
+            push=self.push,
+            min_keep=self.min_keep,
+            fill=self.fill,
+            divisor=self.divisor,
+            cost=self.budget.what if margin is None else f"{self.budget.what}, margin {margin:g}",
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resuming in the window needs besides model and optimizer: going on from it is exact."""
+        trains = not self.frozen
+        counted = self.cost.counted if isinstance(self.cost, LatencyCost) and self.cost.calibrated else None
+        return dict(
+            settings=self.settings(),
+            layout=mask_layout(self.model),
+            count=self.count,
+            frozen=self.frozen,
+            warned_at=self.warned_at,
+            forecast=self.forecast.state_dict(),
+            significance=self.significance.state_dict() if trains else None,
+            path=self.path.state_dict() if trains and self.path is not None else None,
+            counted=counted,
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a :meth:`state_dict`. Settings that differ are obeyed and said, as long as masks still train.
+
+        Raises:
+            ValueError: the masks were others; they are frozen and the settings that decided on the pattern differ.
+        """
+        require_same_layout(state["layout"], mask_layout(self.model))
+        now, then = self.settings(), state["settings"]
+        changed = {key: (then[key], now[key]) for key in now if key in then and then[key] != now[key]}
+        if state["frozen"]:
+            if fixed := [key for key in OUTCOME if key in changed]:
+                raise ValueError(frozen_otherwise({key: changed[key] for key in fixed}))
+        elif changed:
+            told = ", ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
+            self.warn(f"the checkpoint was written with other settings, those of now count ({told})")
+        device = self.budget.flat_masks().device
+        self.count, self.frozen, self.warned_at = state["count"], state["frozen"], state["warned_at"]
+        self.forecast.load_state_dict(state["forecast"])
+        if state["significance"] is not None:
+            self.significance.load_state_dict(state["significance"], device)
+        if self.path is not None and state["path"] is not None:
+            self.path.load_state_dict(state["path"], device)
+        if isinstance(self.cost, LatencyCost) and state.get("counted") is not None:
+            self.cost.counted = state["counted"]
+        if self.frozen and self._bank is not None:
+            self._bank.remove()
+            self._bank = None
+
+
+def frozen_otherwise(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """Why a resumed run cannot go on: setting -> (the checkpoint's value, the present one)."""
+    told = ", ".join(f"{key}={old!r}, now {key}={new!r}" for key, (old, new) in changed.items())
+    return (
+        f"the checkpoint's masks are frozen already, with {told}: resuming cannot change that. Resume with the former "
+        "settings, or start a new run from its weights (load_from, or load_state_dict of the model alone)"
+    )
+
+
+def check_settings(
+    target: float,
+    b: float | str,
+    lr: float,
+    steps: int | None,
+    push: str | None,
+    min_keep: float,
+    divisor: int,
+    on_miss: str,
+) -> None:
+    """Refuses arguments of :class:`InTrainPruner` that are out of range.
+
+    Raises:
+        ValueError: names the argument and what it may be.
+    """
+
+    def number(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+    if not (number(target) and 0 < target < 1):
+        raise ValueError(f"target must be a fraction of the operations in (0, 1), got {target!r}")
+    if not (b == "auto" or number(b) and float(b) >= 0):
+        raise ValueError(f"b must be a finite number >= 0 or 'auto', got {b!r}")
+    if not (number(lr) and lr > 0):
+        raise ValueError(f"lr must be a positive finite number, got {lr!r}")
+    if steps is not None and not (isinstance(steps, int) and steps > 0):
+        raise ValueError(f"steps must be a positive number of optimizer steps, got {steps!r}")
+    if b == "auto" and steps is None:
+        raise ValueError("b='auto' needs steps, the number of optimizer steps that the window will have")
+    if push not in (None, "plain", "balanced"):
+        raise ValueError(f"push must be 'plain' or 'balanced', got {push!r}")
+    if not (number(min_keep) and 0 <= min_keep < 1):
+        raise ValueError(f"min_keep must be a part of a layer's channels in [0, 1), got {min_keep!r}")
+    if not (number(divisor) and divisor == int(divisor) and divisor >= 1):
+        raise ValueError(f"divisor must be a positive whole number of channels, got {divisor!r}")
+    if on_miss not in ("project", "error", "warn"):
+        raise ValueError(f"on_miss must be 'project', 'error' or 'warn', got {on_miss!r}")
+
+
+def require_trainable(masks: Mapping[str, MaskedLayer]) -> None:
+    """Refuses a model without masks, and masks that do not train although they are not frozen.
+
+    Raises:
+        ValueError: names the layers.
+    """
+    if not masks:
+        raise ValueError("the model carries no masks: see mmitp.pruning.mask_model")
+    fixed = [n for n, m in masks.items() if not (m.mask_frozen or m.prune_mask.requires_grad)]
+    if fixed:
+        raise ValueError(
+            f"the masks of {', '.join(fixed[:3])} ({len(fixed)} in all) do not train: something, such as "
+            "frozen_stages, froze these layers after the model was built. Leave them dense: "
+            f"model.prune = dict(exclude={fixed})"
+        )
+
+
+def require_in_optimizer(masks: Mapping[str, MaskedLayer], optimizer: torch.optim.Optimizer) -> None:
+    """Refuses an optimizer that lacks some of the masks.
+
+    Raises:
+        ValueError: names the first such layer.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, layer in masks.items() if id(layer.prune_mask) not in held]
+    if missing:
+        raise ValueError(
+            f"the optimizer does not hold the mask of {missing[0]!r} ({len(missing)} in all): masks must be in "
+            "the model before the optimizer is built (mask_model; mmitp.MaskedModel in a config)"
+        )
+
+
+def mask_layout(model: nn.Module) -> dict[str, Any]:
+    """Which layers carry masks, of which shape, and which share one: plain names and numbers."""
+    layers = masked_layers(model)
+    first: dict[int, str] = {}
+    return {
+        name: dict(shape=list(layer.prune_mask.shape), shared_from=first.setdefault(id(layer.prune_mask), name))
+        for name, layer in layers.items()
+    }
+
+
+def layout_of_state(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """:func:`mask_layout` as far as a model's state dict shows it."""
+    end = ".prune_mask"
+    return {key[: -len(end)]: dict(shape=list(v.shape)) for key, v in state_dict.items() if key.endswith(end)}
+
+
+def require_same_layout(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses to resume a checkpoint whose masks are others than the model's.
+
+    Args:
+        then: the checkpoint's layout.
+        now: the model's.
+
+    Raises:
+        ValueError: says how they differ.
+    """
+    way = (
+        "Resume with the model that it was trained with (model.prune: granularity, include, exclude, share), or start "
+        "a new run from its weights (load_from instead of resume)"
+    )
+    if now and not then:
+        raise ValueError(f"the checkpoint to resume has no masks, the model has {len(now)}. {way}")
+    lost, new = [n for n in then if n not in now], [n for n in now if n not in then]
+    if lost or new:
+        raise ValueError(
+            f"the checkpoint to resume has masks on {len(then)} layers, the model on {len(now)}; "
+            f"only in the checkpoint: {lost[:3]}, only in the model: {new[:3]}. {way}"
+        )
+    for name, entry in then.items():
+        if list(entry["shape"]) != list(now[name]["shape"]):
+            raise ValueError(
+                f"the mask of {name!r} is of shape {tuple(entry['shape'])} in the checkpoint to resume and of "
+                f"{tuple(now[name]['shape'])} in the model. {way}"
+            )
+        if "shared_from" in entry and entry["shared_from"] != now[name]["shared_from"]:
+            raise ValueError(f"the mask of {name!r} is shared otherwise than in the checkpoint to resume. {way}")
