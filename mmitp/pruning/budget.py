@@ -301,7 +301,20 @@ class MacBudget:
         frozen ones)."""
         if not self._masked:
             return torch.ones((), dtype=torch.float64)
-        masks = self.flat_masks()
+        return self._ratio_of(self.flat_masks())
+
+    def marginal_costs(self) -> Tensor:
+        """``dratio/dM_b``, flat: the part of the cost that each mask entry alone adds, whatever its real value.
+
+        Zero for frozen masks, and where another reader needs the channel and the layer itself costs nothing more.
+        """
+        zeros = torch.zeros_like(self.flat_masks()).requires_grad_()  # where the estimator's slope is a half
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(self._ratio_of(zeros), zeros)
+        return 2 * gradient
+
+    def _ratio_of(self, masks: Tensor) -> Tensor:
+        """The ratio under the present pattern, with a gradient to ``masks``."""
         with torch.no_grad():
             if any(layer.mask_frozen for _, layer in self._masked):
                 on = self.flat_pattern()
@@ -309,7 +322,7 @@ class MacBudget:
                     [torch.full_like(m.prune_mask.reshape(-1), not m.mask_frozen) for _, m in self._masked]
                 )
             else:
-                on = self.binarize(masks.detach())
+                on = self.binarize(self.flat_masks().detach())
                 live = masks.new_ones(())
         if self.cost is not None:
             return CostRatio.apply(masks, on.double(), live, self.tables(masks.device), self.cost, self.dense_cost)

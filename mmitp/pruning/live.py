@@ -69,9 +69,17 @@ def shrink_live(model: nn.Module, plan: SlimPlan, optimizer: torch.optim.Optimiz
         Names of the parameters whose optimizer state has another shape (factored moments): it starts anew.
 
     Raises:
-        ValueError: the plan was made for another model; nothing has changed then.
+        ValueError: the plan was made for another model, or a graph of the network is still alive (a loss that somebody
+            keeps), which remembers the old shapes; nothing has changed then.
     """
     positions = _positions(model, plan)
+    changing = [(n, p) for n, p in model.named_parameters() if n in positions and p.shape != positions[n].shape]
+    if held := [name for name, p in changing if _in_a_graph(p)]:
+        raise ValueError(
+            f"a graph of the network is still alive (through {held[0]!r} and others): some loss or output is kept, and "
+            "it remembers the shapes of before. Let go of it first (del loss, outputs; keep loss.item() or "
+            "loss.detach())"
+        )
     masks = {id(layer.prune_mask) for layer in masked_layers(model).values()}
     shapes = {name: p.shape for name, p in model.named_parameters()}
     apply_plan(model, plan)
@@ -140,6 +148,19 @@ def _positions(model: nn.Module, plan: SlimPlan) -> dict[str, Tensor]:
         p.data = torch.arange(p.numel(), dtype=torch.float64).view(p.shape)
     apply_plan(shadow, plan)
     return {name: p.data.long() for name, p in shadow.named_parameters()}
+
+
+def _in_a_graph(p: nn.Parameter) -> bool:
+    """Whether some graph of the past holds the node that accumulates the parameter's gradient."""
+    if not p.requires_grad:
+        return False
+
+    def node() -> Any:
+        with torch.enable_grad():
+            return p.view_as(p).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+
+    node().metadata["mmitp"] = True  # gone with the node, unless somebody else holds it
+    return node().metadata.pop("mmitp", False)
 
 
 def _cut(value: Tensor, positions: Tensor) -> Tensor:

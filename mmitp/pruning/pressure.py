@@ -75,7 +75,7 @@ def set_masks(budget: MacBudget, flat: Tensor) -> None:
 
 
 def balanced(budget: MacBudget, gradient: Tensor) -> Tensor:
-    """``dratio/dM`` with every layer's push in proportion to the part of its channels it still keeps (ours).
+    """A gradient of the ratio with every layer's push in proportion to the part of its channels it still keeps (ours).
 
     The plain gradient weighs a channel by what it costs. In DLA-34 at 384x1280 an input channel of a 3x3 convolution
     costs 32 times as much at full resolution (16 * 9 * 384 * 1280 MACs) as at the deepest level (512 * 9 * 12 * 40), so
@@ -86,7 +86,7 @@ def balanced(budget: MacBudget, gradient: Tensor) -> Tensor:
 
     Args:
         budget: the model's budget.
-        gradient: flat ``dratio/dM``.
+        gradient: flat ``dratio/dM`` or ``dratio/dM_b``.
     """
     tables = budget.tables(gradient.device)
     rows, n = tables.literal_row, len(budget.layers)
@@ -149,8 +149,9 @@ class Significance:
 class PathFollower:
     """``b='auto'``: at every step the least push that keeps the ratio on its path (ours; a fixed ``b`` is the paper's).
 
-    A push of weight ``b`` takes ``lr * b * push`` off the masks; the first to cross zero are those with the lowest
-    ``M / push``. So the masks are put in that order, and as many of them cross as it takes to bring the ratio down to
+    A push of weight ``b`` takes ``lr * b * push`` off the masks, and with the slope of the straight-through estimator
+    left out (it only says how fast a mask moves) the first to cross zero are those with the lowest ``M / push``. So the
+    masks are put in that order, and as many of them cross as it takes to bring the ratio down to
     its path: one bisection. The others stay where they are, since only the order says what goes next; moving all would
     bring them next to zero, where noise switches them. A mask that its gradients bring back gets what the push has
     taken, and competes again. The path ends at the target, and so does the ratio. What other forces (weight decay) drop
@@ -182,15 +183,15 @@ class PathFollower:
 
         Args:
             budget: the model's budget.
-            push: flat direction of the push, positive where a mask costs anything.
+            push: flat, what of ``dratio/dM_b`` counts (:func:`balanced`), positive where a mask costs anything.
             step: optimizer steps done since the window began.
             floor: entries that each layer keeps at least, see :func:`mmitp.pruning.freeze.floors`.
             worth: flat significance that the push is divided by, if any.
         """
         if step % self.every:
             return
-        push = push if worth is None else push / worth
         masks = budget.flat_masks().detach()
+        push = push if worth is None else push / worth
         on = budget.binarize(masks)
         if self.on is not None:
             returned = on & ~self.on & (masks > 0)

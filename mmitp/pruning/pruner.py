@@ -250,35 +250,30 @@ class InTrainPruner:
         task, self._task = self._task, None
         if task is None:
             return
-        loss, gradient = self._hw_loss_and_gradient()
-        push = self._direction(gradient)
         if self.count % self.measure_every == 0:
-            self._measure(gradient, still_open=loss > 0)
-        descend(self.budget, task, self.lr)
+            self._measure()
         if self.path is None:
             assert not isinstance(self.b, str)
-            if loss > 0:  # the hinge
-                descend(self.budget, push, self.lr * self.b)
+            push = self._push()
+            descend(self.budget, task, self.lr)
+            descend(self.budget, push, self.lr * self.b)
         else:
+            descend(self.budget, task, self.lr)
             self.significance.observe(self.budget, task)
+            push = self.budget.marginal_costs()
+            if self.push == "balanced":
+                push = balanced(self.budget, push)
             self.path.hold(self.budget, push, self.count, self.floor, self.significance.relative(self.budget))
         self._keep_floors()
         self._as_in_main()
         self.count += 1
 
-    def _hw_loss_and_gradient(self) -> tuple[float, Tensor]:
-        """``L_HW``, and its flat gradient over all counting masks: zero where the hinge is closed."""
+    def _push(self) -> Tensor:
+        """``dL_HW/dM``, flat over all counting masks: zero where the hinge is closed."""
         masks = [layer.prune_mask for _, layer in self.budget.masked]
         with torch.enable_grad():
-            loss = self.hw_loss()
-            gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, masks)])
-        return float(loss), gradient
-
-    def _direction(self, gradient: Tensor) -> Tensor:
-        if self.push == "plain":
-            return gradient
-        even = balanced(self.budget, gradient)
-        return even if self.path is not None else as_strong(even, gradient)
+            gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(self.hw_loss(), masks)])
+        return gradient if self.push == "plain" else as_strong(balanced(self.budget, gradient), gradient)
 
     def _keep_floors(self) -> None:
         """No layer falls below its floor: the highest masks of one that does are put just above zero."""
@@ -295,17 +290,17 @@ class InTrainPruner:
             dist.broadcast(flat, 0)
             set_masks(self.budget, flat)
 
-    def _measure(self, gradient: Tensor, still_open: bool) -> None:
+    def _measure(self) -> None:
         left = distance(self.budget, self.target)
         self.forecast.observe(self.count, left)
-        if self.path is not None or not self.steps or left <= 0 or not still_open or len(self.forecast.seen) < 3:
+        if self.path is not None or not self.steps or left <= 0 or len(self.forecast.seen) < 3:
             return
         early = self.count >= max(self.steps // 20, 3 * self.measure_every)
         arrival = self.forecast.arrival()
         if not early or arrival <= self.steps or 0 <= self.warned_at > self.count - self.steps // 5:
             return
         self.warned_at = self.count
-        speed = push_speed(self.budget, gradient, left)
+        speed = push_speed(self.budget, self._push(), left)
         needed = self.forecast.needed_push(float(self.b), self.lr, speed, self.steps)
         when = "never" if arrival == math.inf else f"after {arrival / self.steps:.1f} windows"
         self.warn(

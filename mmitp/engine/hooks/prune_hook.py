@@ -516,7 +516,7 @@ class PruneHook(Hook):
         bad = [n for n, p in self._model(runner).named_parameters() if not bool(torch.isfinite(p).all())]
         if bad:
             raise ValueError(
-                f"PruneHook: after iteration {runner.iter + 1} {bad[0]!r} holds values that are not finite ({len(bad)} "
+                f"PruneHook: after iteration {runner.iter} {bad[0]!r} holds values that are not finite ({len(bad)} "
                 "parameters in all): nothing is saved. Go back to the last checkpoint, and lower the learning rate or "
                 "clip the gradients"
             )
