@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
 from mmitp.engine.hooks import PruneHook
-from mmitp.pruning.pressure import path
+from mmitp.pruning.pressure import PathFollower
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS, LENGTH = 100, 100
@@ -175,9 +175,9 @@ def to_the_middle(runner: Runner) -> None:
     hook = next(h for h in runner.hooks if isinstance(h, PruneHook))
     for layer in hook.masks.values():
         torch.nn.init.normal_(layer.prune_mask, 0.5, 0.5)
-    assert hook.budget is not None
-    ratio = float(hook.budget.ratio().detach())
-    hook.steps = next(s for s in range(hook.window_steps) if path(s / (0.7 * hook.window_steps), hook.target) <= ratio)
+    assert hook.pruner is not None
+    follower, ratio = PathFollower(hook.target, hook.window_steps), hook.pruner.ratio()
+    hook.pruner.count = next(s for s in range(hook.window_steps) if follower.wanted(s) <= ratio)
 
 
 def spread(values: list[float], digits: int = 3) -> str:

@@ -4,6 +4,6 @@ _base_ = ["./resnet20_cifar10_fastat_short.py"]
 
 model = dict(type="mmitp.MaskedModel", of="mmpretrain.ImageClassifier")
 custom_hooks = [
-    dict(type="mmitp.PruneHook", target=0.5, b=10, begin=1, end=4, lr=0.37, interval="iter"),
+    dict(type="mmitp.PruneHook", target=0.5, b=10, begin=1, end=4, lr=0.37, min_keep=0, fill=False),
     *_base_.fastat,
 ]

@@ -2,4 +2,4 @@
 _base_ = ["./resnet20_cifar10.py"]
 
 model = dict(type="mmitp.MaskedModel", of="mmpretrain.ImageClassifier")
-custom_hooks = [dict(type="mmitp.PruneHook", target=0.5, b=10, begin=20, end=240, lr=0.01, interval="iter")]
+custom_hooks = [dict(type="mmitp.PruneHook", target=0.5, b=10, begin=20, end=240, lr=0.01, min_keep=0, fill=False)]

@@ -2,4 +2,4 @@
 _base_ = ["./resnet50_imagenet.py"]
 
 model = dict(type="mmitp.MaskedModel", of="mmpretrain.ImageClassifier")
-custom_hooks = [dict(type="mmitp.PruneHook", target=0.3, b=10, begin=7, end=80, lr=0.01, interval="iter")]
+custom_hooks = [dict(type="mmitp.PruneHook", target=0.3, b=10, begin=7, end=80, lr=0.01, min_keep=0, fill=False)]
