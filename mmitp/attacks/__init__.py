@@ -5,7 +5,7 @@ from mmitp.attacks.collapse import CollapseRule, Probe, Verdict
 from mmitp.attacks.gradient import evaluate_loss, fgsm_rs, grad_align, input_gradient, n_fgsm, pgd
 from mmitp.attacks.mode import attack_mode
 from mmitp.attacks.objectives import cross_entropy, fabrication, margin, vanishing
-from mmitp.attacks.suites import AutoAttackResult, NormalizedClassifier, autoattack_accuracy
+from mmitp.attacks.suites import AutoAttackResult, NormalizedClassifier, autoattack_accuracy, pick_logits
 
 __all__ = [
     "AutoAttackResult",
@@ -26,5 +26,6 @@ __all__ = [
     "margin",
     "n_fgsm",
     "pgd",
+    "pick_logits",
     "vanishing",
 ]

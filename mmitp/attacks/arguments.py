@@ -6,7 +6,6 @@ import math
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 Amount = float | Tensor

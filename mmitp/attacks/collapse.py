@@ -57,9 +57,9 @@ class CollapseRule:
 
     The gap is needed in both: a size of the attack that grows, or a learning rate that shakes the network, lowers both
     results. In single-step training of small networks on CIFAR-10 that did not collapse (eps 8 to 52, alpha 2 eps,
-    probes of 64 to 200 images), PGD kept 0.64 to 1.23 of the training attack's accuracy wherever that beat guessing, but
-    0.41 in the first iterations, when neither did. Such a probe is no collapse, and not a network to go back to either;
-    that has no gap, and beats guessing under PGD.
+    probes of 64 to 200 images), PGD kept 0.64 to 1.23 of the training attack's accuracy wherever that beat guessing,
+    but 0.41 in the first iterations, when neither did. Such a probe is no collapse, and not a network to go back to
+    either; that has no gap, and beats guessing under PGD.
 
     Args:
         drop: in (0, 1].

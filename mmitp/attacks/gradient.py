@@ -148,9 +148,9 @@ def pgd(
         eps: radius of the ball.
         alpha: step.
         steps: gradient steps a run; 0 returns the (random) starting point.
-        restarts: runs, the worst of which counts (one that ends at a NaN loss only where all do), each from its own random start. Under one generator seed, ``restarts=k`` tries the very
+        restarts: runs, each from its own random start. Under one generator seed, ``restarts=k`` tries the very
             starts of ``restarts=k - 1`` and one more, so the loss reached never falls with it (if ``loss_fn`` itself is
-            deterministic).
+            deterministic). A run that ends at a NaN loss counts only where all do.
         random_start: start from a uniform draw of the ball; else from ``x``.
         low: smallest allowed value.
         high: largest allowed value.

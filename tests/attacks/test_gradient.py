@@ -163,8 +163,8 @@ def test_n_fgsm_on_a_linear_loss_is_noise_plus_a_full_step_without_clipping() ->
 
 
 def test_n_fgsm_clamps_the_noisy_image_to_the_box_before_the_gradient_as_its_authors_do() -> None:
-    """Black under noise d = -2 eps .. 2 eps: seen at max(d, 0), and one eps further; unclamped it would be seen at d, and
-    a step up from d < -eps would end at 0 where theirs ends at eps."""
+    """Black under noise d = -2 eps .. 2 eps is seen at max(d, 0) and ends one eps further; unclamped it would be seen
+    at d, and a step up from d < -eps would end at 0."""
     x, eps = torch.zeros(1, 400), 0.0625
     eta = (torch.rand((1, 400), generator=seeded(1)) * 2 - 1) * (2 * eps)
     seen: list[torch.Tensor] = []
