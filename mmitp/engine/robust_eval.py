@@ -398,7 +398,7 @@ def evaluate(runner: Runner, attack: EvalAttack, eps: Sequence[float]) -> Robust
     """
     for doubt in attack.check(eps):
         runner.logger.warning(doubt)
-    _check_kind(runner.test_loop.dataloader.dataset, attack)
+    _check_kind(runner, attack)
     start = time.perf_counter()
     results = [_numbers(runner.test())]
     seconds = [time.perf_counter() - start]
@@ -428,9 +428,12 @@ def evaluate(runner: Runner, attack: EvalAttack, eps: Sequence[float]) -> Robust
     )
 
 
-def _check_kind(dataset: Any, attack: EvalAttack) -> None:
-    """Whether the attack is for what the data set's samples carry: its first one is asked."""
-    if not len(dataset) or (attack.name != "autoattack" and attack.objective == "truth"):
+def _check_kind(runner: Runner, attack: EvalAttack) -> None:
+    """Whether the attack is for what the test set's samples carry: its first one is asked."""
+    if attack.name != "autoattack" and attack.objective == "truth":
+        return
+    dataset = runner.test_loop.dataloader.dataset
+    if not len(dataset):
         return
     item = dataset[0]
     samples = [item["data_samples"]] if isinstance(item, dict) and "data_samples" in item else None
