@@ -129,7 +129,8 @@ def nonfinite_image(images: Any) -> int | None:
     Images on an accelerator are not looked at: reading them would make the training step wait.
     """
     for index, image in enumerate(images if isinstance(images, (list, tuple, Tensor)) else ()):
-        if isinstance(image, Tensor) and image.device.type == "cpu" and not bool(torch.isfinite(image).all()):
+        readable = isinstance(image, Tensor) and image.device.type == "cpu" and image.is_floating_point()
+        if readable and not bool(torch.isfinite(image).all()):
             return index
     return None
 

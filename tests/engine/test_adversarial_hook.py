@@ -18,6 +18,7 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
 from mmitp.engine.attack import ImageBatch, check_pixel_range, image_area, pixel_units, select_losses
@@ -358,6 +359,33 @@ def test_masked_network_is_attacked_through_its_masks(tmp_path: Path) -> None:
     start, trained = passes(model)[:2]
     assert torch.equal(start[:, 1], trained[:, 1])
     assert not torch.equal(start[:, 0], trained[:, 0])
+
+
+class NoReads(TorchDispatchMode):
+    """Any value read by the host is an error: on an accelerator it makes the training step wait."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "attack", [dict(), dict(attack="n_fgsm"), dict(attack="pgd", steps=2), dict(attack="pgd", steps=2, norm="l2")]
+)
+@pytest.mark.parametrize("sizes", [((8, 8),), ((8, 6), (5, 8))])
+def test_an_attack_reads_nothing_from_the_device_once_the_pixel_range_is_known(attack: dict, sizes: Any) -> None:
+    dataset, hook = Images(4, sizes), AdversarialHook(**attack)
+    model = Net(dict(type="ImgDataPreprocessor", mean=MEAN, std=STD, pad_size_divisor=8))
+    items = [dataset[index] for index in range(4)]
+    raw = {"inputs": [item["inputs"] for item in items], "data_samples": [item["data_samples"] for item in items]}
+    data = model.data_preprocessor(raw, True)
+    hook.scale = 1.0
+    hook.perturb(model, data, raw)
+    with NoReads():
+        attacked = hook.perturb(model, data, raw)
+    assert not torch.equal(attacked["inputs"], data["inputs"])
+    with NoReads(), pytest.raises(AssertionError):
+        AdversarialHook().perturb(model, data, raw)  # its first batch: the range is looked at
 
 
 @pytest.mark.parametrize("dark", [0, 1])

@@ -169,7 +169,7 @@ class AdversarialHook(Hook):
         self._detach()
         self._check_window(runner)
         self._runner = runner
-        self._fits, self._dark = False, 0
+        self._fits, self._dark, self._finite = False, 0, None
         preprocessor = unwrap(runner.model).data_preprocessor
         self._handle = preprocessor.register_forward_hook(self._on_preprocessed, with_kwargs=True)
 
