@@ -34,6 +34,7 @@ from mmitp.engine.attack import (
     PixelUnits,
     check_pixel_range,
     class_labels,
+    drawing_from,
     image_area,
     logits_of,
     pixel_units,
@@ -199,17 +200,12 @@ class _Attacker:
         raw = kwargs.get("data", args[0] if args else None)
         area = _image_area(inputs, output.get("data_samples"), raw.get("inputs") if isinstance(raw, dict) else None)
         generator = seeded_generator(self.attack.seed, get_rank(), self.log.batches, inputs.device)
-        devices = [inputs.device] if inputs.device.type == "cuda" else []
         with (
             attack_mode(self.model, freeze=True),
             torch.autocast(device_type=inputs.device.type, enabled=False),
             # Some losses draw (two-stage detectors sample proposals): from the attack's seed, and only then.
-            torch.random.fork_rng(devices=devices),
+            drawing_from(generator.initial_seed(), inputs.device),
         ):
-            # Not torch.manual_seed, which seeds accelerators that are not put back.
-            torch.default_generator.manual_seed(generator.initial_seed())
-            if devices:
-                torch.cuda.default_generators[inputs.device.index].manual_seed(generator.initial_seed())
             data = {**output, "inputs": images}
             perturb = self._suite if self.attack.name == "autoattack" else self._gradient
             adversarial = perturb(data, units, area, generator)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmitp.attacks import CollapseRule, Probe, Verdict
 from mmitp.attacks.arguments import check_arguments
-from mmitp.engine.attack import ImageBatch, class_labels, samples_of, training_loss, unwrap
+from mmitp.engine.attack import ImageBatch, class_labels, drawing_from, samples_of, training_loss, unwrap
 from mmitp.engine.hooks.adversarial_hook import AdversarialHook
 from mmitp.registry import HOOKS
 
@@ -159,7 +159,8 @@ class CollapseGuardHook(Hook):
             return
         model = unwrap(runner.model)
         alpha = self.alpha if self.alpha is not None else eps / 4
-        with _evaluating(model):
+        # Losses that draw (two-stage detectors sample proposals) draw the same at every probe, and not from the run's.
+        with _evaluating(model), drawing_from(0, next(model.parameters()).device):
             single, chance, images = self._result(
                 model, lambda *batch: attack.perturb(model, *batch, generator=_generator(batch))
             )
