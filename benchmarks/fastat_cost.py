@@ -60,7 +60,7 @@ def step(model: Any, optimizer: torch.optim.Optimizer, raw: dict[str, Any], atta
     data = model.data_preprocessor(raw, True)
     if attack is not None:
         with attack_mode(model, batchnorm=attack.batchnorm, dropout=attack.dropout):
-            data = {**data, "inputs": attack.perturb(model, data, raw)}
+            data = attack.perturb(model, data, raw)
     loss = select_losses(model(**data, mode="loss"), None)
     optimizer.zero_grad()
     loss.backward()

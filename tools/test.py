@@ -70,6 +70,8 @@ def main() -> None:
     try:
         cfg = load_config(args.config, args.cfg_options, args.work_dir)
         attack_settings = EvalAttack(name=args.name, **given) if args.name else None
+        if attack_settings is not None:
+            attack_settings.check(args.eps)  # before the test set is read
     except ValueError as error:
         parser.error(str(error))
     if args.json:
@@ -83,7 +85,10 @@ def main() -> None:
             with open(args.json, "w", encoding="utf-8") as file:
                 json.dump({k: float(v) for k, v in metrics.items()}, file, indent=1)
         return
-    report = evaluate(runner, attack_settings, args.eps)
+    try:
+        report = evaluate(runner, attack_settings, args.eps)
+    except ValueError as error:
+        parser.error(str(error))
     if runner.rank == 0:
         print(report.table())
         for path in report.save(args.json or os.path.join(cfg.work_dir, "robustness.json")):

@@ -7,6 +7,8 @@ over the padding leaves the padding alone.
 
 What holds for every result, in float32 and without tolerance unless said:
 
+- Values that make no attack are refused, on every device, see :func:`mmitp.attacks.check_arguments`. Tensors on an
+  accelerator have to be waited for; a training step that has checked its values says ``check=False``.
 - ``low <= x_adv <= high``. Where ``x`` itself lies outside the box (an augmentation that does not clip), the box is
   widened to include ``x`` there: an attack never moves a value further out, and never has to move it back.
 - ``|x_adv - x| <= eps`` (for N-FGSM ``noise * eps + alpha``), up to the rounding of one addition: one unit in the
@@ -20,14 +22,13 @@ Buffers such as BatchNorm's running statistics are the model's business: see :fu
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mmitp.attacks.arguments import Amount, Norm, check_arguments
+
 LossFn = Callable[[Tensor], Tensor]
-Amount = float | Tensor
-Norm = Literal["linf", "l2"]
 
 
 def fgsm_rs(
@@ -39,6 +40,7 @@ def fgsm_rs(
     low: Amount = 0.0,
     high: Amount = 1.0,
     generator: torch.Generator | None = None,
+    check: bool = True,
 ) -> Tensor:
     """One signed gradient step from a random start (FGSM-RS; Wong et al. 2020, "Fast is better than free").
 
@@ -53,10 +55,16 @@ def fgsm_rs(
         low: smallest allowed value.
         high: largest allowed value.
         generator: source of the random start; a CPU generator also serves a CUDA batch.
+        check: whether the sizes are checked; ``False`` where the caller has.
 
     Returns:
         The adversarial batch, shaped like ``x``, detached.
+
+    Raises:
+        ValueError: as :func:`mmitp.attacks.check_arguments`.
     """
+    if check:
+        check_arguments(eps=eps, alpha=alpha, low=low, high=high)
     clean, eps, alpha, low, high = _prepare(x, eps, alpha, low, high)
     floor, ceiling = torch.maximum(clean - eps, low), torch.minimum(clean + eps, high)
     start = (clean + _uniform(clean, generator) * eps).clamp(floor, ceiling)
@@ -73,12 +81,15 @@ def n_fgsm(
     low: Amount = 0.0,
     high: Amount = 1.0,
     generator: torch.Generator | None = None,
+    check: bool = True,
 ) -> Tensor:
     """One step from stronger noise, without clipping to the eps ball (N-FGSM; de Jorge et al. 2022, "Make some noise").
 
-    ``eta ~ U(-noise * eps, noise * eps)``, ``x_adv = clamp(x + eta + alpha * sign(grad(x + eta)), low, high)``: the
-    authors' remedy against catastrophic overfitting, at the price of one FGSM step. Hence ``|x_adv - x| <= noise * eps
-    + alpha``: it is a training attack, not one to report figures with.
+    ``eta ~ U(-noise * eps, noise * eps)``, ``x' = clamp(x + eta, low, high)``, ``x_adv = clamp(x' + alpha *
+    sign(grad(x')), low, high)``: the authors' remedy against catastrophic overfitting, at the price of one FGSM step.
+    As in their code the noisy image is clamped to the box *before* the gradient is taken, so that the network never
+    sees a value no image has, and a step away from the edge starts at the edge. Hence ``|x_adv - x| <= noise * eps +
+    alpha``: it is a training attack, not one to report figures with.
 
     Args:
         loss_fn: the loss to raise.
@@ -86,22 +97,24 @@ def n_fgsm(
         eps: size of the threat the model should withstand.
         alpha: step; ``None`` takes ``eps`` as the paper does.
         noise: the paper's ``k``, noise magnitude in multiples of ``eps`` (its default 2).
-        low: smallest allowed value of the result (the noisy point at which the gradient is taken may lie outside).
-        high: largest allowed value of the result.
+        low: smallest allowed value.
+        high: largest allowed value.
         generator: source of the noise.
+        check: whether the sizes are checked; ``False`` where the caller has.
 
     Returns:
         The augmented batch, shaped like ``x``, detached.
 
     Raises:
-        ValueError: for a negative ``noise``.
+        ValueError: as :func:`mmitp.attacks.check_arguments`.
     """
-    if noise < 0:
-        raise ValueError(f"noise is a multiple of eps and cannot be negative, got {noise}")
-    clean, eps, alpha, low, high = _prepare(x, eps, eps if alpha is None else alpha, low, high)
+    alpha = eps if alpha is None else alpha
+    if check:
+        check_arguments(eps=eps, alpha=alpha, low=low, high=high, noise=noise)
+    clean, eps, alpha, low, high = _prepare(x, eps, alpha, low, high)
     # alpha moves nothing where the threat is zero (padding), though the step is not clipped by eps elsewhere.
     alpha = torch.where(eps > 0, alpha, torch.zeros_like(alpha))
-    start = clean + _uniform(clean, generator) * (noise * eps)
+    start = (clean + _uniform(clean, generator) * (noise * eps)).clamp(low, high)
     reach = noise * eps + alpha
     stepped = start + alpha * input_gradient(loss_fn, start).sign()
     return stepped.clamp(torch.maximum(clean - reach, low), torch.minimum(clean + reach, high))
@@ -120,6 +133,7 @@ def pgd(
     high: Amount = 1.0,
     norm: Norm = "linf",
     generator: torch.Generator | None = None,
+    check: bool = True,
 ) -> Tensor:
     """Projected gradient ascent (Madry et al. 2018), each sample's worst of ``restarts`` runs.
 
@@ -136,35 +150,41 @@ def pgd(
         steps: gradient steps a run; 0 returns the (random) starting point.
         restarts: runs, each from its own random start. Under one generator seed, ``restarts=k`` tries the very
             starts of ``restarts=k - 1`` and one more, so the loss reached never falls with it (if ``loss_fn`` itself is
-            deterministic).
+            deterministic). A run that ends at a NaN loss counts only where all do.
         random_start: start from a uniform draw of the ball; else from ``x``.
         low: smallest allowed value.
         high: largest allowed value.
         norm: ``"linf"`` or ``"l2"``.
         generator: source of the random starts.
+        check: whether sizes and counts are checked; ``False`` where the caller has.
 
     Returns:
         The adversarial batch, shaped like ``x``, detached.
 
     Raises:
-        ValueError: for an unknown norm, negative ``steps``, fewer than one restart, or several restarts without a
-            random start, which would repeat one run.
+        ValueError: as :func:`mmitp.attacks.check_arguments`; so several restarts without a random start, which would
+            repeat one run.
     """
-    if norm not in ("linf", "l2"):
-        raise ValueError(f"norm must be 'linf' or 'l2', got {norm!r}")
-    if steps < 0 or restarts < 1:
-        raise ValueError(f"steps must be at least 0 and restarts at least 1, got steps={steps}, restarts={restarts}")
-    if restarts > 1 and not random_start:
-        raise ValueError("restarts without a random start repeat one run: set restarts=1 or random_start=True")
+    if check:
+        check_arguments(
+            eps=eps,
+            alpha=alpha,
+            low=low,
+            high=high,
+            steps=steps,
+            restarts=restarts,
+            random_start=random_start,
+            norm=norm,
+        )
     clean, eps, alpha, low, high = _prepare(x, eps, alpha, low, high)
     run = _pgd_linf if norm == "linf" else _pgd_l2
     worst = run(loss_fn, clean, eps, alpha, steps, random_start, low, high, generator)
     if restarts == 1:
         return worst
-    worst_loss = evaluate_loss(loss_fn, worst)
+    worst_loss = _ranked(evaluate_loss(loss_fn, worst))
     for _ in range(restarts - 1):
         candidate = run(loss_fn, clean, eps, alpha, steps, random_start, low, high, generator)
-        loss = evaluate_loss(loss_fn, candidate)
+        loss = _ranked(evaluate_loss(loss_fn, candidate))
         better = loss > worst_loss
         worst_loss = torch.where(better, loss, worst_loss)
         worst = torch.where(_per_sample(better, clean), candidate, worst)
@@ -172,7 +192,13 @@ def pgd(
 
 
 def grad_align(
-    loss_fn: LossFn, x: Tensor, *, eps: Amount, generator: torch.Generator | None = None, noise_only: bool = False
+    loss_fn: LossFn,
+    x: Tensor,
+    *,
+    eps: Amount,
+    generator: torch.Generator | None = None,
+    noise_only: bool = False,
+    check: bool = True,
 ) -> Tensor:
     """GradAlign regulariser (Andriushchenko & Flammarion 2020): how far the loss is from linear inside the ball.
 
@@ -185,10 +211,16 @@ def grad_align(
         eps: half-width of the uniform noise.
         generator: source of the noise.
         noise_only: treat the gradient at ``x`` as a constant, as the authors' cheaper variant does.
+        check: whether ``eps`` is checked; ``False`` where the caller has.
 
     Returns:
         A scalar between 0 and 2, with graph.
+
+    Raises:
+        ValueError: as :func:`mmitp.attacks.check_arguments`.
     """
+    if check:
+        check_arguments(eps=eps)
     clean = x.detach()
     noisy = clean + _uniform(clean, generator) * torch.as_tensor(eps, dtype=x.dtype, device=x.device)
     with torch.enable_grad():
@@ -198,7 +230,9 @@ def grad_align(
 
 
 def input_gradient(loss_fn: LossFn, x: Tensor) -> Tensor:
-    """Gradient of the (summed) loss with respect to ``x``, detached; NaN, which points nowhere, becomes 0.
+    """Gradient of the (summed) loss with respect to ``x``, detached and finite.
+
+    NaN, which points nowhere, becomes 0; an infinite value becomes the largest finite one of its sign.
 
     Works under ``no_grad`` and ``inference_mode`` alike and leaves parameters' ``.grad`` alone.
 
@@ -242,11 +276,12 @@ def _prepare(
     clean = x.detach()
     amounts = [torch.as_tensor(value, dtype=x.dtype, device=x.device).detach() for value in (eps, alpha, low, high)]
     eps, alpha, low, high = amounts
-    # Checked where it costs nothing: reading a value from an accelerator would make the training step wait for it.
-    on_cpu = x.device.type == "cpu"
-    if on_cpu and (bool((eps < 0).any()) or bool((low > high).any())):
-        raise ValueError("eps must not be negative, and low must not exceed high")
     return clean, eps, alpha, torch.minimum(low, clean), torch.maximum(high, clean)
+
+
+def _ranked(loss: Tensor) -> Tensor:
+    """NaN, which compares with nothing, ranks below every loss."""
+    return torch.where(loss.isnan(), torch.full_like(loss, -torch.inf), loss)
 
 
 def _uniform(x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -309,7 +344,8 @@ def _pgd_l2(
         delta = eps * _unit(direction) * _per_sample(radius, x)
         delta = (x + delta).clamp(low, high) - x
     for _ in range(steps):
-        ascent = _unit(input_gradient(loss_fn, x + delta) * eps)
+        # Scaled before eps multiplies it: the largest finite gradient, which stands for an infinite one, overflows.
+        ascent = _unit(_peak(input_gradient(loss_fn, x + delta)) * eps)
         u = torch.where(live, delta / divisor, torch.zeros_like(x)) + ratio * ascent
         u = u / _per_sample(u.flatten(1).norm(dim=1).clamp(min=1.0), x)
         delta = (x + eps * u).clamp(low, high) - x
@@ -319,6 +355,10 @@ def _pgd_l2(
 
 def _unit(value: Tensor) -> Tensor:
     """Each sample scaled to l2 norm 1; an all-zero sample stays zero. Scaled twice, so that tiny gradients survive."""
-    floor = torch.finfo(value.dtype).tiny
-    value = value / _per_sample(value.flatten(1).abs().amax(1).clamp(min=floor), value)
-    return value / _per_sample(value.flatten(1).norm(dim=1).clamp(min=floor), value)
+    value = _peak(value)
+    return value / _per_sample(value.flatten(1).norm(dim=1).clamp(min=torch.finfo(value.dtype).tiny), value)
+
+
+def _peak(value: Tensor) -> Tensor:
+    """Each sample scaled so that its largest value is 1; an all-zero sample stays zero."""
+    return value / _per_sample(value.flatten(1).abs().amax(1).clamp(min=torch.finfo(value.dtype).tiny), value)

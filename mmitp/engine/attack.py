@@ -7,13 +7,133 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
+
+from mmitp.attacks import pick_logits
+
+_DARK = 1.5
+"""Brightest value, in pixels/255, of an image that counts as all but black."""
+
+_DARK_LEVELS = 16
+"""An 8-bit image that dark has two grey levels a channel; one on another scale has many more."""
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """The images of a preprocessed batch as one tensor, and the way back into the batch.
+
+    Attributes:
+        data: the batch, as the model takes it: a dict (``model(**data)``) or a sequence (``model(*data)``).
+        key: where in it the images are.
+        images: ``(N, C, H, W)``. Images that come as a list are padded with 0 at the right and at the bottom.
+        sizes: of a list, each image's height and width; else ``None``.
+    """
+
+    data: Any
+    key: Any
+    images: Tensor
+    sizes: list[tuple[int, int]] | None = None
+
+    @classmethod
+    def find(cls, data: Any) -> ImageBatch:
+        """Find the images: a dict's ``inputs``, else the only entry that is a batch of images.
+
+        A batch of images is a floating-point tensor ``(N, C, H, W)`` (``inputs`` may have other dimensions behind its
+        channels), or a list of floating-point images ``(C, H, W)`` of one number of channels.
+
+        Raises:
+            ValueError: there is none, or more than one.
+        """
+        entries: dict[Any, Any] = {}
+        if isinstance(data, Mapping):
+            entries = {"inputs": data["inputs"]} if "inputs" in data else dict(data)
+        elif isinstance(data, (list, tuple)):
+            entries = dict(enumerate(data))
+        found = [key for key, value in entries.items() if _are_images(value, any_size=key == "inputs")]
+        if len(found) != 1:
+            seen = ", ".join(f"{key!r}: {_describe(value)}" for key, value in entries.items()) or _describe(data)
+            raise ValueError(
+                "an attack needs one batch of floating-point images, a tensor (N, C, H, W) or a list of (C, H, W), as "
+                "the data preprocessor's output['inputs'] or as the only such entry of its output; "
+                f"{len(found) or 'none'} found in {{{seen}}}. Images that the model itself turns into floating point, "
+                "and several inputs, are not supported: let the data preprocessor normalise the images and hand them "
+                "out as one entry"
+            )
+        value = entries[found[0]]
+        if isinstance(value, Tensor):
+            return cls(data, found[0], value)
+        sizes = [(image.shape[-2], image.shape[-1]) for image in value]
+        height, width = (max(lengths) for lengths in zip(*sizes, strict=True))
+        packed = value[0].new_zeros(len(value), value[0].shape[0], height, width)
+        for image, place, (h, w) in zip(value, packed, sizes, strict=True):
+            place[:, :h, :w] = image
+        return cls(data, found[0], packed, sizes)
+
+    def replaced(self, images: Tensor) -> Any:
+        """The batch with other ``images`` (gradients flow through), of the type and precision it had."""
+        cast = images.to(self.images.dtype)
+        value: Any = cast
+        if self.sizes is not None:
+            parts = [image[:, :h, :w] for image, (h, w) in zip(cast, self.sizes, strict=True)]
+            value = type(self.data[self.key])(parts)
+        if isinstance(self.data, Mapping):
+            return {**self.data, self.key: value}
+        items = [value if index == self.key else item for index, item in enumerate(self.data)]
+        return type(self.data)(*items) if hasattr(self.data, "_fields") else type(self.data)(items)
+
+    def precise(self) -> Tensor:
+        """The images in the precision they are attacked in: float32 at least, since half loses small gradients."""
+        return self.images if self.images.dtype == torch.float64 else self.images.float()
+
+
+def _are_images(value: Any, any_size: bool) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_floating_point() and (value.dim() == 4 or (any_size and value.dim() > 1))
+    if not isinstance(value, (list, tuple)) or not value or hasattr(value, "_fields"):
+        return False
+    images = [v for v in value if isinstance(v, Tensor) and v.is_floating_point() and v.dim() == 3]
+    return len(images) == len(value) and len({len(image) for image in images}) == 1
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, (list, tuple)) and value:
+        return f"{type(value).__name__} of {_describe(value[0])}"
+    return type(value).__name__
+
+
+def samples_of(data: Any) -> Sequence[Any] | None:
+    """The data samples of a batch, ``None`` where it has none (a sequence, or labels that are plain tensors)."""
+    samples = data.get("data_samples") if isinstance(data, Mapping) else None
+    return samples if isinstance(samples, (list, tuple)) else None
+
+
+def raw_images(raw: Any, key: Any) -> Any:
+    """What stands in a data loader's batch where the preprocessor's output has its images; ``None`` if nothing does."""
+    if isinstance(raw, Mapping):
+        return raw.get(key)
+    return raw[key] if isinstance(raw, (list, tuple)) and isinstance(key, int) and key < len(raw) else None
+
+
+def nonfinite_image(images: Any) -> int | None:
+    """Number, in its batch, of the first image on the host that holds NaN or an infinite value.
+
+    Images on an accelerator are not looked at: reading them would make the training step wait.
+    """
+    for index, image in enumerate(images if isinstance(images, (list, tuple, Tensor)) else ()):
+        readable = isinstance(image, Tensor) and image.device.type == "cpu" and image.is_floating_point()
+        if readable and not bool(torch.isfinite(image).all()):
+            return index
+    return None
 
 
 class PixelUnits(NamedTuple):
@@ -52,20 +172,36 @@ def pixel_units(preprocessor: nn.Module, inputs: Tensor, *, pixel_range: float =
     return PixelUnits((pixel_range / 255 / std).view(shape), low.view(shape), high.view(shape))
 
 
-def check_pixel_range(inputs: Tensor, units: PixelUnits, pixel_range: float) -> None:
+def check_pixel_range(inputs: Tensor, units: PixelUnits, pixel_range: float) -> bool:
     """Refuse a batch that cannot be what ``pixel_range`` says.
 
+    Returns:
+        Whether the batch shows that it is. One that is all but black fits several ranges: ask the next one.
+
     Raises:
-        ValueError: if most values lie outside the image box, or all images are all but black.
+        ValueError: if most values lie outside the image box, if the images are all but black and yet have more grey
+            levels than an image of that range can have, or for a mean and std that make no image box.
     """
-    outside = ((inputs < units.low - units.unit) | (inputs > units.high + units.unit)).float().mean().item()
-    brightest = ((inputs - units.low) / (units.high - units.low)).max().item() * 255
-    if outside > 0.5 or brightest <= 1.5:
+    span = units.high - units.low
+    if not bool((torch.isfinite(units.low) & torch.isfinite(units.high) & (span > 0)).all()):
         raise ValueError(
-            f"the preprocessed images do not fit pixel_range={pixel_range}: {outside:.0%} of the values lie outside "
-            f"the image box, the brightest is {brightest:.3g}/255. Set pixel_range to the value of full white before "
-            "normalisation (1.0 for a pipeline that scales images to [0, 1]), and check the preprocessor's mean and std"
+            f"the preprocessor's mean and std make no image box: black is {units.low.flatten().tolist()}, full white "
+            f"{units.high.flatten().tolist()}. The mean must be finite, and the std finite and positive"
         )
+    outside = ~((inputs >= units.low - units.unit) & (inputs <= units.high + units.unit))
+    share = outside.float().mean().item()
+    pixels = (inputs - units.low) / span * 255
+    brightest = pixels.max().item()
+    dark = not brightest > _DARK
+    levels = max(torch.unique((image * 100).round()).numel() for image in pixels) if dark else 0
+    if share > 0.5 or levels > _DARK_LEVELS:
+        raise ValueError(
+            f"the preprocessed images do not fit pixel_range={pixel_range}: {share:.0%} of the values lie outside "
+            f"the image box, the brightest is {brightest:.3g}/255. Set pixel_range to the value of full white before "
+            "normalisation (1.0 for a pipeline that scales images to [0, 1]), and check the preprocessor's mean and "
+            "std: an attack has to know them, so the preprocessor normalises, not the pipeline"
+        )
+    return not dark
 
 
 def image_area(inputs: Tensor, data_samples: Sequence[Any] | None, raw: Any = None) -> Tensor | None:
@@ -82,7 +218,7 @@ def image_area(inputs: Tensor, data_samples: Sequence[Any] | None, raw: Any = No
     height, width = inputs.shape[-2:]
     sizes = []
     for index in range(len(inputs)):
-        meta = getattr(data_samples[index], "metainfo", {}) if data_samples is not None else {}
+        meta = getattr(data_samples[index], "metainfo", {}) if isinstance(data_samples, (list, tuple)) else {}
         if "img_shape" in meta and "batch_input_shape" in meta:
             sizes.append(tuple(meta["img_shape"][:2]))
         elif raw is not None and len(raw) == len(inputs):
@@ -124,34 +260,35 @@ def select_losses(losses: dict[str, Any], patterns: Sequence[str] | None) -> Ten
     return torch.stack([term.float().mean() for term in terms]).sum()
 
 
-def training_loss(
-    model: nn.Module, data: dict[str, Any], losses: Sequence[str] | None = None
-) -> Callable[[Tensor], Tensor]:
+def training_loss(model: nn.Module, data: Any, losses: Sequence[str] | None = None) -> Callable[[Tensor], Tensor]:
     """``loss_fn`` raising the model's own training loss (a scalar, the batch's mean).
 
     Detectors get a copy of the data samples each time, because some heads alter them.
 
     Args:
         model: unwrapped mmengine model.
-        data: the preprocessor's output; ``inputs`` is what the attack replaces.
+        data: the preprocessor's output; its images are what the attack replaces, see :class:`ImageBatch`.
         losses: see :func:`select_losses`.
     """
-    samples = data.get("data_samples")
-    annotated = samples is not None and len(samples) > 0 and "gt_instances" in samples[0]
+    batch = ImageBatch.find(data)
+    samples = samples_of(data)
+    annotated = samples is not None and len(samples) > 0 and hasattr(samples[0], "gt_instances")
 
     def loss_fn(x: Tensor) -> Tensor:
-        batch = {**data, "inputs": x}
+        attacked = batch.replaced(x)
         if annotated:
-            batch["data_samples"] = copy.deepcopy(samples)
-        return select_losses(model(**batch, mode="loss"), losses)
+            attacked["data_samples"] = copy.deepcopy(samples)
+        output = model(**attacked, mode="loss") if isinstance(attacked, Mapping) else model(*attacked, mode="loss")
+        return select_losses(output, losses)
 
     return loss_fn
 
 
 def class_labels(samples: Sequence[Any] | None) -> Tensor | None:
     """Class indices ``(N,)`` if every sample has exactly one ``gt_label``, as single-label classifiers' have."""
-    labels: list[Any] = [getattr(sample, "gt_label", None) for sample in samples or ()]
-    if not labels or any(label is None or label.numel() != 1 for label in labels):
+    listed = samples if isinstance(samples, (list, tuple)) else ()
+    labels: list[Any] = [getattr(sample, "gt_label", None) for sample in listed]
+    if not labels or any(not isinstance(label, Tensor) or label.numel() != 1 for label in labels):
         return None
     return torch.cat([label.flatten() for label in labels])
 
@@ -164,8 +301,7 @@ def logits_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """
 
     def predict(x: Tensor) -> Tensor:
-        output = model(x, mode="tensor")
-        output = output[-1] if isinstance(output, (tuple, list)) else output
+        output = pick_logits(model(x, mode="tensor"))
         if not isinstance(output, Tensor) or output.dim() != 2:
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
@@ -182,3 +318,17 @@ def seeded_generator(seed: int, rank: int, index: int, device: torch.device | st
     # Hashed, because the CPU's generator reads 32 bits only: sums and shifts of the three would collide.
     digest = hashlib.blake2b(f"{seed}-{rank}-{index}".encode(), digest_size=4).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
+
+
+@contextmanager
+def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Let what draws from torch's global generators (losses that sample proposals) draw from ``seed``, and put the
+    generators of the CPU and of ``device`` back afterwards; those of other devices are not touched."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        # Not torch.manual_seed, which seeds every accelerator.
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -22,15 +22,19 @@ from mmitp.attacks import (
     NormalizedClassifier,
     attack_mode,
     autoattack_accuracy,
+    check_pixels,
     cross_entropy,
     fgsm_rs,
     pgd,
 )
-from mmitp.attacks.gradient import LossFn, Norm
+from mmitp.attacks.arguments import Norm
+from mmitp.attacks.gradient import LossFn
 from mmitp.engine.attack import (
+    ImageBatch,
     PixelUnits,
     check_pixel_range,
     class_labels,
+    drawing_from,
     image_area,
     logits_of,
     pixel_units,
@@ -45,6 +49,9 @@ from mmitp.visualization import plot_robustness
 AttackName = Literal["fgsm", "fgsm_rs", "pgd", "autoattack"]
 Objective = Literal["truth", "own", "vanishing", "fabrication"]
 
+_FOR_CLASSIFIERS = "AutoAttack is for classifiers with one gt_label a sample: take pgd or fgsm"
+_NOT_FOR_CLASSIFIERS = "objective {!r} is for detectors, and these samples have one gt_label each: take 'truth'"
+
 
 @dataclass(frozen=True)
 class EvalAttack:
@@ -53,7 +60,8 @@ class EvalAttack:
     Args:
         name: ``"fgsm"``: one step of length eps from the image itself; ``"fgsm_rs"``: one step from a random start;
             ``"pgd"``; ``"autoattack"``: the standard version (classifiers only).
-        alpha: step in pixels/255; ``None``: 1.25 eps for ``"fgsm_rs"``, eps / 4 for ``"pgd"``. The others have none.
+        alpha: step in pixels/255, positive; ``None``: 1.25 eps for ``"fgsm_rs"``, eps / 4 for ``"pgd"``. The others
+            have none.
         steps: of ``"pgd"``.
         restarts: of ``"pgd"``; each image keeps the run with the highest loss.
         norm: ``"linf"`` or ``"l2"``; ``"fgsm_rs"`` is l-inf only.
@@ -83,10 +91,11 @@ class EvalAttack:
         for key, allowed in (("name", AttackName), ("norm", Norm), ("objective", Objective)):
             if getattr(self, key) not in get_args(allowed):
                 raise ValueError(f"{key} must be one of {get_args(allowed)}, got {getattr(self, key)!r}")
-        if self.steps < 1 or self.restarts < 1 or self.pixel_range <= 0 or (self.alpha is not None and self.alpha < 0):
+        check_pixels(eps=1.0, alpha=self.alpha, steps=self.steps, restarts=self.restarts, norm=self.norm)
+        if self.steps < 1 or not 0 < self.pixel_range < math.inf or not 0 <= self.score_thr <= 1:
             raise ValueError(
-                "steps and restarts must be at least 1, pixel_range positive and alpha not negative, got "
-                f"{self.steps}, {self.restarts}, {self.pixel_range}, {self.alpha}"
+                "steps must be at least 1, pixel_range positive and finite, and score_thr in [0, 1], got "
+                f"{self.steps}, {self.pixel_range}, {self.score_thr}"
             )
         if self.name == "fgsm_rs" and self.norm != "linf":
             raise ValueError("fgsm_rs is an l-inf attack: take fgsm or pgd for l2")
@@ -100,6 +109,20 @@ class EvalAttack:
         if self.alpha is not None:
             return self.alpha
         return eps * {"fgsm": 1.0, "fgsm_rs": 1.25, "pgd": 0.25}[self.name]
+
+    def check(self, eps: Sequence[float]) -> list[str]:
+        """Whether the attack can be made at these sizes, in pixels/255; returns what is allowed but hardly meant.
+
+        Raises:
+            ValueError: for no size, one twice, or one that is no size of an attack: negative, not finite, above 255.
+        """
+        steps = self.steps if self.name == "pgd" else 1
+        doubts = [
+            doubt for size in eps for doubt in check_pixels(eps=size, alpha=self.alpha, norm=self.norm, steps=steps)
+        ]
+        if not eps or len(set(eps)) != len(eps):
+            raise ValueError(f"eps needs at least one size, none twice, got {list(eps)}")
+        return doubts
 
     def describe(self) -> str:
         """The attack in one line."""
@@ -144,8 +167,7 @@ def attacked(model: nn.Module, attack: EvalAttack, eps: float, dataset: Any = No
     Raises:
         ValueError: (while data passes) for models or data that the attack does not fit.
     """
-    if eps < 0:
-        raise ValueError(f"eps must not be negative, got {eps}")
+    attack.check([eps])
     attacker = _Attacker(unwrap(model), attack, eps, dataset)
     handle = unwrap(model).data_preprocessor.register_forward_hook(attacker, with_kwargs=True)
     try:
@@ -161,6 +183,7 @@ class _Attacker:
         self.model, self.attack, self.eps, self.dataset = model, attack, eps, dataset
         self.log = AttackLog()
         self._original: bool | None = None
+        self._fits = False
 
     def __call__(self, preprocessor: nn.Module, args: tuple, kwargs: dict, output: Any) -> dict[str, Any]:
         inputs = output.get("inputs") if isinstance(output, dict) else None
@@ -171,28 +194,33 @@ class _Attacker:
             )
         if self.model.training:
             raise ValueError("evaluation attacks want the model in eval mode")
-        units = pixel_units(preprocessor, inputs, pixel_range=self.attack.pixel_range)
-        if self.log.batches == 0:
-            check_pixel_range(inputs, units, self.attack.pixel_range)
+        images = ImageBatch.find(output).precise()
+        units = pixel_units(preprocessor, images, pixel_range=self.attack.pixel_range)
+        self._fits = self._fits or check_pixel_range(images, units, self.attack.pixel_range)
         raw = kwargs.get("data", args[0] if args else None)
         area = _image_area(inputs, output.get("data_samples"), raw.get("inputs") if isinstance(raw, dict) else None)
         generator = seeded_generator(self.attack.seed, get_rank(), self.log.batches, inputs.device)
-        devices = [inputs.device] if inputs.device.type == "cuda" else []
         with (
             attack_mode(self.model, freeze=True),
             torch.autocast(device_type=inputs.device.type, enabled=False),
             # Some losses draw (two-stage detectors sample proposals): from the attack's seed, and only then.
-            torch.random.fork_rng(devices=devices),
+            drawing_from(generator.initial_seed(), inputs.device),
         ):
-            torch.manual_seed(generator.initial_seed())
-            data = {**output, "inputs": inputs.float()}
+            data = {**output, "inputs": images}
             perturb = self._suite if self.attack.name == "autoattack" else self._gradient
             adversarial = perturb(data, units, area, generator)
         self.log.batches += 1
         change = ((adversarial - data["inputs"]) / units.unit).flatten(1)
         norms = change.norm(dim=1) if self.attack.norm == "l2" else change.abs().amax(1)
-        self.log.largest = max(self.log.largest, norms.max().item())
-        return {**output, "inputs": adversarial}
+        largest = norms.max().item()
+        if not math.isfinite(largest):
+            # A network that is shown NaN answers class 0, or nothing, which would count.
+            raise ValueError(
+                f"batch {self.log.batches} of the test holds images with NaN or infinite values: look at the data set "
+                "and at the preprocessor's mean and std"
+            )
+        self.log.largest = max(self.log.largest, largest)
+        return {**output, "inputs": adversarial.to(inputs.dtype)}
 
     def _gradient(
         self, data: dict[str, Any], units: PixelUnits, area: Tensor | None, generator: torch.Generator
@@ -215,7 +243,7 @@ class _Attacker:
     ) -> Tensor:
         x, labels = data["inputs"], class_labels(data.get("data_samples"))
         if labels is None:
-            raise ValueError("AutoAttack is for classifiers with one gt_label a sample: take pgd or fgsm")
+            raise ValueError(_FOR_CLASSIFIERS)
         if area is not None:
             raise ValueError("AutoAttack cannot leave padding alone: batch images of one size, or take pgd")
         if self.eps == 0:
@@ -244,7 +272,7 @@ class _Attacker:
         labels = class_labels(samples)
         if labels is not None:
             if self.attack.objective != "truth":
-                raise ValueError(f"objective {self.attack.objective!r} is for detectors; a classifier takes 'truth'")
+                raise ValueError(_NOT_FOR_CLASSIFIERS.format(self.attack.objective))
             return cross_entropy(logits_of(self.model), labels)
         if not samples or not hasattr(samples[0], "gt_instances"):
             raise ValueError(
@@ -361,10 +389,12 @@ def evaluate(runner: Runner, attack: EvalAttack, eps: Sequence[float]) -> Robust
         eps: sizes in pixels/255, at least one, none twice.
 
     Raises:
-        ValueError: for sizes that make no sweep, metrics that are no numbers, or as :func:`attacked`.
+        ValueError: before anything is tested for sizes that make no sweep or an attack that is not for these data; for
+            metrics that are no numbers; or as :func:`attacked`.
     """
-    if not eps or len(set(eps)) != len(eps) or min(eps) < 0:
-        raise ValueError(f"eps needs at least one size, none negative or twice, got {list(eps)}")
+    for doubt in attack.check(eps):
+        runner.logger.warning(doubt)
+    _check_kind(runner, attack)
     start = time.perf_counter()
     results = [_numbers(runner.test())]
     seconds = [time.perf_counter() - start]
@@ -392,6 +422,22 @@ def evaluate(runner: Runner, attack: EvalAttack, eps: Sequence[float]) -> Robust
         largest=[max(part[i].largest for part in gathered) for i in range(len(eps))],
         flags=list(dict.fromkeys(flags)),
     )
+
+
+def _check_kind(runner: Runner, attack: EvalAttack) -> None:
+    """Whether the attack is for what the test set's samples carry: its first one is asked."""
+    if attack.name != "autoattack" and attack.objective == "truth":
+        return
+    dataset = runner.test_loop.dataloader.dataset
+    if not len(dataset):
+        return
+    item = dataset[0]
+    samples = [item["data_samples"]] if isinstance(item, dict) and "data_samples" in item else None
+    classified = class_labels(samples) is not None
+    if classified and attack.objective != "truth":
+        raise ValueError(_NOT_FOR_CLASSIFIERS.format(attack.objective))
+    if not classified and attack.name == "autoattack":
+        raise ValueError(_FOR_CLASSIFIERS)
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:

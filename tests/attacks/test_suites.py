@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import importlib.util
 
 import pytest
@@ -90,6 +91,54 @@ def test_sanity_flags_are_surfaced(setting: tuple[nn.Module, torch.Tensor, torch
     assert "zero gradient" in flags(Rounded(), "apgd-dlr")
 
 
+class Named(nn.Module):
+    """A classifier whose logits stand under a name, after another output."""
+
+    def __init__(self, net: nn.Module, key: str = "logits") -> None:
+        super().__init__()
+        self.net, self.key = net, key
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"features": x, self.key: self.net(x)}
+
+
+@needs_suite
+def test_autoattack_takes_other_precisions_labels_and_outputs(
+    setting: tuple[nn.Module, torch.Tensor, torch.Tensor],
+) -> None:
+    """The same network in float64, with int32 labels, behind a dict and a tuple: the same figures."""
+    net, x, y = setting
+    x, y, eps = x[:6], y[:6], 0.02
+
+    class Pair(nn.Module):
+        def forward(self, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return v, net(v)
+
+    def figures(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+        result = autoattack_accuracy(model, x, y, eps=eps, version="custom", attacks=["apgd-ce"])
+        assert result.adversarial is not None
+        assert result.adversarial.dtype == x.dtype
+        assert (result.adversarial - x).abs().max() <= eps + 1e-6
+        return result.clean, result.robust
+
+    expected = figures(net, x, y)
+    assert expected[0] == 1.0
+    double = copy.deepcopy(net).double()
+    assert figures(double, x, y) == figures(double, x.double(), y.int()) == expected
+    assert figures(Named(net), x, y.byte()) == figures(Pair(), x, y) == expected
+
+
+@needs_suite
+def test_images_that_withstand_come_back_bit_for_bit(setting: tuple[nn.Module, torch.Tensor, torch.Tensor]) -> None:
+    """Of float64 too, which the suite sees rounded."""
+    net, _, _ = setting
+    x = torch.rand(4, 3, 4, 4, dtype=torch.float64)
+    y = copy.deepcopy(net).double()(x).argmax(1)
+    result = autoattack_accuracy(net, x, y, eps=1e-6, version="custom", attacks=["apgd-ce"])
+    assert result.robust == 1.0
+    assert torch.equal(result.adversarial, x)  # type: ignore[arg-type]
+
+
 @needs_suite
 def test_wrong_use_of_autoattack_is_answered(setting: tuple[nn.Module, torch.Tensor, torch.Tensor]) -> None:
     net, x, y = setting
@@ -101,6 +150,25 @@ def test_wrong_use_of_autoattack_is_answered(setting: tuple[nn.Module, torch.Ten
         autoattack_accuracy(net, x[:0], y[:0], eps=0.1)
     with pytest.raises(ValueError, match="at least 4 classes"):
         autoattack_accuracy(nn.Sequential(net, nn.Linear(5, 3)), x, y % 3, eps=0.1)
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        autoattack_accuracy(net, torch.where(x > 0.9, torch.nan, x), y, eps=0.1)
+    with pytest.raises(ValueError, match="must be floating point"):
+        autoattack_accuracy(net, (x > 0.5).byte(), y, eps=0.1)
+    for labels in (nn.functional.one_hot(y), y.float(), y[:, None]):
+        with pytest.raises(ValueError, match="labels must be class indices"):
+            autoattack_accuracy(net, x, labels, eps=0.1)
+    with pytest.raises(ValueError, match="knows 5 classes: labels are class indices, from 0"):
+        autoattack_accuracy(net, x, y + 5, eps=0.1)
+    with pytest.raises(ValueError, match=r"Named returns dict with the keys \['features', 'scores'\]: wrap it"):
+        autoattack_accuracy(Named(net, "scores"), x, y, eps=0.1)
+    with pytest.raises(ValueError, match="8/255 for eps 8"):
+        autoattack_accuracy(net, x, y, eps=8)
+    with pytest.raises(ValueError, match="eps must be finite"):
+        autoattack_accuracy(net, x, y, eps=float("nan"))
+    with pytest.raises(ValueError, match="norm must be one of"):
+        autoattack_accuracy(net, x, y, eps=0.1, norm="linf")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"got \['pgd'\]"):
+        autoattack_accuracy(net, x, y, eps=0.1, version="custom", attacks=["pgd"])
 
 
 def test_missing_package_names_the_extra(

@@ -18,9 +18,10 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
-from mmitp.engine.attack import image_area, pixel_units, select_losses
+from mmitp.engine.attack import ImageBatch, check_pixel_range, image_area, pixel_units, select_losses
 from mmitp.engine.hooks.adversarial_hook import AdversarialHook
 from mmitp.registry import HOOKS
 
@@ -360,6 +361,277 @@ def test_masked_network_is_attacked_through_its_masks(tmp_path: Path) -> None:
     assert not torch.equal(start[:, 0], trained[:, 0])
 
 
+class NoReads(TorchDispatchMode):
+    """Any value read by the host is an error: on an accelerator it makes the training step wait."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "attack", [dict(), dict(attack="n_fgsm"), dict(attack="pgd", steps=2), dict(attack="pgd", steps=2, norm="l2")]
+)
+@pytest.mark.parametrize("sizes", [((8, 8),), ((8, 6), (5, 8))])
+def test_an_attack_reads_nothing_from_the_device_once_the_pixel_range_is_known(attack: dict, sizes: Any) -> None:
+    dataset, hook = Images(4, sizes), AdversarialHook(**attack)
+    model = Net(dict(type="ImgDataPreprocessor", mean=MEAN, std=STD, pad_size_divisor=8))
+    items = [dataset[index] for index in range(4)]
+    raw = {"inputs": [item["inputs"] for item in items], "data_samples": [item["data_samples"] for item in items]}
+    data = model.data_preprocessor(raw, True)
+    hook.scale = 1.0
+    hook.perturb(model, data, raw)
+    with NoReads():
+        attacked = hook.perturb(model, data, raw)
+    assert not torch.equal(attacked["inputs"], data["inputs"])
+    with NoReads(), pytest.raises(AssertionError):
+        AdversarialHook().perturb(model, data, raw)  # its first batch: the range is looked at
+
+
+@pytest.mark.parametrize("dark", [0, 1])
+def test_black_images_say_nothing_about_the_pixel_range(tmp_path: Path, dark: int) -> None:
+    """Black, or the noise of the last bit; what follows is bright. One image a batch."""
+    dataset = Images(3)
+    dataset.images[0] = (dataset.images[0] % (dark + 1)).byte()
+    runner = make_runner(tmp_path, [AdversarialHook(eps=8, alpha=16)], train_dataloader=loader(dataset, 1))
+    runner.train()
+    moved = (passes(runner.model)[1] - clean_inputs(runner.model, range(1), dataset)) * torch.tensor(STD).view(3, 1, 1)
+    assert moved.max().item() == pytest.approx(8, abs=1e-3)
+    assert len(passes(runner.model)) == 6
+
+
+def test_the_first_image_that_is_not_black_says_it(tmp_path: Path) -> None:
+    dataset = Images(3)
+    dataset.images = [image.float() / 255 for image in dataset.images]  # type: ignore[misc]
+    dataset.images[0].zero_()
+    hook, model = AdversarialHook(), Net(dict(type="ImgDataPreprocessor"))
+    with pytest.raises(ValueError, match="pixel_range=255"):
+        make_runner(tmp_path, [hook], model=model, train_dataloader=loader(dataset, 1)).train()
+    assert len(passes(model)) == 2
+
+
+def test_a_run_of_black_images_is_mentioned_once(tmp_path: Path) -> None:
+    dataset = Images(25)
+    dataset.images = [torch.zeros_like(image) for image in dataset.images]
+    runner = make_runner(tmp_path, [AdversarialHook()], train_dataloader=loader(dataset, 1))
+    runner.train()
+    assert log_of(runner).count("first 20 batches are all but black, so pixel_range=255 could not be checked") == 1
+
+
+def test_a_preprocessor_without_an_image_box_is_refused() -> None:
+    class Broken(nn.Module):
+        mean, std = torch.tensor([0.0]), torch.tensor([0.0])
+
+    images = torch.rand(1, 3, 4, 4)
+    with pytest.raises(ValueError, match="mean and std make no image box"):
+        check_pixel_range(images, pixel_units(Broken(), images), 255.0)
+
+
+class QuickStart(BaseModel):
+    """As in mmengine's tutorial: a loader that gives (images, labels), and a model that takes them by position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor, mode: str) -> dict:
+        self.seen.append(images.detach().clone())
+        return {"loss": nn.functional.cross_entropy(self.net(images), labels)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_batches_that_are_sequences(tmp_path: Path, dtype: torch.dtype) -> None:
+    images, labels = torch.rand(4, 3, 8, 8, dtype=dtype), torch.arange(4)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=4)
+    model, hook = QuickStart().to(dtype), AdversarialHook(eps=8, alpha=16, pixel_range=1)
+    make_runner(tmp_path, [hook], model=model, train_dataloader=loader).train()
+    attack, trained = model.seen
+    assert trained.dtype == dtype
+    assert not torch.equal(attack, trained)
+    moved = (trained - images).abs() * 255
+    assert moved.max() <= 8 + 1e-3
+    assert ((moved - 8).abs() < 1e-3).float().mean() > 0.5
+
+
+class AnySize(Net):
+    """Takes a list of images of any sizes, and is raised by their brightness alone."""
+
+    def forward(self, inputs: Any, data_samples: list | None = None, mode: str = "tensor") -> Any:
+        self.seen.extend((mode, image.detach().clone(), image.dtype) for image in inputs)
+        logits = torch.stack([self.head(self.conv(image[None]).mean((2, 3)))[0] for image in inputs])
+        bright = torch.stack([image.sum() for image in inputs]).sum()
+        return {"loss_bright": bright * 1e-3, "loss_none": logits.sum() * 0}
+
+
+def test_batches_that_are_lists_of_images_of_any_size(tmp_path: Path) -> None:
+    """Raising the brightness moves every value of every image up by eps, whatever its size and its companions."""
+    dataset = Images(2, sizes=((8, 6), (5, 9)))
+    dataset.images = [image.float() for image in dataset.images]  # type: ignore[misc]
+    model = AnySize(dict(type="BaseDataPreprocessor"))
+    hook = AdversarialHook(eps=4, alpha=8)
+    make_runner(tmp_path, [hook], model=model, train_dataloader=loader(dataset)).train()
+    trained = passes(model)[2:]
+    for image, clean in zip(trained, dataset.images, strict=True):
+        torch.testing.assert_close(image, (clean + 4).clamp(max=255), atol=1e-3, rtol=0)
+
+
+def test_a_list_is_attacked_as_its_images_are_one_by_one() -> None:
+    sizes = ((3, 4), (5, 2))
+    data = {"inputs": [torch.rand(3, *size) for size in sizes], "data_samples": None}
+    batch = ImageBatch.find(data)
+    assert batch.images.shape == (2, 3, 5, 4)
+    back = batch.replaced(batch.images + 1)
+    for image, clean in zip(back["inputs"], data["inputs"], strict=True):
+        assert torch.equal(image, clean + 1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"inputs": {"img": torch.zeros(1, 3, 4, 4)}},
+        {"left": torch.zeros(1, 3, 4, 4), "right": torch.zeros(1, 3, 4, 4)},
+        [torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)],
+        {"inputs": [torch.zeros(3, 4, 4), torch.zeros(1, 4, 4)]},
+        {"inputs": []},
+        torch.zeros(1, 3, 4, 4),
+    ],
+)
+def test_batches_without_one_set_of_images_are_refused_with_what_they_hold(data: Any) -> None:
+    with pytest.raises(ValueError, match=r"needs one batch of floating-point images.*found in \{.*\}"):
+        ImageBatch.find(data)
+
+
+def test_labels_that_are_a_plain_tensor(tmp_path: Path) -> None:
+    class Labels(Images):
+        def __getitem__(self, index: int) -> dict:
+            return {"inputs": self.images[index].float(), "data_samples": torch.tensor(index % 4)}
+
+    class Plain(Net):
+        def forward(self, inputs: torch.Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
+            assert data_samples.shape == (4,)
+            logits = self.head(self.norm(self.conv(inputs)).relu().mean((2, 3)))
+            return {"loss": nn.functional.cross_entropy(logits, data_samples)}
+
+    loader = torch.utils.data.DataLoader(Labels(8), batch_size=4)
+    runner = make_runner(
+        tmp_path, [AdversarialHook()], model=Plain(dict(type="BaseDataPreprocessor")), train_dataloader=loader
+    )
+    runner.train()
+    assert runner.iter == 2
+
+
+def log_of(runner: Runner) -> str:
+    return next(Path(runner.log_dir).glob("*.log")).read_text()
+
+
+def test_a_window_after_the_end_of_the_run_is_refused_and_a_cut_one_mentioned(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"begin=1\) attacks nothing: the run ends after 1 epochs"):
+        make_runner(tmp_path / "a", [AdversarialHook(begin=1)]).train()
+    late = AdversarialHook(begin=2, by_epoch=False)
+    with pytest.raises(ValueError, match="the run ends after 2 iterations"):
+        make_runner(tmp_path / "b", [late]).train()
+    runner = make_runner(tmp_path / "c", [AdversarialHook(end=5, warmup=3)])
+    runner.train()
+    assert "AdversarialHook(end=5): the run ends before, after 1 epochs" in log_of(runner)
+    assert "warmup=3): the attack never reaches its full size, since it ends at 1 epochs" in log_of(runner)
+    whole = make_runner(tmp_path / "d", [AdversarialHook(end=1, warmup=1)])
+    whole.train()
+    assert "AdversarialHook" not in log_of(whole)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_image_that_is_not_finite_ends_the_run_before_it_is_trained_on(tmp_path: Path, value: float) -> None:
+    dataset = Images(8)
+    dataset.images = [image.float() for image in dataset.images]  # type: ignore[misc]
+    dataset.images[6][0, 2, 3] = value
+    model = Net()
+    runner = make_runner(tmp_path, [AdversarialHook()], model=model, train_dataloader=loader(dataset))
+    with pytest.raises(ValueError, match="image 2 of the batch of iteration 2 holds NaN or infinite values"):
+        runner.train()
+    assert len(passes(model)) == 2  # the first iteration's
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_images_that_the_preprocessor_ruins_end_the_run_before_anything_is_saved(tmp_path: Path) -> None:
+    runner = make_runner(tmp_path, [AdversarialHook()])
+
+    class Ruin(Hook):
+        priority = "HIGH"  # attached before the attack is
+
+        def before_train(self, runner: Runner) -> None:
+            runner.model.data_preprocessor.register_forward_hook(
+                lambda *a: {**a[2], "inputs": a[2]["inputs"] / (runner.iter == 0)}
+            )
+
+    runner.register_hook(Ruin())
+    with pytest.raises(ValueError, match="attacked images of iteration 2 hold NaN or infinite values"):
+        runner.train()
+    assert not list(tmp_path.glob("*.pth"))
+
+
+class Diverging(Net):
+    """Its loss is infinite in every forward pass of iteration 2, and its weights NaN after it, or not."""
+
+    weights_too = True
+
+    def forward(self, inputs: torch.Tensor, data_samples: list | None = None, mode: str = "tensor") -> Any:
+        losses = super().forward(inputs, data_samples, mode)
+        if len(passes(self)) in (3, 4):  # iteration 2: attack, training
+            bad = losses["loss_cls"] * torch.inf
+            losses["loss_cls"] = bad if self.weights_too or len(passes(self)) == 3 else losses["loss_cls"]
+        return losses
+
+
+def test_a_training_that_has_diverged_ends_before_anything_is_saved(tmp_path: Path) -> None:
+    model = Diverging()
+    with pytest.raises(ValueError, match=r"diverged: in iteration 2 .* of the model's tensors \(conv.weight"):
+        make_runner(tmp_path, [AdversarialHook()], model=model).train()
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_a_loss_that_is_not_finite_once_is_mentioned(tmp_path: Path) -> None:
+    model = Diverging()
+    model.weights_too = False
+    runner = make_runner(tmp_path, [AdversarialHook()], model=model, train_cfg=dict(by_epoch=True, max_epochs=2))
+    runner.train()
+    assert log_of(runner).count("the loss under attack is not finite in iteration 2, so its gradient moved") == 1
+
+
+def test_sizes_that_look_like_another_unit_are_mentioned_once(tmp_path: Path) -> None:
+    settings = dict(type="mmitp.AdversarialHook", eps=0.03, alpha=0.04)
+    runner = make_runner(tmp_path, [settings], train_cfg=dict(by_epoch=True, max_epochs=2))
+    runner.train()
+    assert log_of(runner).count("if it was meant in units of the full range, it is eps=7.65") == 1
+
+
+def test_a_single_step_is_not_switched_to_in_l2() -> None:
+    hook = AdversarialHook(attack="pgd", norm="l2", eps=128, alpha=30)
+    with pytest.raises(ValueError, match="needs attack='pgd'"):
+        hook.switch("fgsm_rs", alpha=10)
+    assert hook.attack == "pgd"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"eps": float("nan")}, "eps must be finite"),
+        ({"eps": 300}, "eps=300 is in pixels/255"),
+        ({"eps": "8"}, "eps must be a number"),
+        ({"alpha": 0}, "alpha, the length of a step, must be positive"),
+        ({"alpha": -1}, "alpha must be finite and must not be negative"),
+        ({"noise": float("nan"), "attack": "n_fgsm"}, "noise must be finite"),
+        ({"pixel_range": 0}, "pixel_range, the value of full white, must be positive"),
+        ({"begin": float("nan")}, "window is empty"),
+        ({"attack": "pgd", "steps": 1.5}, "steps must be a whole number"),
+    ],
+)
+def test_wrong_values_are_answered_at_construction(wrong: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AdversarialHook(**wrong)
+
+
 def test_wrong_settings_are_answered_with_what_to_do() -> None:
     with pytest.raises(ValueError, match="attack must be one of"):
         AdversarialHook(attack="fgsm")  # type: ignore[arg-type]
@@ -383,7 +655,7 @@ def test_images_that_do_not_fit_the_settings_are_refused(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="pixel_range=255"):
         runner.train()
     uint8 = make_runner(tmp_path / "b", [AdversarialHook()], model=Net(dict(type="BaseDataPreprocessor")))
-    with pytest.raises(ValueError, match="one floating-point image batch"):
+    with pytest.raises(ValueError, match=r"none found in \{'inputs': list of uint8 \(3, 8, 8\)\}"):
         uint8.train()
 
 

@@ -24,6 +24,7 @@ from mmengine.structures import InstanceData
 from mmpretrain.structures import DataSample
 
 from mmitp.engine.hooks.adversarial_hook import AdversarialHook
+from mmitp.engine.hooks.collapse_guard import CollapseGuardHook
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 CENTERNET: dict[str, Any] = dict(
@@ -177,6 +178,7 @@ def train(
     collate: str,
     epochs: int = 1,
     watch: Callable[[Runner], None] | None = None,
+    guards: tuple[CollapseGuardHook, ...] = (),
 ) -> tuple[Runner, list]:
     """Epochs of one iteration; what went into the model in ``loss`` mode, where ``watch`` is called first."""
     seen: list[tuple[torch.Tensor, list]] = []
@@ -192,7 +194,7 @@ def train(
         ),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=1e-3)),
-        custom_hooks=[hook],
+        custom_hooks=[hook, *guards],
         randomness=dict(seed=0),
         default_scope="mmdet",
         experiment_name="_".join(work_dir.parts[-3:]),
@@ -291,3 +293,20 @@ def test_the_attack_on_a_two_stage_detector_leaves_statistics_and_gradients(tmp_
     assert not torch.equal(weights[1], weights[2])
     assert not torch.equal(seen[0][0], seen[1][0])
     assert not torch.equal(seen[2][0], seen[3][0])
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(CENTERNET, id="centernet"), pytest.param(FASTER_RCNN, id="faster-rcnn")]
+)
+def test_a_guarded_detector_trains_as_it_would_unwatched_and_its_probes_repeat(tmp_path: Path, model: dict) -> None:
+    """Proposals that a loss samples are drawn anew for each probe, from its own seed."""
+    hook = AdversarialHook(eps=4, alpha=5, batchnorm="batch")
+    guard = CollapseGuardHook(num_batches=1, steps=1, action="restore")
+    plain, _ = train(tmp_path / "plain", model, Scenes(), hook, "pseudo_collate", epochs=2)
+    watched, _ = train(tmp_path / "watched", model, Scenes(), hook, "pseudo_collate", epochs=2, guards=(guard,))
+    for key, value in plain.model.state_dict().items():
+        assert torch.equal(value, watched.model.state_dict()[key]), key
+    guard.probe(watched, 2)
+    assert len(guard.history) == 3
+    assert guard.history[-1] == guard.history[-2]
+    assert guard.history[0]["single"] > 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -150,12 +152,18 @@ class Fake:
     def __init__(self, *script: tuple[float, float]) -> None:
         self.values = iter([value for pair in script for value in pair])
 
-    def __call__(self, *_: Any) -> tuple[float, float]:
-        return next(self.values), 0.25
+    def __call__(self, *_: Any) -> tuple[float, float, int]:
+        return next(self.values), 0.25, 64
 
 
-def scripted(tmp_path: Path, script: list[tuple[float, float]], *extra: Hook, **guard: Any) -> Any:
-    attack, hook = AdversarialHook(), CollapseGuardHook(**guard)
+def scripted(
+    tmp_path: Path,
+    script: list[tuple[float, float]],
+    *extra: Hook,
+    attack: AdversarialHook | None = None,
+    **guard: Any,
+) -> Any:
+    attack, hook = attack or AdversarialHook(), CollapseGuardHook(**guard)
     hook._result = Fake(*script)  # type: ignore[method-assign]
     runner = make_runner(tmp_path, [attack, hook, *extra], epochs=len(script))
     return attack, hook, runner
@@ -234,36 +242,175 @@ def test_stop_restores_and_ends_the_training(tmp_path: Path) -> None:
     assert equal(after.states[1], after.states[0])
 
 
-@pytest.mark.parametrize(
-    ("second", "collapsed"),
-    [
-        pytest.param((0.9, 0.19), True, id="both"),
-        pytest.param((0.3, 0.19), False, id="the single step fell too"),
-        pytest.param((0.9, 0.21), False, id="pgd not fallen far enough"),
-        pytest.param((0.24, 0.01), False, id="no better than guessing"),
-    ],
-)
-def test_what_counts_as_a_collapse(tmp_path: Path, second: tuple[float, float], collapsed: bool) -> None:
-    """After a best PGD result of 0.4: below 0.2, below half of the single step, which beats a chance of 0.25."""
+def log_of(runner: Runner) -> str:
+    return next(Path(runner.log_dir).glob("*.log")).read_text()
+
+
+@pytest.mark.parametrize(("second", "collapsed"), [((0.9, 0.19), True), ((0.3, 0.19), False)])
+def test_a_collapse_is_written_to_the_log(tmp_path: Path, second: tuple[float, float], collapsed: bool) -> None:
     _, hook, runner = scripted(tmp_path, [(0.5, 0.4), second])
     runner.train()
-    assert hook.history[1]["collapsed"] is collapsed
-    log = next(Path(runner.log_dir).glob("*.log")).read_text()
-    assert ("catastrophic overfitting after 4 iterations" in log) is collapsed
-    assert ("Nothing is done about it" in log) is collapsed
+    assert hook.history == [
+        {"iter": 2, "eps": 8.0, "single": 0.5, "pgd": 0.4, "collapsed": False},
+        {"iter": 4, "eps": 8.0, "single": second[0], "pgd": second[1], "collapsed": collapsed},
+    ]
+    line = "catastrophic overfitting after 4 iterations: 0.19 under PGD against 0.9 under the training attack, and 0.4"
+    assert (line in log_of(runner)) is collapsed
+    assert ("Nothing is done about it" in log_of(runner)) is collapsed
 
 
-def test_a_growing_eps_is_no_collapse(tmp_path: Path) -> None:
-    attack, hook = AdversarialHook(warmup=2), CollapseGuardHook()
-    hook._result = Fake((0.9, 0.9), (0.9, 0.1))  # type: ignore[method-assign]
-    make_runner(tmp_path, [attack, hook], epochs=2).train()
-    assert [probe["collapsed"] for probe in hook.history] == [False, False]
+def test_a_collapse_is_seen_while_eps_still_grows_and_at_the_first_probe(tmp_path: Path) -> None:
+    script = [(0.6, 0.5), (0.7, 0.02), (0.8, 0.01)]
+    _, hook, runner = scripted(tmp_path / "a", script, attack=AdversarialHook(warmup=3))
+    runner.train()
+    assert [probe["eps"] for probe in hook.history] == [pytest.approx(8 / 3), pytest.approx(16 / 3), 8]
+    assert [probe["collapsed"] for probe in hook.history] == [False, True, True]
+    attack, _, runner = scripted(tmp_path / "b", [(0.9, 0.0)], action="restore_switch")
+    runner.train()
+    assert "there is no good state to restore yet" in log_of(runner)
+    assert attack.attack == "pgd"
 
 
-def test_watching_changes_nothing(tmp_path: Path) -> None:
+def states_equal(one: Runner, other: Runner) -> bool:
+    moments = [runner.optim_wrapper.optimizer.state_dict()["state"] for runner in (one, other)]
+    return equal(one.model.state_dict(), other.model.state_dict()) and all(
+        torch.equal(value["momentum_buffer"], moments[1][key]["momentum_buffer"]) for key, value in moments[0].items()
+    )
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        pytest.param((0.5, 0.45), id="the checkpoint is the good state"),
+        pytest.param((0.24, 0.01), id="the good state is older than the checkpoint"),
+    ],
+)
+def test_a_resumed_run_judges_and_restores_as_it_would_have(tmp_path: Path, second: tuple[float, float]) -> None:
+    """After a collapse in epoch 3 the state of the last good probe comes back, interrupted after epoch 2 or not."""
+    script = [(0.6, 0.5), second, (0.9, 0.1), (0.5, 0.4)]
+
+    def run(name: str, script: list[tuple[float, float]], epochs: int, **kwargs: Any) -> tuple[Any, Runner]:
+        hook = CollapseGuardHook(action="restore")
+        hook._result = Fake(*script)  # type: ignore[method-assign]
+        saving = dict(checkpoint=dict(type="CheckpointHook", interval=1))
+        runner = make_runner(tmp_path / name, [AdversarialHook(), hook], epochs, default_hooks=saving, **kwargs)
+        runner.train()
+        return hook, runner
+
+    through, whole = run("whole", script, 4)
+    run("part", script[:2], 2)
+    resumed, rest = run("part", script[2:], 4, resume=True)
+    assert [probe["collapsed"] for probe in through.history] == [False, False, True, False]
+    assert resumed.history == through.history
+    assert resumed.rule.state_dict() == through.rule.state_dict()
+    assert states_equal(whole, rest)
+    # Loading the weights alone, as another run begins with, brings no past.
+    fresh, _ = run("fresh", script[2:3], 1, load_from=str(tmp_path / "part" / "epoch_2.pth"))
+    assert len(fresh.history) == 1
+
+
+def test_what_the_checkpoint_keeps_is_plain_data(tmp_path: Path) -> None:
+    """Tensors on the CPU, numbers and strings: nothing that only unpickling arbitrary objects brings back."""
+    _, hook, runner = scripted(tmp_path, [(0.5, 0.4)], action="restore")
+    runner.train()
+    checkpoint: dict[str, Any] = {}
+    hook.before_save_checkpoint(runner, checkpoint)
+    torch.save(checkpoint, tmp_path / "state.pth")
+    (state,) = torch.load(tmp_path / "state.pth", weights_only=True).values()
+    assert state["history"] == hook.history
+    assert equal(state["good"]["modules"]["model"], runner.model.state_dict())
+    assert not any(
+        value.data_ptr() == kept.data_ptr()
+        for value, kept in zip(
+            runner.model.state_dict().values(), state["good"]["modules"]["model"].values(), strict=True
+        )
+    )
+    warns, hook, runner = scripted(tmp_path / "warn", [(0.5, 0.4)])
+    runner.train()
+    hook.before_save_checkpoint(runner, checkpoint)
+    assert checkpoint["mmitp_collapse_guard"]["good"] is None  # nothing to restore, nothing to carry
+
+
+class Ruin(Hook):
+    """Makes one weight NaN, or one statistic infinite, at the end of an epoch, before the guard looks."""
+
+    priority = "ABOVE_NORMAL"
+
+    def __init__(self, epoch: int, key: str, value: float) -> None:
+        self.epoch, self.key, self.value = epoch, key, value
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if runner.epoch == self.epoch:
+            runner.model.state_dict()[self.key].view(-1)[0] = self.value
+
+
+@pytest.mark.parametrize(("key", "value"), [("net.0.weight", float("nan")), ("net.1.running_var", float("inf"))])
+def test_weights_that_are_not_finite_are_never_kept_as_good(tmp_path: Path, key: str, value: float) -> None:
+    """However well the network seems to do."""
+    _, hook, runner = scripted(tmp_path, [(0.5, 0.4), (0.5, 0.5)], Ruin(1, key, value), action="restore")
+    runner.train()
+    assert hook._good["iter"] == 2
+    assert all(torch.isfinite(kept).all() for kept in hook._good["modules"]["model"].values())
+
+
+def test_a_network_of_nan_logits_classifies_nothing(tmp_path: Path) -> None:
+    """argmax of NaN is class 0, which a quarter of the images are."""
+    attack, hook = AdversarialHook(), CollapseGuardHook(action="restore")
+    runner = make_runner(tmp_path, [attack, hook, Ruin(0, "net.10.bias", float("nan"))])
+    runner.train()
+    (probe,) = hook.history
+    assert (probe["single"], probe["pgd"], probe["collapsed"]) == (0.0, 0.0, False)
+    assert hook._good is None
+
+
+def test_a_diverged_training_goes_back_to_the_last_good_state_once(tmp_path: Path) -> None:
+    """The weights are ruined after epochs 1 and 2: the first time the good state returns, the second is the end."""
+
+    class Again(Ruin):
+        def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+            if runner.iter in (2, 3):
+                runner.model.state_dict()[self.key].view(-1)[0] = self.value
+
+    ruin = Again(99, "net.0.weight", float("nan"))
+    _, hook, runner = scripted(tmp_path, [(0.5, 0.4), (0.5, 0.4)], ruin, action="restore")
+    with pytest.raises(ValueError, match="training has diverged: in iteration 4"):
+        runner.train()
+    assert "diverged in iteration 3: the state after 2 iterations is restored" in log_of(runner)
+    assert len(hook.history) == 1
+
+
+def test_the_probed_images_are_the_same_in_every_run_and_spread_over_the_data_set(tmp_path: Path) -> None:
+    """Of 32 images two batches of 4: every fourth, whatever the run's seed, shuffling and augmentation."""
+
+    class Noisy(Patterns):
+        def __getitem__(self, index: int) -> dict:
+            noise = torch.randint(0, 9, (1,)).item() + np.random.randint(9) + random.randrange(9)  # noqa: NPY002
+            return {**super().__getitem__(index), "inputs": self.images[index] // 2 + noise}
+
+    probed = []
+    for seed in (0, 1):
+        hook = CollapseGuardHook(source="train")
+        runner = make_runner(
+            tmp_path / str(seed), [AdversarialHook(), hook], seed=seed, train_dataloader=loader(Noisy(32), 4, True)
+        )
+        states = torch.get_rng_state(), random.getstate()
+        runner.build_train_loop(runner._train_loop)
+        hook.before_train(runner)
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert random.getstate() == states[1]
+        probed.append([image for batch in hook._batches for image in batch["inputs"]])
+    assert len(probed[0]) == 8
+    assert all(torch.equal(one, other) for one, other in zip(*probed, strict=True))
+    for image, index in zip(probed[0], range(0, 32, 4), strict=True):
+        difference = image.int() - (Patterns(32).images[index] // 2).int()
+        assert difference.unique().numel() == 1
+
+
+@pytest.mark.parametrize("source", ["val", "train"])
+def test_watching_changes_nothing(tmp_path: Path, source: str) -> None:
     """Same weights, statistics and modes with and without the guard, validation batches and iterations included."""
     states = []
-    for name, guards in (("plain", []), ("guarded", [CollapseGuardHook(interval=1, by_epoch=False, source="val")])):
+    for name, guards in (("plain", []), ("guarded", [CollapseGuardHook(interval=1, by_epoch=False, source=source)])):
         runner = make_runner(tmp_path / name, [AdversarialHook(), *guards], epochs=2)
         runner.model.net[1].eval()
         runner.train()
@@ -303,8 +450,18 @@ def test_wrong_use_is_answered(tmp_path: Path) -> None:
         CollapseGuardHook(action="panic")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="source must be"):
         CollapseGuardHook(source="test")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="drop and gap between 0 and 1"):
+    with pytest.raises(ValueError, match="drop and gap must lie between 0 and 1"):
         CollapseGuardHook(drop=1.5)
+    with pytest.raises(ValueError, match="alpha must be finite"):
+        CollapseGuardHook(alpha=float("nan"))
+    for to, message in (
+        ({"steps": 2}, "needs the key 'attack'"),
+        ({"attack": "pdg"}, "attack must be one of"),
+        ({"attack": "pgd", "alpha": 0}, "alpha, the length of a step"),
+    ):
+        guard = CollapseGuardHook(action="switch", switch_to=to)
+        with pytest.raises(ValueError, match=message):
+            make_runner(tmp_path / "c", [AdversarialHook(), guard]).train()
     alone = make_runner(tmp_path / "a", [dict(type="mmitp.CollapseGuardHook")])
     with pytest.raises(ValueError, match="exactly one AdversarialHook"):
         alone.train()

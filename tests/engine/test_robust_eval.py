@@ -197,7 +197,7 @@ def test_random_starts_depend_on_seed_and_batch_alone(tmp_path: Path, trained: n
     # Batches differ: the same images in two batches get different starts.
     data = Photos(n=10)
     data.images, data.labels = data.images * 2, data.labels * 2
-    twice, _ = seen_by(make_runner(tmp_path / "twice", trained, data), EvalAttack("fgsm_rs", alpha=0.0), 8.0)
+    twice, _ = seen_by(make_runner(tmp_path / "twice", trained, data), EvalAttack("fgsm_rs"), 8.0)
     assert not torch.equal(twice[:10], twice[10:])
 
 
@@ -315,6 +315,12 @@ def test_the_report_is_a_table_and_a_sweep_draws_a_curve(tmp_path: Path) -> None
         (dict(name="fgsm_rs", norm="l2"), "l-inf attack"),
         (dict(name="fgsm", alpha=1.0), "takes no alpha"),
         (dict(name="autoattack", objective="own"), "for classifiers"),
+        (dict(alpha=0.0), "alpha, the length of a step, must be positive"),
+        (dict(alpha=float("nan")), "alpha must be finite"),
+        (dict(alpha=300), "alpha=300 is in pixels/255"),
+        (dict(restarts=0), "restarts must be a whole number"),
+        (dict(pixel_range=float("nan")), "pixel_range positive"),
+        (dict(score_thr=float("nan")), "score_thr in"),
     ],
 )
 def test_settings_that_make_no_attack_are_refused(settings: dict, message: str) -> None:
@@ -354,8 +360,75 @@ def test_models_and_data_that_do_not_fit_are_answered(tmp_path: Path, trained: n
             trained.data_preprocessor(copy.deepcopy(batch), False)
     finally:
         trained.eval()
-    with pytest.raises(ValueError, match="none negative or twice"):
-        evaluate(make_runner(tmp_path, trained), EvalAttack("fgsm"), [2.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("attack", "eps", "message"),
+    [
+        ({}, [2.0, 2.0], "none twice"),
+        ({}, [], "at least one size"),
+        ({}, [2.0, -1.0], "eps must be finite and must not be negative, got -1"),
+        ({}, [float("nan")], "eps must be finite"),
+        ({}, [300.0], "eps=300 is in pixels/255"),
+        (dict(objective="own"), [8.0], "for detectors"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_answered_before_anything_is_tested(
+    tmp_path: Path, trained: nn.Module, attack: dict, eps: list[float], message: str
+) -> None:
+    runner = make_runner(tmp_path, trained)
+    runner.test = lambda: pytest.fail("the clean test ran first")  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=message):
+        evaluate(runner, EvalAttack(**attack), eps)
+
+
+def test_autoattack_on_samples_that_are_not_classified_is_answered_before_anything_is_tested(
+    tmp_path: Path, trained: nn.Module
+) -> None:
+    class Unlabelled(Photos):
+        def __getitem__(self, index: int) -> dict:
+            return {**super().__getitem__(index), "data_samples": DataSample()}
+
+    runner = make_runner(tmp_path, trained, Unlabelled())
+    runner.test = lambda: pytest.fail("the clean test ran first")  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="AutoAttack is for classifiers"):
+        evaluate(runner, EvalAttack("autoattack"), [8.0])
+
+
+def test_a_size_on_another_scale_is_mentioned(tmp_path: Path, trained: nn.Module) -> None:
+    runner = make_runner(tmp_path, trained)
+    evaluate(runner, EvalAttack("fgsm"), [0.0, 0.03])
+    log = next(Path(runner.log_dir).glob("*.log")).read_text()
+    assert log.count("if it was meant in units of the full range, it is eps=7.65") == 1
+
+
+def test_a_black_batch_is_tested_and_nan_is_not(tmp_path: Path, trained: nn.Module) -> None:
+    dark = Photos(n=12)
+    dark.images = [torch.zeros_like(image) if i < 10 else image for i, image in enumerate(dark.images)]
+    shown, _ = seen_by(make_runner(tmp_path / "dark", trained, dark), EvalAttack("fgsm"), 8.0)
+    assert len(shown) == 12
+    broken = Photos(n=12)
+    broken.images = [image.float() for image in broken.images]
+    broken.images[11][0, 2, 2] = float("nan")
+    with pytest.raises(ValueError, match="batch 2 of the test holds images with NaN"):
+        seen_by(make_runner(tmp_path / "broken", trained, broken), EvalAttack("fgsm"), 8.0)
+
+
+def test_networks_in_double_precision_are_attacked_in_it(tmp_path: Path, trained: nn.Module) -> None:
+    class Double(nn.Module):
+        def forward(self, data: dict, training: bool = False) -> dict:
+            out = trained.data_preprocessor(data, training)
+            return {**out, "inputs": out["inputs"].double()}
+
+    clean, single = seen_by(make_runner(tmp_path / "single", trained), EvalAttack("fgsm"), 8.0)
+    model = copy.deepcopy(trained).double()
+    model.data_preprocessor = Double()
+    model.data_preprocessor.mean, model.data_preprocessor.std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    shown, double = seen_by(make_runner(tmp_path / "double", model), EvalAttack("fgsm"), 8.0)
+    assert shown.dtype == torch.float64
+    # Two signs of gradients next to 0 may differ.
+    assert ((shown - clean).abs() < 1e-4).float().mean() > 0.99
+    assert double == single
 
 
 def test_nothing_is_attacked_outside_the_block(trained: nn.Module) -> None:

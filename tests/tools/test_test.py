@@ -118,6 +118,11 @@ def test_files_that_are_no_checkpoints_are_named(
         ("--steps 5", "--attack and --eps go together"),
         ("--attack fgsm --eps 8 --steps 5", "are --attack pgd's"),
         ("--attack pgd --eps 8 --score-thr 0.2", "is --objective own's"),
+        ("--attack pgd --eps -1", "eps must be finite and must not be negative, got -1"),
+        ("--attack pgd --eps nan", "eps must be finite"),
+        ("--attack pgd --eps 300", "eps=300 is in pixels/255"),
+        ("--attack pgd --eps 8 --alpha 0", "alpha, the length of a step, must be positive"),
+        ("--attack pgd --eps 8 --objective own", "objective 'own' is for detectors"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(

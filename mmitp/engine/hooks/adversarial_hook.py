@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 
-from mmitp.attacks import attack_mode, fgsm_rs, n_fgsm, pgd
-from mmitp.attacks.gradient import LossFn, Norm
+from mmitp.attacks import attack_mode, check_pixels, fgsm_rs, n_fgsm, pgd
+from mmitp.attacks.arguments import Norm
+from mmitp.attacks.gradient import LossFn
 from mmitp.attacks.mode import BatchNormMode, DropoutMode
 from mmitp.engine.attack import (
+    ImageBatch,
+    PixelUnits,
     check_pixel_range,
     image_area,
+    nonfinite_image,
     pixel_units,
+    raw_images,
+    samples_of,
     seeded_generator,
     training_loss,
     unwrap,
@@ -29,6 +38,9 @@ DataBatch = dict | tuple | list | None
 
 _STATE_KEY = "mmitp_adversarial"
 
+_DARK_BATCHES = 20
+"""Batches that are all but black from the first on before the log says that pixel_range could not be checked."""
+
 
 @HOOKS.register_module()
 class AdversarialHook(Hook):
@@ -36,12 +48,19 @@ class AdversarialHook(Hook):
 
     The attack goes through the network as it stands (masks of a pruning run included), in float32 even under automatic
     mixed precision, and raises the model's own training loss. It is the published robust training (FGSM-RS, Wong et
-    al. 2020) by default. Evaluation is never attacked. Nothing else is required of the model than ``mode="loss"``.
+    al. 2020) by default. Evaluation is never attacked. Nothing else is required of the model than ``mode="loss"``, and
+    of its preprocessor that it hands out one batch of floating-point images, in a dict or a sequence, as a tensor or as
+    a list of images of any sizes (:class:`~mmitp.engine.attack.ImageBatch`).
+
+    Images from the data loader that hold NaN or infinite values end the run before it trains on them. A loss that is
+    not finite under the attack gives no gradient: the log says so, and where the weights are not finite either, which
+    no later step can mend, the run ends before they are saved.
 
     Args:
         eps: size of the attack in pixels/255 of the un-normalised image, whatever mean, std or channel order the
-            preprocessor applies (``norm="l2"``: radius in the same unit).
-        alpha: step, same unit.
+            preprocessor applies (``norm="l2"``: radius in the same unit), at most 255 (l-inf). The log warns of sizes
+            that look like another unit's, see :func:`mmitp.attacks.check_pixels`.
+        alpha: step, same unit, positive.
         attack: ``"fgsm_rs"``, ``"n_fgsm"`` or ``"pgd"``.
         steps: steps of ``"pgd"``.
         norm: threat model of ``"pgd"``.
@@ -61,9 +80,11 @@ class AdversarialHook(Hook):
 
     Attributes:
         scale: share of eps in force at the current iteration, 0 where no attack is made.
+        on_diverged: called with the runner where loss and weights are not finite; says whether it has put finite
+            weights back, so that the training may go on. :class:`CollapseGuardHook` takes this place if it restores.
 
     Raises:
-        ValueError: for values that make no attack.
+        ValueError: for values that make no attack, and when training begins for a window that begins after its end.
     """
 
     priority = "NORMAL"
@@ -86,14 +107,9 @@ class AdversarialHook(Hook):
         pixel_range: float = 255.0,
         seed: int | None = None,
     ) -> None:
-        if eps < 0 or alpha < 0 or pixel_range <= 0:
-            raise ValueError(
-                f"eps and alpha must not be negative and pixel_range must be positive, got eps={eps}, alpha={alpha}, "
-                f"pixel_range={pixel_range}"
-            )
-        if norm != "linf" and attack != "pgd":
-            raise ValueError(f"norm={norm!r} needs attack='pgd': single-step attacks here are l-inf")
-        if begin < 0 or warmup < 0 or (end is not None and end <= begin):
+        if not 0 < pixel_range < math.inf:
+            raise ValueError(f"pixel_range, the value of full white, must be positive and finite, got {pixel_range}")
+        if not (begin >= 0 and warmup >= 0 and (end is None or end > begin)):
             raise ValueError(f"the attack's window is empty: begin={begin}, end={end}, warmup={warmup}")
         self.eps, self.norm, self.losses, self.pixel_range, self.seed = eps, norm, losses, pixel_range, seed
         self.begin, self.end, self.warmup, self.by_epoch = begin, end, warmup, by_epoch
@@ -103,8 +119,13 @@ class AdversarialHook(Hook):
         self._switched = False
         self._armed = False
         self._attacking = False
-        self._checked = False
+        self.on_diverged: Callable[[Runner], bool] | None = None
+        self._fits = False
+        self._dark = 0
         self._iter = 0
+        self._finite: Tensor | None = None
+        self._loss_finite: Tensor | None = None
+        self._warned_loss = False
         self._runner: Runner | None = None
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
@@ -112,13 +133,27 @@ class AdversarialHook(Hook):
         """Use another attack from the next iteration on; arguments as in the constructor.
 
         Raises:
-            ValueError: for an unknown attack or fewer than one step.
+            ValueError: as :meth:`check_attack`.
+        """
+        for doubt in self.check_attack(attack, alpha=alpha, steps=steps, noise=noise):
+            print_log(f"AdversarialHook: {doubt}", logger="current", level=logging.WARNING)
+        self.attack, self.alpha, self.steps, self.noise = attack, alpha, steps, noise
+
+    def check_attack(self, attack: Attack, *, alpha: float, steps: int = 1, noise: float = 2.0) -> list[str]:
+        """Whether :meth:`set_attack` would take these values; returns what is allowed but hardly meant.
+
+        Raises:
+            ValueError: for an unknown attack, a single-step attack in l2, fewer than one step, or sizes that make no
+                attack.
         """
         if attack not in get_args(Attack):
             raise ValueError(f"attack must be one of {get_args(Attack)}, got {attack!r}")
+        if self.norm != "linf" and attack != "pgd":
+            raise ValueError(f"norm={self.norm!r} needs attack='pgd': single-step attacks here are l-inf")
+        doubts = check_pixels(eps=self.eps, alpha=alpha, norm=self.norm, steps=steps, noise=noise)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        self.attack, self.alpha, self.steps, self.noise = attack, alpha, steps, noise
+        return doubts
 
     def switch(self, attack: Attack, *, alpha: float, steps: int = 1, noise: float = 2.0) -> None:
         """Like :meth:`set_attack` for a change in mid-run: it is kept in checkpoints and survives a resume."""
@@ -132,8 +167,9 @@ class AdversarialHook(Hook):
         if self.by_epoch and not isinstance(runner.train_loop, EpochBasedTrainLoop):
             raise ValueError("AdversarialHook(by_epoch=True) needs an epoch-based loop: set by_epoch=False")
         self._detach()
+        self._check_window(runner)
         self._runner = runner
-        self._checked = False
+        self._fits, self._dark, self._finite = False, 0, None
         preprocessor = unwrap(runner.model).data_preprocessor
         self._handle = preprocessor.register_forward_hook(self._on_preprocessed, with_kwargs=True)
 
@@ -151,8 +187,21 @@ class AdversarialHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DataBatch = None, outputs: dict | None = None
     ) -> None:
-        """Outside a training iteration nothing is attacked."""
+        """Outside a training iteration nothing is attacked; look at what became of this one's attack."""
         self._armed = False
+        if self._finite is None:
+            return
+        # No wait: the runner has read the step's losses by now, and so has waited for all that came before.
+        images, loss = self._finite.tolist()
+        self._finite = None
+        if not images:
+            raise ValueError(
+                f"the attacked images of iteration {runner.iter + 1} hold NaN or infinite values, though those of the "
+                "data loader do not: look at what the data preprocessor makes of them"
+            )
+        if not loss:
+            self._on_nonfinite_loss(runner)
+        self._warned_loss = not loss
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep an attack that was switched to in mid-run."""
@@ -168,6 +217,42 @@ class AdversarialHook(Hook):
         """On resume, go on with the attack that was switched to; weights alone bring none."""
         if getattr(runner, "_resume", False) and _STATE_KEY in checkpoint:
             self.switch(**checkpoint[_STATE_KEY])
+
+    def _check_window(self, runner: Runner) -> None:
+        unit = "epochs" if self.by_epoch else "iterations"
+        length = runner.max_epochs if self.by_epoch else runner.max_iters
+        if self.begin >= length:
+            raise ValueError(
+                f"AdversarialHook(begin={self.begin:g}) attacks nothing: the run ends after {length} {unit}, counted "
+                "from 0. Set begin below that, or leave the hook out"
+            )
+        close = length if self.end is None else min(self.end, length)
+        if self.end is not None and self.end > length:
+            runner.logger.warning(f"AdversarialHook(end={self.end:g}): the run ends before, after {length} {unit}")
+        if self.begin + self.warmup > close:
+            runner.logger.warning(
+                f"AdversarialHook(begin={self.begin:g}, warmup={self.warmup:g}): the attack never reaches its full "
+                f"size, since it ends at {close:g} {unit}"
+            )
+
+    def _on_nonfinite_loss(self, runner: Runner) -> None:
+        model = unwrap(runner.model)
+        broken = [name for name, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
+        if not broken:
+            if not self._warned_loss:
+                runner.logger.warning(
+                    f"the loss under attack is not finite in iteration {runner.iter + 1}, so its gradient moved "
+                    "nothing; the weights are finite still"
+                )
+            return
+        if self.on_diverged is not None and self.on_diverged(runner):
+            return
+        raise ValueError(
+            f"training has diverged: in iteration {runner.iter + 1} the loss under attack is not finite, and neither "
+            f"are {len(broken)} of the model's tensors ({', '.join(broken[:3])}{', ...' if len(broken) > 3 else ''}). "
+            "Nothing of this iteration was saved: resume from the last checkpoint with a lower learning rate, gradient "
+            "clipping (optim_wrapper.clip_grad) or a smaller attack"
+        )
 
     def _scale_at(self, iteration: int, iterations_per_unit: int) -> float:
         begin, warmup = self.begin * iterations_per_unit, self.warmup * iterations_per_unit
@@ -189,38 +274,56 @@ class AdversarialHook(Hook):
             return None
         assert self._runner is not None, "attached only between before_train and after_train"
         raw = kwargs.get("data", args[0] if args else None)
+        batch = ImageBatch.find(output)
+        broken = nonfinite_image(raw_images(raw, batch.key))
+        if broken is not None:
+            raise ValueError(
+                f"image {broken} of the batch of iteration {self._iter + 1} holds NaN or infinite values, as the data "
+                f"loader gives it{_where(samples_of(output), broken)}. Training on it would ruin the weights: look at "
+                "the data set's file and its pipeline"
+            )
         model = unwrap(self._runner.model)
         seed = self.seed if self.seed is not None else (self._runner.seed or 0)
         # Anew for each iteration, so that a resumed run needs no saved state.
         generator = seeded_generator(seed, get_rank(), self._iter, next(model.parameters()).device)
         with attack_mode(model, batchnorm=self.batchnorm, dropout=self.dropout):
-            return {**output, "inputs": self.perturb(model, output, raw, generator=generator)}
+            attacked = self.perturb(model, output, raw, generator=generator)
+        assert self._loss_finite is not None
+        finite = torch.stack([torch.isfinite(ImageBatch.find(attacked).images).all(), self._loss_finite])
+        self._finite = finite if self._finite is None else self._finite & finite
+        return attacked
 
-    def perturb(
-        self, model: nn.Module, data: dict[str, Any], raw: Any = None, *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def perturb(self, model: nn.Module, data: Any, raw: Any = None, *, generator: torch.Generator | None = None) -> Any:
         """Attack one preprocessed batch with the settings in force; also what probes call.
 
         Args:
             model: unwrapped model, in the mode it should be attacked in.
-            data: the preprocessor's output, with ``inputs`` of shape ``(N, C, H, W)``.
+            data: the preprocessor's output, see :class:`~mmitp.engine.attack.ImageBatch`.
             raw: what went into the preprocessor (for the sizes of padded images).
             generator: source of the random start.
 
         Returns:
-            The attacked inputs.
+            The batch with attacked images.
 
         Raises:
-            ValueError: for inputs that are no floating-point image batch, or images that do not fit ``pixel_range``.
+            ValueError: for data without a batch of floating-point images, or images that do not fit ``pixel_range``.
         """
 
         def attack(loss_fn: LossFn, x: Tensor, eps: Tensor, unit: Tensor, low: Tensor, high: Tensor) -> Tensor:
             alpha = self.alpha * self.scale * unit
             if self.attack == "fgsm_rs":
-                return fgsm_rs(loss_fn, x, eps=eps, alpha=alpha, low=low, high=high, generator=generator)
+                return fgsm_rs(loss_fn, x, eps=eps, alpha=alpha, low=low, high=high, generator=generator, check=False)
             if self.attack == "n_fgsm":
                 return n_fgsm(
-                    loss_fn, x, eps=eps, alpha=alpha, noise=self.noise, low=low, high=high, generator=generator
+                    loss_fn,
+                    x,
+                    eps=eps,
+                    alpha=alpha,
+                    noise=self.noise,
+                    low=low,
+                    high=high,
+                    generator=generator,
+                    check=False,
                 )
             return pgd(
                 loss_fn,
@@ -232,6 +335,7 @@ class AdversarialHook(Hook):
                 high=high,
                 norm=self.norm,
                 generator=generator,
+                check=False,
             )
 
         return self._in_pixel_units(attack, model, data, raw)
@@ -239,13 +343,13 @@ class AdversarialHook(Hook):
     def perturb_pgd(
         self,
         model: nn.Module,
-        data: dict[str, Any],
+        data: Any,
         raw: Any = None,
         *,
         alpha: float,
         steps: int,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
+    ) -> Any:
         """PGD at the eps in force, whatever the training attack is: a probe. Arguments as in :meth:`perturb`."""
 
         def attack(loss_fn: LossFn, x: Tensor, eps: Tensor, unit: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -259,34 +363,55 @@ class AdversarialHook(Hook):
                 high=high,
                 norm=self.norm,
                 generator=generator,
+                check=False,
             )
 
         return self._in_pixel_units(attack, model, data, raw)
 
-    def _in_pixel_units(self, attack: Any, model: nn.Module, data: dict[str, Any], raw: Any) -> Tensor:
-        inputs = data.get("inputs") if isinstance(data, dict) else None
-        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-            raise ValueError(
-                "AdversarialHook attacks one floating-point image batch, the preprocessor's output['inputs']; got "
-                f"{type(inputs).__name__ if not isinstance(inputs, Tensor) else inputs.dtype}. Models with several "
-                "inputs, and preprocessors that leave uint8 images, are not supported"
-            )
+    def _in_pixel_units(self, attack: Any, model: nn.Module, data: Any, raw: Any) -> Any:
+        batch = ImageBatch.find(data)
+        images = batch.precise()
         preprocessor: Any = model.data_preprocessor
-        units = pixel_units(preprocessor, inputs, pixel_range=self.pixel_range)
-        if not self._checked:
-            check_pixel_range(inputs, units, self.pixel_range)
-            self._checked = True
-        raw_images = raw.get("inputs") if isinstance(raw, dict) else None
-        area = image_area(inputs, data.get("data_samples"), raw_images)
+        # Sizes were checked when they were set, and the image box is here: nothing is left for each step to check.
+        units = pixel_units(preprocessor, images, pixel_range=self.pixel_range)
+        if not self._fits:
+            self._check_pixel_range(images, units)
+        if batch.sizes is not None:
+            area = image_area(images, None, data[batch.key])
+        else:
+            area = image_area(images, samples_of(data), raw_images(raw, batch.key))
         eps = self.eps * self.scale * units.unit
         if area is not None:
             eps = eps * area
+        loss_fn = training_loss(model, data, self.losses)
+        self._loss_finite = None
+
+        def watched(x: Tensor) -> Tensor:
+            loss = loss_fn(x)
+            finite = torch.isfinite(loss.detach()).all()
+            self._loss_finite = finite if self._loss_finite is None else self._loss_finite & finite
+            return loss
+
         self._attacking = True
         try:
             # Under autocast small gradients would round to 0 in fp16, where the sign is lost.
-            with torch.autocast(device_type=inputs.device.type, enabled=False):
-                return attack(
-                    training_loss(model, data, self.losses), inputs.float(), eps, units.unit, units.low, units.high
-                )
+            with torch.autocast(device_type=images.device.type, enabled=False):
+                return batch.replaced(attack(watched, images, eps, units.unit, units.low, units.high))
         finally:
             self._attacking = False
+
+    def _check_pixel_range(self, images: Tensor, units: PixelUnits) -> None:
+        self._fits = check_pixel_range(images, units, self.pixel_range)
+        self._dark += not self._fits
+        if self._dark == _DARK_BATCHES:
+            print_log(
+                f"AdversarialHook: the first {self._dark} batches are all but black, so pixel_range="
+                f"{self.pixel_range:g} could not be checked",
+                logger="current",
+                level=logging.WARNING,
+            )
+
+
+def _where(samples: Sequence[Any] | None, index: int) -> str:
+    path = getattr(samples[index], "metainfo", {}).get("img_path") if samples else None
+    return f" ({path})" if path else ""

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
-from mmengine.dist import all_reduce
+from mmengine.dist import all_reduce, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmitp.engine.attack import class_labels, training_loss, unwrap
-from mmitp.engine.hooks.adversarial_hook import AdversarialHook, DataBatch
+from mmitp.attacks import CollapseRule, Probe, Verdict
+from mmitp.attacks.arguments import check_arguments
+from mmitp.engine.attack import ImageBatch, class_labels, drawing_from, samples_of, training_loss, unwrap
+from mmitp.engine.hooks.adversarial_hook import AdversarialHook
 from mmitp.registry import HOOKS
 
 Action = Literal["warn", "restore", "switch", "restore_switch", "stop"]
+
+_STATE_KEY = "mmitp_collapse_guard"
 
 
 @HOOKS.register_module()
@@ -27,30 +32,29 @@ class CollapseGuardHook(Hook):
 
     Catastrophic overfitting (Wong et al. 2020): within an epoch the model learns to withstand the single step it is
     trained on and nothing else. The probe attacks the same few batches, in eval mode, with the training attack and
-    with PGD at the same eps, and calls it a collapse when PGD's result is both
-
-    - worse than ``drop`` times the best one since the eps in force came into force, and
-    - worse than ``gap`` times the training attack's, which itself is better than guessing.
-
-    Both are needed: in single-step training of small networks on CIFAR-10 that did not collapse (eps 8 to 52, alpha
-    2 eps, probes of 64 to 200 images), PGD kept 0.64 to 1.23 of the training attack's accuracy wherever that beat
-    guessing, but 0.41 in the first iterations, when neither did. A network that never was robust has nothing to lose,
-    so that counts as no collapse.
+    with PGD at the same eps; what counts as a collapse is :class:`mmitp.attacks.CollapseRule`'s to say.
 
     The result is the accuracy of a classifier (samples with one ``gt_label``), else the inverse of the model's training
-    loss (detectors, where nothing counts as guessing). It needs an AdversarialHook in the same run.
+    loss (detectors, where nothing counts as guessing, so that a collapse before the first probe goes unseen). It needs
+    an AdversarialHook in the same run.
+
+    Checkpoints carry the probes and, where ``action`` restores, the last good state (on the CPU; it adds one copy of
+    weights and optimizer state to each file). A resumed run probes the same images and judges as it would have gone
+    on. Weights that are not finite are never kept as good; where training in one process diverges, the last good ones
+    take their place, once, and else the run ends.
 
     Args:
         interval: epochs (or iterations) between probes.
         by_epoch: unit of ``interval``.
-        source: ``"val"``: the first batches of the validation set, held back from training, for models whose loss
-            can be taken on them (classifiers); ``"train"``: the first batches of the training run, as the pipeline
-            augmented them then. ``"auto"``: ``"val"`` if its samples carry a ``gt_label``, else ``"train"``.
-        num_batches: batches to keep and probe.
+        source: ``"val"``: images of the validation set, held back from training, for models whose loss can be taken on
+            them (classifiers); ``"train"``: of the training set, as its pipeline augments them under a fixed seed.
+            ``"auto"``: ``"val"`` if its samples carry a ``gt_label``, else ``"train"``. Either is spread evenly over
+            the data set.
+        num_batches: batches to probe, of the data loader's size.
         steps: PGD steps of the probe.
         alpha: its step in pixels/255; ``None``: a quarter of eps.
-        drop: see above.
-        gap: see above.
+        drop: see :class:`mmitp.attacks.CollapseRule`.
+        gap: as there.
         action: ``"warn"`` only; ``"restore"``: weights, buffers and optimizer state go back to the last good probe
             (learning rates and schedules go on); ``"switch"``: the rest is trained with ``switch_to``;
             ``"restore_switch"``: both; ``"stop"``: restore and end the training. What changed shape since, or
@@ -59,11 +63,12 @@ class CollapseGuardHook(Hook):
             half of it for PGD. The default is PGD-2.
 
     Attributes:
-        history: one dict a probe: ``iter`` (iterations done), ``single`` and ``pgd`` (results, higher is better),
-            ``collapsed``.
+        history: one dict a probe: ``iter`` (iterations done), ``eps`` (pixels/255, in force), ``single`` and ``pgd``
+            (results, higher is better), ``collapsed``.
 
     Raises:
-        ValueError: for values that cannot guard, or a run without AdversarialHook.
+        ValueError: for values that cannot guard, and when training begins for a run without AdversarialHook, without
+            data to probe, or with ``switch_to`` that the AdversarialHook does not take.
     """
 
     # After pruning has acted on the epoch, before checkpoints are written.
@@ -86,40 +91,53 @@ class CollapseGuardHook(Hook):
             raise ValueError(f"action must be one of {get_args(Action)}, got {action!r}")
         if source not in ("auto", "val", "train"):
             raise ValueError(f"source must be 'auto', 'val' or 'train', got {source!r}")
-        if min(interval, num_batches, steps) < 1 or not 0 < drop <= 1 or not 0 < gap <= 1:
+        if not min(interval, num_batches, steps) >= 1:
             raise ValueError(
-                "interval, num_batches and steps must be at least 1, drop and gap between 0 and 1, got "
-                f"{interval}, {num_batches}, {steps}, {drop}, {gap}"
+                f"interval, num_batches and steps must be at least 1, got {interval}, {num_batches}, {steps}"
             )
+        check_arguments(eps=1.0, alpha=alpha, steps=steps)
+        self.rule = CollapseRule(drop, gap)
         self.interval, self.by_epoch, self.source, self.num_batches = interval, by_epoch, source, num_batches
-        self.steps, self.alpha, self.drop, self.gap, self.action = steps, alpha, drop, gap, action
+        self.steps, self.alpha, self.action = steps, alpha, action
         self.switch_to = dict(switch_to) if switch_to is not None else {"attack": "pgd", "steps": 2}
         self.history: list[dict[str, Any]] = []
         self._batches: list[Any] = []
-        self._best = 0.0
-        self._best_eps = 0.0
         self._good: dict[str, Any] | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Find the attack and keep the batches to probe."""
+        """Find the attack and the batches to probe."""
         attacks = [hook for hook in runner.hooks if isinstance(hook, AdversarialHook)]
         if len(attacks) != 1:
             raise ValueError(f"CollapseGuardHook needs exactly one AdversarialHook in the run, found {len(attacks)}")
         self._attack = attacks[0]
+        if self._switches:
+            to = self._switch_target()
+            if "attack" not in to:
+                raise ValueError(f"CollapseGuardHook(switch_to={self.switch_to}) needs the key 'attack'")
+            self._attack.check_attack(**to)
+        if self._restores:
+            self._attack.on_diverged = self._on_diverged
         self._batches = []
         if self.source != "train" and runner.val_loop is not None:
-            # The loader draws its seed from the global generator: a run must not change because it is watched.
-            with torch.random.fork_rng(devices=[]):
-                batches = [copy.deepcopy(batch) for batch in islice(runner.val_dataloader, self.num_batches)]
-            if self.source == "val" or all(class_labels(_samples(batch)) is not None for batch in batches):
+            batches = _draw(runner.val_dataloader, self.num_batches)
+            if self.source == "val" or all(class_labels(samples_of(batch)) is not None for batch in batches):
                 self._batches = batches
         if self.source == "val" and not self._batches:
             raise ValueError("CollapseGuardHook(source='val') needs a validation dataloader with data")
+        if not self._batches:
+            self._batches = _draw(runner.train_dataloader, self.num_batches)
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: DataBatch = None) -> None:
-        """With ``source="train"``, keep the first batches."""
-        if len(self._batches) < self.num_batches:
-            self._batches.append(copy.deepcopy(data_batch))
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep what later verdicts and acts depend on."""
+        checkpoint[_STATE_KEY] = {"rule": self.rule.state_dict(), "history": self.history, "good": self._good}
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """On resume, judge on; weights alone bring no past."""
+        if getattr(runner, "_resume", False) and _STATE_KEY in checkpoint:
+            state = checkpoint[_STATE_KEY]
+            self.rule.load_state_dict(state["rule"])
+            self.history = [dict(probe) for probe in state["history"]]
+            self._good = _to_cpu(state["good"]) if self._restores else None
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Probe."""
@@ -127,96 +145,152 @@ class CollapseGuardHook(Hook):
             self.probe(runner, runner.iter)
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: DataBatch = None, outputs: dict | None = None
+        self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None, outputs: dict | None = None
     ) -> None:
         """Probe."""
         if not self.by_epoch and self.every_n_train_iters(runner, self.interval):
             self.probe(runner, runner.iter + 1)
 
     def probe(self, runner: Runner, done: int) -> None:
-        """Attack the kept batches after ``done`` iterations, record the result, and act on a collapse."""
+        """Attack the batches after ``done`` iterations, record the result, and act on a collapse."""
         attack = self._attack
         eps = attack.eps * attack.scale
         if eps == 0:
             return
         model = unwrap(runner.model)
         alpha = self.alpha if self.alpha is not None else eps / 4
-        with _evaluating(model):
-            single, chance = self._result(
+        # Losses that draw (two-stage detectors sample proposals) draw the same at every probe, and not from the run's.
+        with _evaluating(model), drawing_from(0, next(model.parameters()).device):
+            single, chance, images = self._result(
                 model, lambda *batch: attack.perturb(model, *batch, generator=_generator(batch))
             )
-            multi, _ = self._result(
+            multi, _, _ = self._result(
                 model,
                 lambda *batch: attack.perturb_pgd(
                     model, *batch, alpha=alpha, steps=self.steps, generator=_generator(batch)
                 ),
             )
-        if eps != self._best_eps:
-            self._best, self._best_eps = multi, eps
-        collapsed = multi < self.drop * self._best and multi < self.gap * single and single > chance
-        self._best = max(self._best, multi)
-        self.history.append({"iter": done, "single": single, "pgd": multi, "collapsed": collapsed})
+        verdict = self.rule.judge(Probe(single, multi, chance, images))
+        self.history.append(
+            {"iter": done, "eps": float(eps), "single": single, "pgd": multi, "collapsed": verdict.collapsed}
+        )
         runner.message_hub.update_scalar("train/probe_single", single)
         runner.message_hub.update_scalar("train/probe_pgd", multi)
-        if collapsed:
-            self._act(runner, done, single, multi)
-        elif self.action in ("restore", "restore_switch", "stop"):
+        if verdict.collapsed:
+            self._act(runner, done, verdict)
+        elif not verdict.good:
+            runner.logger.info(f"probe after {done} iterations: {verdict.reason}")
+        elif self._restores and _finite_everywhere(runner):
             self._good = _snapshot(runner, done)
 
-    def _result(self, model: nn.Module, perturb: Callable[[dict[str, Any], Any], Tensor]) -> tuple[float, float]:
-        """Accuracy, or one over the mean loss, on the kept batches of all ranks; and what guessing would reach."""
+    @property
+    def _restores(self) -> bool:
+        return self.action in ("restore", "restore_switch", "stop")
+
+    @property
+    def _switches(self) -> bool:
+        return self.action in ("switch", "restore_switch")
+
+    def _result(self, model: nn.Module, perturb: Callable[[Any, Any], Any]) -> tuple[float, float, int]:
+        """Accuracy, or one over the mean loss, on all ranks' batches; what guessing would reach; images of the former.
+
+        Logits that are not finite classify nothing.
+        """
         total = count = chance = 0.0
         for raw in self._batches:
             # Preprocessors write labels and meta data into the samples they are given.
             data = model.data_preprocessor(copy.deepcopy(raw), False)  # type: ignore[operator]
-            attacked = {**data, "inputs": perturb(data, raw)}
-            labels = class_labels(data["data_samples"])
+            labels = class_labels(samples_of(data))
+            attacked = perturb(data, raw)
             with torch.no_grad():
                 if labels is None:
-                    total += training_loss(model, data)(attacked["inputs"]).item()
+                    total += training_loss(model, attacked)(ImageBatch.find(attacked).images).item()
                     count += 1
                 else:
                     logits = model(attacked["inputs"], copy.deepcopy(data["data_samples"]), mode="tensor")
-                    total += (logits.argmax(1) == labels.to(logits.device)).sum().item()
+                    right = (logits.argmax(1) == labels.to(logits.device)) & torch.isfinite(logits).all(1)
+                    total += right.sum().item()
                     count += len(labels)
                     chance = 1 / logits.shape[1]
         device = next(model.parameters()).device
         sums = torch.tensor([total, count], dtype=torch.float64, device=device)
         all_reduce(sums)
-        mean = (sums[0] / sums[1]).item()
-        return (mean, chance) if chance else (1 / max(mean, 1e-12), 0.0)
+        mean, counted = (sums[0] / sums[1]).item(), int(sums[1].item())
+        return (mean, chance, counted) if chance else (1 / max(mean, 1e-12), 0.0, counted)
 
-    def _act(self, runner: Runner, done: int, single: float, multi: float) -> None:
+    def _act(self, runner: Runner, done: int, verdict: Verdict) -> None:
         steps = []
-        if self.action in ("restore", "restore_switch", "stop"):
+        if self._restores:
             steps.append(_restore(runner, self._good))
-        if self.action in ("switch", "restore_switch"):
+        if self._switches:
             steps.append(self._switch())
         if self.action == "stop":
             runner.train_loop.stop_training = True
             steps.append("training ends here")
         runner.logger.warning(
-            f"catastrophic overfitting after {done} iterations: {multi:.4g} under PGD-{self.steps} (best "
-            f"{self._best:.4g}) against {single:.4g} under the training attack. "
+            f"catastrophic overfitting after {done} iterations: {verdict.reason} (PGD-{self.steps}). "
             + ("; ".join(steps) or "Nothing is done about it (action='warn')")
         )
 
-    def _switch(self) -> str:
+    def _switch_target(self) -> dict[str, Any]:
         to = dict(self.switch_to)
-        to.setdefault("alpha", self._attack.eps / 2 if to["attack"] == "pgd" else self._attack.eps)
+        to.setdefault("alpha", self._attack.eps / 2 if to.get("attack") == "pgd" else self._attack.eps)
+        return to
+
+    def _switch(self) -> str:
+        to = self._switch_target()
         if all(getattr(self._attack, key) == value for key, value in to.items()):
             return f"already trained with {to}"
         self._attack.switch(**to)
         return f"training goes on with {to}"
 
+    def _on_diverged(self, runner: Runner) -> bool:
+        good = self._good
+        # Not between processes: those whose own loss is finite still would train on.
+        if good is None or good["used"] or get_world_size() > 1:
+            return False
+        said = _restore(runner, good)
+        # Once: what diverges from the same state again does so until the end.
+        good["used"] = _finite_everywhere(runner)
+        if good["used"]:
+            runner.logger.warning(f"training has diverged in iteration {runner.iter + 1}: {said}")
+        return good["used"]
 
-def _samples(batch: Any) -> Any:
-    return batch.get("data_samples") if isinstance(batch, dict) else None
+
+def _draw(loader: Any, batches: int) -> list[Any]:
+    """This rank's ``batches`` of images spread evenly over a loader's data set; the same ones at every call.
+
+    A run must not change because it is watched: every generator is as it was before.
+    """
+    dataset, size = loader.dataset, loader.batch_size or getattr(loader.batch_sampler, "batch_size", 1)
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(
+            "CollapseGuardHook takes its images from a data set with a length: give the run a validation set with one "
+            "(source='val')"
+        )
+    if not len(dataset):
+        return []
+    wanted = min(batches * size * get_world_size(), len(dataset))
+    indices = [i * len(dataset) // wanted for i in range(wanted)]
+    mine = indices[get_rank() :: get_world_size()] or indices[:1]
+    # The global generators are those that pipelines draw from.
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        try:
+            # Not torch.manual_seed, which seeds every accelerator too.
+            torch.default_generator.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)  # noqa: NPY002
+            items = [dataset[index] for index in mine]
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+    return [loader.collate_fn(items[i : i + size]) for i in range(0, len(items), size)]
 
 
-def _generator(batch: tuple[dict[str, Any], Any]) -> torch.Generator:
+def _generator(batch: tuple[Any, Any]) -> torch.Generator:
     """The same random starts at every probe, so that results compare."""
-    return torch.Generator(batch[0]["inputs"].device).manual_seed(0)
+    return torch.Generator(ImageBatch.find(batch[0]).images.device).manual_seed(0)
 
 
 @contextmanager
@@ -244,14 +318,32 @@ def _optimizers(runner: Runner) -> list[torch.optim.Optimizer]:
     return [single.optimizer for single in (wrapper.values() if hasattr(wrapper, "values") else [wrapper])]
 
 
-def _snapshot(runner: Runner, done: int) -> dict[str, Any]:
-    def to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {key: value.detach().to("cpu", copy=True) for key, value in state.items()}
+def _finite_everywhere(runner: Runner) -> bool:
+    """Whether all weights and buffers of all ranks are finite."""
+    values = [value for module in _stateful(runner).values() for value in module.state_dict().values()]
+    finite = torch.stack([torch.isfinite(value).all() for value in values]).all()
+    broken = (~finite).to(torch.float64)
+    all_reduce(broken)
+    return not broken.item()
 
+
+def _to_cpu(state: Any) -> Any:
+    """A copy on the CPU, tensor by tensor, so that none is made on the accelerator."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _to_cpu(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(_to_cpu(value) for value in state)
+    return copy.deepcopy(state)
+
+
+def _snapshot(runner: Runner, done: int) -> dict[str, Any]:
     return {
         "iter": done,
-        "modules": {name: to_cpu(module.state_dict()) for name, module in _stateful(runner).items()},
-        "optimizers": [copy.deepcopy(optimizer.state_dict()["state"]) for optimizer in _optimizers(runner)],
+        "modules": {name: _to_cpu(dict(module.state_dict())) for name, module in _stateful(runner).items()},
+        "optimizers": [_to_cpu(optimizer.state_dict()["state"]) for optimizer in _optimizers(runner)],
+        "used": False,
     }
 
 
