@@ -22,10 +22,12 @@ import hashlib
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ from mmengine import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mmitp.engine.config import load_config
@@ -51,8 +53,8 @@ from mmitp.pruning.slim import plan_slim
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (32, 32)
-#: options whose value is a place on this machine: a recorded command keeps the last part of it
-LOCAL = ("--work-dir", "--metrics", "--data-root", "--dense-weights", "--dense-metrics")
+#: options whose value is a place on this machine: a recorded command leaves them out
+LOCAL = ("--work-dir", "--metrics", "--data-root")
 
 
 def sizes(model: nn.Module) -> dict[str, int]:
@@ -84,9 +86,13 @@ def dense_model(cfg: Config) -> ConfigDict:
 
 
 def recorded_command(argv: list[str]) -> str:
-    """The command line, free of this machine's folders."""
-    words = [Path(word).name if previous in LOCAL else word for previous, word in zip(["", *argv], argv, strict=False)]
-    words[0] = f"benchmarks/{Path(words[0]).name}"
+    """The command line without this machine's folders; of an earlier run's files their folder and name."""
+    words, rest = [f"benchmarks/{Path(argv[0]).name}"], iter(argv[1:])
+    for word in rest:
+        if word in LOCAL:
+            next(rest, None)
+        else:
+            words.append("/".join(Path(word).parts[-2:]) if os.path.isabs(word) else word)
     return "python " + " ".join(words)
 
 
@@ -145,15 +151,20 @@ class Metrics(Hook):
     # -- the file
 
     def after_train_epoch(self, runner: Runner) -> None:
-        self._stop(runner)
-        self._note(runner, runner.epoch + 1)
-        self._start(runner)
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            self._stop(runner)
+            self._note(runner, dict(epoch=runner.epoch + 1))
+            self._start(runner)
 
-    def _note(self, runner: Runner, epoch: int) -> None:
+    def before_val_epoch(self, runner: Runner) -> None:
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            self._note(runner, dict(iteration=runner.iter))
+
+    def _note(self, runner: Runner, when: dict[str, int]) -> None:
         size = sizes(runner.model)
         self.epochs.append(
             dict(
-                epoch=epoch,
+                when,
                 accuracy=None,
                 train_seconds=round(self.seconds["train"], 1),
                 ops_kept=round(size["macs"] / self.head["macs_dense"], 4),
@@ -181,8 +192,9 @@ class Metrics(Hook):
             )
         self.epochs, self.seconds, self.resumed = known["epochs"], known["seconds"], known["resumed"] + 1
         if self.path.is_file() and self.epochs:  # validation comes after the checkpoint
-            written = {e["epoch"]: e["accuracy"] for e in json.loads(self.path.read_text(encoding="utf-8"))["epochs"]}
-            self.epochs[-1]["accuracy"] = written.get(self.epochs[-1]["epoch"])
+            written = json.loads(self.path.read_text(encoding="utf-8"))["epochs"]
+            accuracies = {entry["epoch"]: entry["accuracy"] for entry in written}
+            self.epochs[-1]["accuracy"] = accuracies.get(self.epochs[-1]["epoch"])
 
     def write(self, state: str, **more: Any) -> dict[str, Any]:
         result = dict(self.head, state=state, resumed=self.resumed, epochs=self.epochs, **more)
@@ -191,12 +203,9 @@ class Metrics(Hook):
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replaces a file in one step; entries of lists of dicts stand on a line each."""
-    lists = {k: v for k, v in content.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
-    text = json.dumps({k: (f"@{k}" if k in lists else v) for k, v in content.items()}, indent=1)
-    for key, value in lists.items():
-        rows = ",\n  ".join(json.dumps(row) for row in value)
-        text = text.replace(f'"@{key}"', f"[\n  {rows}\n ]")
+    """Replaces a file in one step; what a list or a dict without further ones holds stands on one line."""
+    text = json.dumps(content, indent=1)
+    text = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda inner: json.dumps(json.loads(inner[0])), text)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(text + "\n", encoding="utf-8")
@@ -227,20 +236,22 @@ def stretch(cfg: Config, epochs: int) -> None:
 def step_cost(
     small: nn.Module, dense: nn.Module, batch: dict, optimizer: ConfigDict, rounds: int = 30
 ) -> dict[str, float]:
-    """Processor time of a training step of ``small`` over that of ``dense``: median and quartiles of paired steps.
+    """Processor time of a training step of ``small`` over that of ``dense`` (see :func:`paired_steps`)."""
+    nets = [copy.deepcopy(net).train() for net in (small, dense)]
+    return paired_steps(nets, [build_optim_wrapper(net, copy.deepcopy(optimizer)) for net in nets], batch, rounds)
+
+
+def paired_steps(nets: list[Any], wrappers: list[Any], batch: dict, rounds: int = 30) -> dict[str, float]:
+    """Processor time of a step of the first of two networks over one of the second: median and quartiles.
 
     The two take single steps in turn, so that what else runs on the machine weighs on both alike.
     """
-    nets: list[Any] = [copy.deepcopy(net).train() for net in (small, dense)]
-    wrappers = [build_optim_wrapper(net, copy.deepcopy(optimizer)) for net in nets]
     ratios = []
     for i in range(-2, rounds):  # two rounds to warm up
         seconds = [0.0, 0.0]
         for which in (0, 1) if i % 2 else (1, 0):
-            wrapper = wrappers[which]
-            assert isinstance(wrapper, OptimWrapper)
             start = time.process_time()
-            nets[which].train_step(copy.copy(batch), wrapper)
+            nets[which].train_step(copy.copy(batch), wrappers[which])
             seconds[which] = time.process_time() - start
         if i >= 0:
             ratios.append(seconds[0] / seconds[1])
@@ -305,18 +316,37 @@ def metrics_file(args: argparse.Namespace, cfg: Config) -> Path:
     return Path(args.metrics or Path(cfg.work_dir) / "metrics.json")
 
 
-def measured_run(cfg: Config, path: Path, head: dict[str, Any], model: nn.Module | None = None) -> dict[str, Any]:
-    """Trains, validates and returns the metrics, less what only the caller knows; ``model`` replaces the config's."""
+def measured_run(
+    cfg: Config,
+    path: Path,
+    head: dict[str, Any],
+    model: nn.Module | None = None,
+    optim_wrapper: OptimWrapper | None = None,
+    after: Callable[[Runner], nn.Module] | None = None,
+) -> dict[str, Any]:
+    """Trains, validates and returns the metrics, less what only the caller knows.
+
+    Args:
+        cfg: from :func:`configured`.
+        path: the metrics file.
+        head: what is known beforehand (:func:`head_of`).
+        model: takes the place of the config's.
+        optim_wrapper: likewise.
+        after: called with the trained runner; the network it returns is validated and counted instead.
+    """
     runner = build_runner(cfg)
     if model is not None:
         runner.model = model
+    if optim_wrapper is not None:
+        runner.optim_wrapper = optim_wrapper
     metrics = Metrics(path, head, fingerprint(cfg))
     runner.register_hook(metrics)
     runner.train()
-    if not metrics.epochs:  # a loop by iterations
-        metrics._note(runner, runner.epoch)
-    if metrics.epochs[-1]["accuracy"] is None:
-        runner.val()
+    if not metrics.epochs or metrics.epochs[-1]["accuracy"] is None:  # stopped between the last step and validation
+        runner.val_loop.run()
+    if after is not None:
+        runner.model = after(runner)
+        runner.val_loop.run()
     torch.save(runner.model.state_dict(), Path(cfg.work_dir) / "weights.pth")
     size = sizes(runner.model)
     return metrics.write(
