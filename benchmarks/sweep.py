@@ -25,6 +25,7 @@ costs over 10 dense epochs, and the seconds beside it are what the machine made 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import fnmatch
 import itertools
 import json
@@ -266,7 +267,7 @@ class Sweep:
             words += ["--data-root", self.data_root]
         return [self.python(run), str(ROOT / "benchmarks" / run.script), *words]
 
-    def start(self, run: Run, nice: int) -> Job:
+    def start(self, run: Run, nice: int) -> Job | None:
         folder = self.work / run.name
         folder.mkdir(parents=True, exist_ok=True)
         log = (folder / "log.txt").open("a", encoding="utf-8")
@@ -280,7 +281,17 @@ class Sweep:
         command = self.command(run)
         if nice:
             command = ["nice", "-n", str(nice), *command]
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        # The run holds the lock as long as it lives, also where its driver was killed.
+        with (folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.close()
+                say(f"{run.name}: left out, it is being run by another driver, or by one that was killed")
+                return None
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, pass_fds=(lock.fileno(),)
+            )
         say(f"{run.name}: started, process {process.pid}, log {folder / 'log.txt'}")
         return Job(run, process, log)
 
@@ -303,7 +314,10 @@ class Sweep:
                         failed.add(run.name)
                     elif len(running) < jobs and run.needs not in busy | waiting:
                         queue.remove(run)
-                        running.append(self.start(run, nice))
+                        if (job := self.start(run, nice)) is None:
+                            failed.add(run.name)
+                        else:
+                            running.append(job)
                 time.sleep(every)
                 for job in [job for job in running if job.process.poll() is not None]:
                     running.remove(job)
@@ -369,7 +383,7 @@ def tables(runs: list[Run], out: Path) -> str:
         lines += [
             "Dense:" if target == 1 else f"At most {target:g} of the operations:",
             "",
-            "| | n | accuracy, %, mean | standard deviation | by seed | ops | params | cost | processor time, s |",
+            "| | n | accuracy, % | standard deviation | by seed | ops | params | cost | processor time, s |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
         rows = dict.fromkeys(run.row for run in runs if run in finished and run.target == target and run.shown)
@@ -392,8 +406,11 @@ def row_cells(row: str, by_seed: dict[int, dict[str, Any]], costs: dict[str, Any
     measured = [c for k in known if (c := relative_cost(k, costs)) is not None]
     cost = f"{statistics.mean(measured):.2f}" if len(measured) == len(known) else "-"
     seeds = ", ".join(f"{seed}: {by_seed[seed]['accuracy']:.2f}" for seed in sorted(by_seed))
+    named = (
+        f"{row} (`{known[0]['config']}`)" if all("inner_widths" not in k and "ranking" not in k for k in known) else row
+    )
     cells = [
-        row,
+        named,
         str(len(known)),
         f"**{mean:.2f}**",
         spread,
