@@ -181,7 +181,7 @@ class Metrics(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         self._stop(runner)
         checkpoint["measured"] = copy.deepcopy(dict(epochs=self.epochs, seconds=self.seconds, resumed=self.resumed))
-        checkpoint["measured"]["fingerprint"] = self.fingerprint
+        checkpoint["measured"].update(fingerprint=self.fingerprint, commit=self.head["commit"])
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         known = checkpoint.get("measured")
@@ -191,6 +191,8 @@ class Metrics(Hook):
                 "remove the folder, or give another --work-dir"
             )
         self.epochs, self.seconds, self.resumed = known["epochs"], known["seconds"], known["resumed"] + 1
+        earlier = known.get("commit", "").split(", ")
+        self.head["commit"] = ", ".join(dict.fromkeys(filter(None, [*earlier, self.head["commit"]])))
         if self.path.is_file() and self.epochs:  # validation comes after the checkpoint
             written = json.loads(self.path.read_text(encoding="utf-8"))["epochs"]
             accuracies = {entry["epoch"]: entry["accuracy"] for entry in written}

@@ -119,16 +119,14 @@ def count_by_operations(optimizer: Any, model: nn.Module, ratio: float) -> None:
         widths = [g["num_groups"] for g in groups]
         prices = [price[conv_of(g)] for g in groups]
         owner = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(widths))
-        taken = set(optimizer.pruned_group_idxes)
-        gone = [0] * len(groups)
-        for index in taken:
-            gone[int(owner[index])] += 1
-        order = [i for i in torch.cat(optimizer.global_scores).argsort(stable=True).tolist() if i not in taken]
+        scores, taken = torch.cat(optimizer.global_scores), optimizer.pruned_group_idxes
         count = 0
-        while kept_macs(dense, prices, widths, gone) > limit and count < len(order):
-            gone[int(owner[order[count]])] += 1
+        while True:  # as HESSO picks: of its lowest scores those that are not taken yet, by number
+            lowest = set(torch.topk(-scores, len(taken) + count).indices.tolist()) - set(taken)
+            gone = torch.bincount(owner[[*taken, *sorted(lowest)[:count]]], minlength=len(groups)).tolist()
+            if kept_macs(dense, prices, widths, gone) <= limit or len(taken) + count == len(owner):
+                break
             count += 1
-        # HESSO takes its number of lowest scores, those of earlier periods among them or not
         optimizer.active_num_redundant_groups[period] = count
         optimizer.target_num_redundant_groups = len(taken) + count + 1  # not reached before the last period is over
         pick()
