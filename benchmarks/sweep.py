@@ -333,6 +333,7 @@ class Sweep:
         finally:
             for job in running:
                 job.process.terminate()
+                job.process.send_signal(signal.SIGCONT)  # a paused run ends, too
             for job in running:
                 job.process.wait()
                 job.log.close()
