@@ -21,15 +21,17 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from measured import spread_of  # makes the OpenMMLab stack importable without compiled operators
+from mmengine import Config
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
 from mmitp.engine.config import load_config
 from mmitp.engine.hooks import PruneHook
 from mmitp.models.report import random_batch
@@ -55,17 +57,19 @@ class StandingLoop(EpochBasedTrainLoop):
         return self.runner.model
 
 
-def stand(net: str, phase: str, divisor: int, work_dir: str) -> tuple[Runner, Any]:
-    """A Runner that stands in one phase of the run, and its batch."""
-    file, size, shape = NETS[net]
-    cfg = load_config(str(CONFIGS / file), work_dir=work_dir)
-    hook = next(h for h in cfg.custom_hooks if h.type == "mmitp.PruneHook")
-    if phase == "dense":
+def stand(
+    file: Path, phase: str, size: int, shape: tuple[int, int], work_dir: str, slimming: dict[str, Any] | None = None
+) -> tuple[Runner, Any]:
+    """A Runner that stands in one phase of the run, and its batch; ``slimming`` are PruneHook's options at the end."""
+    cfg = load_config(str(file), work_dir=work_dir)
+    hook = prune_hook(cfg)
+    if phase == "dense" and hook is not None:
         cfg.model.type = cfg.model.pop("of")
         cfg.model.pop("prune", None)
         cfg.custom_hooks = []
     elif phase == "slimmed":
-        hook.update(slim_at_end=True, fill=True, divisor=divisor)
+        assert hook is not None
+        hook.update(slimming or {})
     model = cfg.model
     if "data_preprocessor" in cfg:
         model.data_preprocessor = cfg.data_preprocessor
@@ -78,10 +82,10 @@ def stand(net: str, phase: str, divisor: int, work_dir: str) -> tuple[Runner, An
         optim_wrapper=cfg.optim_wrapper,
         param_scheduler=cfg.param_scheduler,
         default_hooks=dict(cfg.default_hooks, checkpoint=None, sampler_seed=None),
-        custom_hooks=cfg.custom_hooks,
+        custom_hooks=cfg.get("custom_hooks"),
         default_scope=cfg.default_scope,
         log_level="ERROR",
-        experiment_name=f"{net}_{phase}",
+        experiment_name=f"{file.stem}_{phase}",
     )
     runner.train()
     batch = random_batch(runner.model, shape, size, torch.Generator().manual_seed(0))
@@ -95,9 +99,56 @@ def stand(net: str, phase: str, divisor: int, work_dir: str) -> tuple[Runner, An
         runner.train_loop._epoch = hook.end - 1
         start = time.perf_counter()
         pruning.after_train_epoch(runner)
-        print(f"{net}: the freeze and the slimming took {time.perf_counter() - start:.1f} s")
+        print(f"{file.stem}: the freeze and the slimming took {time.perf_counter() - start:.1f} s")
         runner.train_loop._epoch = hook.end
     return runner, batch
+
+
+def prune_hook(cfg: Config) -> Any:
+    """The config's PruneHook, or None."""
+    return next((h for h in cfg.get("custom_hooks") or [] if h.type == "mmitp.PruneHook"), None)
+
+
+def take_turns(runners: dict[str, tuple[Runner, Any]], rounds: int, now: Callable[[], float]) -> dict[str, list[float]]:
+    """Times of whole iterations, one of each Runner a round, in changing order."""
+    names = list(runners)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(-2, rounds):  # two rounds to warm up
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            runner, batch = runners[name]
+            start = now()
+            runner.train_loop.run_iter(1, batch)
+            if i >= 0:
+                times[name].append(now() - start)
+    return times
+
+
+def whole_run_cost(
+    file: Path, dense: Path, rounds: int, size: int = 128, shape: tuple[int, int] = (32, 32)
+) -> dict[str, dict[str, float]]:
+    """Processor time of a config's steps, and of its run by its own schedule, over those of a dense config's.
+
+    Medians and quartiles of rounds: ``step`` of a network without masks, else ``before``, ``window`` and, with
+    ``slim_at_end``, ``slimmed``; and ``whole_run``.
+    """
+    cfg = load_config(str(file))
+    hook = prune_hook(cfg)
+    epochs, dense_epochs = cfg.train_cfg.max_epochs, load_config(str(dense)).train_cfg.max_epochs
+    spans = {"step": epochs}
+    if hook is not None:
+        spans = {"before": hook.begin, "window": hook.end - hook.begin}
+        if hook.get("slim_at_end"):
+            spans["slimmed"] = epochs - hook.end
+        else:
+            spans["before"] += epochs - hook.end  # frozen masks cost what masks at rest do
+    with tempfile.TemporaryDirectory() as work_dir:
+        runners = {"dense": stand(dense, "dense", size, shape, work_dir)}
+        for phase in spans:
+            runners[phase] = stand(file, "dense" if phase == "step" else phase, size, shape, work_dir)
+        times = take_turns(runners, rounds, time.process_time)
+    ratios = {phase: [a / b for a, b in zip(times[phase], times["dense"], strict=True)] for phase in spans}
+    whole = [sum(spans[p] * ratios[p][i] for p in spans) / dense_epochs for i in range(rounds)]
+    return {name: spread_of(values) for name, values in dict(ratios, whole_run=whole).items()}
 
 
 def hook_of(runner: Runner) -> PruneHook:
@@ -119,16 +170,10 @@ def main() -> None:
     now = time.process_time if args.threads == 1 else time.perf_counter
     with tempfile.TemporaryDirectory() as work_dir:
         for net in args.nets:
-            runners = {phase: stand(net, phase, args.divisor, work_dir) for phase in PHASES}
-            times: dict[str, list[float]] = {phase: [] for phase in PHASES}
-            for i in range(-2, args.rounds):  # two rounds to warm up
-                for phase in PHASES[i % 4 :] + PHASES[: i % 4]:
-                    runner, batch = runners[phase]
-                    start = now()
-                    runner.train_loop.run_iter(1, batch)
-                    if i >= 0:
-                        times[phase].append(now() - start)
-            report(net, runners["slimmed"][0], times, args)
+            file, size, shape = NETS[net]
+            slimming = dict(slim_at_end=True, fill=True, divisor=args.divisor)
+            runners = {phase: stand(CONFIGS / file, phase, size, shape, work_dir, slimming) for phase in PHASES}
+            report(net, runners["slimmed"][0], take_turns(runners, args.rounds, now), args)
 
 
 def report(net: str, runner: Runner, times: dict[str, list[float]], args: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ A 3x3 stem with 16 channels, three stages of ``n`` basic blocks with 16, 32 and 
 network is a backbone: pooling and the classifier are mmpretrain's ``GlobalAveragePooling`` and ``LinearClsHead``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -81,11 +81,13 @@ class ResNetCifar(BaseModule):
         shortcut: where a stage changes the stream's shape, 'A' subsamples and pads with zero channels (parameter-free,
             the paper's CIFAR networks), 'B' projects by a 1x1 convolution with batch normalisation.
         in_channels: channels of the image.
-        base_channels: width of the first stage; the later ones have twice and four times as many.
+        base_channels: width of the first stage, where the later ones have twice and four times as many; or the widths
+            of the three stages.
         init_cfg: mmengine initialisation; by default He's normal initialisation over the fan-in.
 
     Raises:
-        ValueError: for a depth that is not ``6n + 2`` or an unknown shortcut.
+        ValueError: for a depth that is not ``6n + 2``, an unknown shortcut, or widths that are not three or that shrink
+            under the shortcut 'A', which can only add channels.
     """
 
     def __init__(
@@ -93,13 +95,21 @@ class ResNetCifar(BaseModule):
         depth: int = 20,
         shortcut: str = "A",
         in_channels: int = 3,
-        base_channels: int = 16,
+        base_channels: int | Sequence[int] = 16,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"ResNetCifar: depth={depth} is not 6n + 2; use 20, 32, 44, 56 or 110, for example")
         if shortcut not in ("A", "B"):
             raise ValueError(f"ResNetCifar: shortcut={shortcut!r}; use 'A' (zero padding) or 'B' (projection)")
+        if isinstance(base_channels, int):
+            base_channels = (base_channels, 2 * base_channels, 4 * base_channels)
+        widths = list(base_channels)
+        if len(widths) != 3 or min(widths) < 1 or (shortcut == "A" and sorted(widths) != widths):
+            raise ValueError(
+                f"ResNetCifar: base_channels={base_channels!r}; use one number of channels or those of three stages, "
+                "none fewer than before under shortcut='A'"
+            )
         if init_cfg is None:
             init_cfg = [
                 {"type": "Kaiming", "layer": "Conv2d", "mode": "fan_in"},
@@ -107,11 +117,10 @@ class ResNetCifar(BaseModule):
             ]
         super().__init__(init_cfg)
         self.depth = depth
-        self.conv1 = nn.Conv2d(in_channels, base_channels, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(base_channels)
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
         blocks = (depth - 2) // 6
-        widths = [base_channels, 2 * base_channels, 4 * base_channels]
-        stages, stream = [], base_channels
+        stages, stream = [], widths[0]
         for width, stride in zip(widths, (1, 2, 2), strict=True):
             stages.append(
                 nn.Sequential(
@@ -123,7 +132,7 @@ class ResNetCifar(BaseModule):
         self.layer1, self.layer2, self.layer3 = stages
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        """Map images N x in_channels x H x W to a one-tuple with N x 4*base_channels x ceil(H/4) x ceil(W/4)."""
+        """Map images N x in_channels x H x W to a one-tuple with N x (last width) x ceil(H/4) x ceil(W/4)."""
         if torch.is_grad_enabled():
             # Channels last: a training step takes 0.78 of the time (CPU, batch 128, one thread, torch 2.13, AVX2).
             # Deployed, the caller chooses: one image through a slimmed network is slower so (AVX-512: 0.96 of the dense

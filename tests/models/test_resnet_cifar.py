@@ -48,6 +48,25 @@ def test_depth_counts_the_weighted_layers(depth: int) -> None:
     assert len(convolutions) + 1 == depth
 
 
+# (9, 17, 34): convolutions 9 * (3*9 + 6*81) = 4,617 at 1024 places; 9 * (9*17 + 5*289) = 14,382 at 256;
+# 9 * (17*34 + 5*1156) = 57,222 at 64.
+def test_stage_widths_can_be_given_one_by_one() -> None:
+    model = ResNetCifar(20, base_channels=(9, 17, 34))
+    assert conv_macs(model, 32) == 4_617 * 1024 + 14_382 * 256 + 57_222 * 64
+    assert model(torch.zeros(2, 3, 32, 32))[0].shape == (2, 34, 8, 8)
+    shortcut = model.layer2[0].shortcut(torch.ones(1, 9, 4, 4))  # 8 new channels, half of them in front
+    assert shortcut[0, :, 0, 0].tolist() == [0] * 4 + [1] * 9 + [0] * 4
+    twice = [[p.shape for p in ResNetCifar(8, base_channels=w).parameters()] for w in (4, (4, 8, 16))]
+    assert twice[0] == twice[1]
+    ResNetCifar(8, shortcut="B", base_channels=(8, 4, 16))(torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("widths", [(16, 32), (16, 32, 64, 128), (32, 16, 64), (0, 8, 16)])
+def test_stage_widths_that_are_not_three_or_shrink_are_refused(widths: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="use one number of channels or those of three stages"):
+        ResNetCifar(8, base_channels=widths)
+
+
 @pytest.mark.parametrize(("size", "out"), [(32, 8), (33, 9), (64, 16)])
 def test_output_is_a_quarter_of_the_image_rounded_up(size: int, out: int) -> None:
     features = ResNetCifar(8)(torch.zeros(2, 3, size, size))

@@ -1,0 +1,509 @@
+"""ResNet-20 on CIFAR-10, short schedule: every row of the comparison in configs/cifar10/README.md, at equal cost.
+
+    python benchmarks/sweep.py run [--only PATTERN ...] [--jobs 1] [--nice 15] [--work DIR] [--data-root DIR]
+    python benchmarks/sweep.py status [--only PATTERN ...]
+    python benchmarks/sweep.py cost [--only PATTERN ...] [--rounds 30]
+    python benchmarks/sweep.py table [--write | --check]
+
+``run`` goes through the declared runs (:func:`declared`) in their order, one thread and one process each, N at a time.
+Each writes its metrics file, ``benchmarks/cifar_sweep/NAME.json``, as it goes, and these files are committed: a
+finished run is never repeated, a stopped one goes on from its last checkpoint in ``--work``. To stop, end the driver by
+SIGTERM or Ctrl-C; it ends its runs. A run whose config or package is not there is named and left out; Torch-Pruning and
+Only-Train-Once may be installed for an interpreter of their own (``--python-rivals``). ``table`` prints the tables from
+the metrics files, ``--write`` puts them between the marks in configs/cifar10/README.md, and ``--check`` fails where the
+README says something else.
+
+Equal cost means the processor time of whole training runs, without validation: that of the dense network's 10 epochs.
+Machines are shared, and the processor time of one and the same run differs by a fifth from day to day, so no row's
+length is taken from such totals. It is taken from relative costs of a training step, measured in pairs in one process
+(``cost``, as whole_run.py does; medians are committed in ``cifar_sweep/costs.json``): a control's epochs are 10 over
+its step's cost, rounded, in its config; Torch-Pruning's fine-tuning, the random structures and Only-Train-Once measure
+theirs when they start and note it in their metrics file. The tables' "cost" is the run's length times these steps'
+costs over 10 dense epochs, and the seconds beside it are what the machine made of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import fnmatch
+import itertools
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+ROOT = Path(__file__).resolve().parent.parent
+METRICS = ROOT / "benchmarks/cifar_sweep"
+README = ROOT / "configs/cifar10/README.md"
+BEGIN, END = "<!-- sweep:begin -->", "<!-- sweep:end -->"
+DENSE = "resnet20_cifar10_short"
+DENSE_EPOCHS = 10
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        name: of its metrics file and work folder.
+        row: the table's row; runs of a row differ by seed only.
+        target: fraction of the operations.
+        seed: of everything random.
+        script: in ``benchmarks/``.
+        args: of the script; ``{work}`` and ``{out}`` stand for the folders. Seed, folders and data are added.
+        config: config that has to exist, without ``.py``.
+        needs: run that has to be finished first, on the same machine (it leaves ``weights.pth``).
+        package: module that has to be importable.
+        shown: whether it has a row of its own.
+    """
+
+    name: str
+    row: str
+    target: float
+    seed: int
+    script: str
+    args: tuple[str, ...]
+    config: str
+    needs: str | None = None
+    package: str | None = None
+    shown: bool = True
+
+
+def trained(name: str, row: str, target: float, seed: int, config: str, *options: str, shown: bool = True) -> Run:
+    args = (f"configs/cifar10/{config}.py", *options)
+    return Run(f"{name}_s{seed}", row, target, seed, "measured.py", args, config, shown=shown)
+
+
+def control(percent: int, seed: int) -> Run:
+    row = "uniform widths from epoch 0 (control)"
+    return trained(f"narrow{percent}", row, percent / 100, seed, f"resnet20_cifar10_narrow{percent}_short")
+
+
+def dense(seed: int) -> Run:
+    return trained("dense", "dense", 1.0, seed, DENSE)
+
+
+def plain(percent: int, seed: int) -> Run:
+    row = "ours, plain mode (S2: b = 10, late freeze)"
+    return trained(f"psi{percent}", row, percent / 100, seed, f"resnet20_cifar10_psi{percent}_short")
+
+
+def early(percent: int, seed: int) -> Run:
+    row = "ours, default (early freeze, slimmed on the way)"
+    return trained(f"psi{percent}_early", row, percent / 100, seed, f"resnet20_cifar10_psi{percent}_early_short")
+
+
+def first_slim(percent: int, seed: int) -> Run:
+    row = "ours, slimmed on the way from epoch 4 of 12, divisor 8"
+    return trained(f"psi{percent}_slim", row, percent / 100, seed, f"resnet20_cifar10_psi{percent}_slim_short")
+
+
+def random_structure(percent: int, seed: int) -> Run:
+    row = "random widths inside the blocks from epoch 0 (control)"
+    options = ("--random-structure", str(percent / 100))
+    return trained(f"random{percent}", row, percent / 100, seed, DENSE, *options)
+
+
+def torch_pruning_dense(seed: int) -> Run:
+    row = "Torch-Pruning's dense phase, 7 epochs"
+    return trained("tp_dense7", row, 1.0, seed, DENSE, "--epochs", "7", shown=False)
+
+
+def torch_pruning(ranking: str, percent: int, seed: int) -> Run:
+    row = {"l1": "Torch-Pruning, L1, all layers compete", "uniform": "Torch-Pruning, uniform"}[ranking]
+    first = torch_pruning_dense(seed).name
+    args = ("--dense-metrics", f"{{out}}/{first}.json", "--dense-weights", f"{{work}}/{first}/weights.pth")
+    args += ("--ratio", str(percent / 100), "--ranking", ranking, "--epochs", str(DENSE_EPOCHS))
+    name = f"tp_{ranking}{percent}_s{seed}"
+    package = "torch_pruning"
+    return Run(name, row, percent / 100, seed, "torch_pruning_cifar.py", args, DENSE, needs=first, package=package)
+
+
+def only_train_once(percent: int, seed: int) -> Run:
+    args = (f"configs/cifar10/{DENSE}.py", "--ratio", str(percent / 100))
+    row = "Only-Train-Once (HESSO)"
+    package = "only_train_once"
+    return Run(f"oto{percent}_s{seed}", row, percent / 100, seed, "oto_cifar.py", args, DENSE, package=package)
+
+
+def declared() -> list[Run]:
+    """All runs, in the order in which they are worked off."""
+    runs = [
+        *(control(30, seed) for seed in (0, 1, 2)),
+        *(dense(seed) for seed in (2, 0, 1)),
+        *(control(50, seed) for seed in (0, 1, 2)),
+        *(control(15, seed) for seed in (0, 1)),
+        *(torch_pruning_dense(seed) for seed in (0, 1)),
+        *(torch_pruning(ranking, 15, seed) for seed in (0, 1) for ranking in ("l1", "uniform")),
+        torch_pruning_dense(2),
+        *(torch_pruning(ranking, percent, 2) for percent in (30, 50) for ranking in ("l1", "uniform")),
+        *(plain(percent, 2) for percent in (30, 50)),
+        *(random_structure(30, seed) for seed in (0, 1)),
+        *(only_train_once(30, seed) for seed in (0, 1)),
+        *(early(percent, seed) for percent in (30, 50, 15) for seed in (0, 1, 2)),
+        # seeds 0 and 1 of earlier commits, transcribed: never run again while their files are there
+        *(torch_pruning(r, percent, seed) for percent in (50, 30) for r in ("l1", "uniform") for seed in (0, 1)),
+        *(plain(percent, seed) for percent in (50, 30) for seed in (0, 1)),
+        *(first_slim(50, seed) for seed in (0, 1)),
+    ]
+    return runs
+
+
+def macs_of(widths: tuple[int, int, int], classes: int = 10) -> int:
+    """Multiplications of ResNet-20 with these stage widths on 32x32 images."""
+    a, b, c = widths
+    convolutions = 1024 * (3 * a + 6 * a * a) + 256 * (a * b + 5 * b * b) + 64 * (b * c + 5 * c * c)
+    return 9 * convolutions + classes * c
+
+
+def narrow_widths(target: float) -> tuple[int, int, int]:
+    """The stage widths nearest to ``target`` from below, of those that are one share of (16, 32, 64), up or down.
+
+    That is, widths (a, b, c) for which there is a share s with every width at most a channel away from s times the full
+    one. Of all of them the one of most operations not above the target.
+    """
+    full = (16, 32, 64)
+    best, found = 0, (1, 1, 1)
+    for widths in itertools.product(*(range(1, n + 1) for n in full)):
+        low = max((w - 1) / n for w, n in zip(widths, full, strict=True))
+        high = min((w + 1) / n for w, n in zip(widths, full, strict=True))
+        triple = (widths[0], widths[1], widths[2])
+        if low < high and best < (macs := macs_of(triple)) <= target * macs_of(full):
+            best, found = macs, triple
+    return found
+
+
+# -- the state of the runs
+
+
+def read(out: Path, name: str) -> dict[str, Any] | None:
+    path = out / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def selected(runs: Iterable[Run], patterns: list[str] | None) -> list[Run]:
+    """The runs whose name matches one of the patterns (shell globs; a plain word matches beginnings)."""
+    if not patterns:
+        return list(runs)
+    chosen = [r for r in runs if any(fnmatch.fnmatch(r.name, p if "*" in p else f"{p}*") for p in patterns)]
+    if not chosen:
+        raise SystemExit(f"--only {' '.join(patterns)}: no declared run has such a name; 'status' lists them")
+    return chosen
+
+
+@dataclass
+class Job:
+    run: Run
+    process: subprocess.Popen
+    log: TextIO
+    since: float = field(default_factory=time.monotonic)
+
+
+class Sweep:
+    """Works off runs.
+
+    Args:
+        runs: all declared ones, in their order.
+        out: folder of the metrics files.
+        work: folder of logs and checkpoints.
+        data_root: given to the scripts, if any.
+        python_rivals: interpreter of the runs with a ``package``; by default this one.
+    """
+
+    def __init__(
+        self, runs: list[Run], out: Path, work: Path, data_root: str | None = None, python_rivals: str | None = None
+    ) -> None:
+        self.runs = {run.name: run for run in runs}
+        self.out, self.work, self.data_root = out, work, data_root
+        self.python_rivals = python_rivals or sys.executable
+
+    def finished(self, run: Run) -> bool:
+        known = read(self.out, run.name)
+        return known is not None and known["state"] == "finished"
+
+    def wanted(self, chosen: list[Run]) -> list[Run]:
+        """The chosen runs that are not finished, each behind the one it needs."""
+        queue: list[Run] = []
+        for run in chosen:
+            if self.finished(run):
+                continue
+            if run.needs is not None:
+                first = self.runs[run.needs]
+                if first not in queue and not (self.finished(first) and self.leaves_weights(first)):
+                    queue.append(first)
+            if run not in queue:
+                queue.append(run)
+        return queue
+
+    def leaves_weights(self, run: Run) -> bool:
+        return (self.work / run.name / "weights.pth").is_file()
+
+    def missing(self, run: Run) -> str:
+        """What a run lacks to be run here; empty if nothing."""
+        if not (ROOT / f"configs/cifar10/{run.config}.py").is_file():
+            return f"no config {run.config}"
+        if run.package is not None:
+            code = f"import importlib.util as u, sys; sys.exit(u.find_spec({run.package!r}) is None)"
+            if subprocess.run([self.python(run), "-c", code], check=False).returncode:
+                return f"no package {run.package}"
+        return ""
+
+    def python(self, run: Run) -> str:
+        return self.python_rivals if run.package else sys.executable
+
+    def command(self, run: Run) -> list[str]:
+        words = [word.format(work=self.work, out=self.out) for word in run.args]
+        words += ["--seed", str(run.seed), "--work-dir", str(self.work / run.name)]
+        words += ["--metrics", str(self.out / f"{run.name}.json")]
+        if self.data_root:
+            words += ["--data-root", self.data_root]
+        return [self.python(run), str(ROOT / "benchmarks" / run.script), *words]
+
+    def start(self, run: Run, nice: int) -> Job | None:
+        folder = self.work / run.name
+        folder.mkdir(parents=True, exist_ok=True)
+        log = (folder / "log.txt").open("a", encoding="utf-8")
+        environment = dict(
+            os.environ,
+            OMP_NUM_THREADS="1",
+            MALLOC_MMAP_THRESHOLD_=str(2**32),  # these two save page faults
+            MALLOC_TRIM_THRESHOLD_=str(2**32),
+            PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        )
+        command = self.command(run)
+        if nice:
+            command = ["nice", "-n", str(nice), *command]
+        # The run holds the lock as long as it lives, also where its driver was killed.
+        with (folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.close()
+                say(f"{run.name}: left out, it is being run by another driver, or by one that was killed")
+                return None
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, pass_fds=(lock.fileno(),)
+            )
+        say(f"{run.name}: started, process {process.pid}, log {folder / 'log.txt'}")
+        return Job(run, process, log)
+
+    def work_off(self, chosen: list[Run], jobs: int = 1, nice: int = 0, every: float = 2.0) -> int:
+        """Runs what is wanted; returns the number of runs that failed or could not be run."""
+        queue, running, failed = self.wanted(chosen), [], set()
+        for run in list(queue):
+            if why := self.missing(run):
+                say(f"{run.name}: left out, {why}")
+                queue.remove(run)
+                failed.add(run.name)
+        try:
+            while queue or running:
+                busy = {job.run.name for job in running}
+                waiting = {run.name for run in queue}
+                for run in list(queue):
+                    if run.needs in failed:
+                        say(f"{run.name}: left out, {run.needs} failed")
+                        queue.remove(run)
+                        failed.add(run.name)
+                    elif len(running) < jobs and run.needs not in busy | waiting:
+                        queue.remove(run)
+                        if (job := self.start(run, nice)) is None:
+                            failed.add(run.name)
+                        else:
+                            running.append(job)
+                time.sleep(every)
+                for job in [job for job in running if job.process.poll() is not None]:
+                    running.remove(job)
+                    job.log.close()
+                    minutes = (time.monotonic() - job.since) / 60
+                    if job.process.returncode or not self.finished(job.run):
+                        failed.add(job.run.name)
+                        say(f"{job.run.name}: FAILED, exit status {job.process.returncode}, after {minutes:.1f} min")
+                    else:
+                        known = read(self.out, job.run.name)
+                        assert known is not None
+                        say(f"{job.run.name}: {known['accuracy']:.2f} % after {minutes:.1f} min")
+        finally:
+            for job in running:
+                job.process.terminate()
+                job.process.send_signal(signal.SIGCONT)  # a paused run ends, too
+            for job in running:
+                job.process.wait()
+                job.log.close()
+                say(f"{job.run.name}: stopped")
+        return len(failed)
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%m-%d %H:%M:%S')} {text}", flush=True)
+
+
+def status(sweep: Sweep, chosen: list[Run]) -> None:
+    for run in chosen:
+        known = read(sweep.out, run.name)
+        if known is None:
+            text = sweep.missing(run) or "to do"
+        elif known["state"] == "finished":
+            source = f" (transcribed, commit {known['commit']})" if known.get("transcribed") else ""
+            text = f"finished: {known['accuracy']:.2f} %, ops {known['ops_kept']:.4f}{source}"
+        else:
+            last = known["epochs"][-1] if known["epochs"] else {}
+            text = f"begun: epoch {last.get('epoch', 0)}, accuracy {last.get('accuracy')}"
+        print(f"{run.name:20} {text}")
+    strangers = {p.stem for p in sweep.out.glob("*.json")} - {run.name for run in sweep.runs.values()} - {"costs"}
+    for name in sorted(strangers):
+        print(f"{name:20} NOT DECLARED: no run has this name")
+
+
+# -- the tables
+
+
+def relative_cost(known: dict[str, Any], costs: dict[str, Any]) -> float | None:
+    """Processor time of the run in those of the dense run, from paired steps; None where it was not measured."""
+    if "relative_cost" in known:
+        return known["relative_cost"]
+    if known["config"] == DENSE:
+        return 1.0
+    entry = costs.get(known["config"])
+    return None if entry is None else entry["whole_run"]["median"]
+
+
+def tables(runs: list[Run], out: Path) -> str:
+    """The Markdown tables, by target: mean, spread, n, operations, parameters, cost."""
+    costs = read(out, "costs") or {}
+    finished = {run: known for run in runs if (known := read(out, run.name)) and known["state"] == "finished"}
+    lines: list[str] = []
+    for target in sorted({run.target for run in finished if run.shown}, reverse=True):
+        lines += [
+            "Dense:" if target == 1 else f"At most {target:g} of the operations:",
+            "",
+            "| | n | accuracy, % | standard deviation | by seed | ops | params | cost | processor time, s |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        rows = dict.fromkeys(run.row for run in runs if run in finished and run.target == target and run.shown)
+        cells = [
+            row_cells(row, {r.seed: k for r, k in finished.items() if r.row == row and r.target == target}, costs)
+            for row in rows
+        ]
+        cells.sort(key=lambda cell: -cell[0])
+        lines += [text for _, text in cells]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def row_cells(row: str, by_seed: dict[int, dict[str, Any]], costs: dict[str, Any]) -> tuple[float, str]:
+    """The row's mean accuracy, and its text."""
+    known = [by_seed[seed] for seed in sorted(by_seed)]
+    accuracies = [k["accuracy"] for k in known]
+    mean = statistics.mean(accuracies)
+    spread = f"{statistics.stdev(accuracies):.2f}" if len(known) > 1 else "-"
+    measured = [c for k in known if (c := relative_cost(k, costs)) is not None]
+    cost = f"{statistics.mean(measured):.2f}" if len(measured) == len(known) else "-"
+    seeds = ", ".join(f"{seed}: {by_seed[seed]['accuracy']:.2f}" for seed in sorted(by_seed))
+    named = (
+        f"{row} (`{known[0]['config']}`)" if all("inner_widths" not in k and "ranking" not in k for k in known) else row
+    )
+    cells = [
+        named,
+        str(len(known)),
+        f"**{mean:.2f}**",
+        spread,
+        seeds,
+        between([k["ops_kept"] for k in known]),
+        between([k["params_kept"] for k in known]),
+        cost,
+        " / ".join(seconds(k) for k in known),
+    ]
+    return mean, f"| {' | '.join(cells)} |"
+
+
+def between(values: list[float]) -> str:
+    low, high = f"{min(values):.4f}".rstrip("0").rstrip("."), f"{max(values):.4f}".rstrip("0").rstrip(".")
+    return low if low == high else f"{low} to {high}"
+
+
+def seconds(known: dict[str, Any]) -> str:
+    if "train_seconds" in known:
+        return f"{known['train_seconds']:,.0f}"
+    return f"{known['seconds_with_validation']:,.0f} (v)"
+
+
+def with_tables(text: str, new: str) -> str:
+    """The README's text with other tables between the marks."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise SystemExit(f"{README.name} must hold {BEGIN} and {END}, each once and in this order")
+    return f"{text[: text.index(BEGIN)]}{BEGIN}\n\n{new}\n{text[text.index(END) :]}"
+
+
+# -- what a step costs
+
+
+def cost(sweep: Sweep, chosen: list[Run], rounds: int, data_root: str | None) -> None:
+    """Measures the configs of the chosen runs whose length is fixed in a config, and writes ``costs.json``."""
+    from measured import origin, write_json
+    from whole_run import whole_run_cost
+
+    configs = dict.fromkeys(r.config for r in chosen if r.script == "measured.py" and r.config != DENSE)
+    for config in configs:
+        if not (ROOT / f"configs/cifar10/{config}.py").is_file():
+            say(f"{config}: left out, no such config")
+            continue
+        entry = whole_run_cost(ROOT / f"configs/cifar10/{config}.py", ROOT / f"configs/cifar10/{DENSE}.py", rounds)
+        about = origin()
+        entry.update(machine=about["machine"], commit=about["commit"], torch=about["versions"]["torch"])
+        write_json(sweep.out / "costs.json", dict(read(sweep.out, "costs") or {}, **{config: entry}))
+        say(f"{config}: {json.dumps(entry)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    arguments = {name: commands.add_parser(name) for name in ("run", "status", "cost", "table")}
+    for name, command in arguments.items():
+        command.add_argument("--out", type=Path, default=METRICS, help="folder of the metrics files")
+        if name != "table":
+            command.add_argument("--only", nargs="+", metavar="PATTERN", help="names, beginnings of names or globs")
+            command.add_argument("--work", type=Path, default=Path("work_dirs/sweep"), help="logs and checkpoints")
+            command.add_argument("--data-root", help="folder of cifar-10-batches-py (default: the configs')")
+            command.add_argument("--python-rivals", help="interpreter that has torch_pruning and only_train_once")
+    arguments["run"].add_argument("--jobs", type=int, default=1)
+    arguments["run"].add_argument("--nice", type=int, default=0)
+    arguments["cost"].add_argument("--rounds", type=int, default=30)
+    either = arguments["table"].add_mutually_exclusive_group()
+    either.add_argument("--write", action="store_true", help="into the README")
+    either.add_argument("--check", action="store_true", help="fail if the README says something else")
+    args = parser.parse_args()
+
+    runs = declared()
+    if args.command == "table":
+        new = tables(runs, args.out)
+        text = README.read_text(encoding="utf-8")
+        if args.write:
+            README.write_text(with_tables(text, new), encoding="utf-8")
+        elif args.check and with_tables(text, new) != text:
+            raise SystemExit(
+                f"{README} does not hold what the metrics files say: python benchmarks/sweep.py table --write"
+            )
+        elif not args.check:
+            print(new, end="")
+        return
+    sweep = Sweep(runs, args.out.resolve(), args.work.resolve(), args.data_root, args.python_rivals)
+    chosen = selected(runs, args.only)
+    if args.command == "status":
+        status(sweep, chosen)
+    elif args.command == "cost":
+        cost(sweep, chosen, args.rounds, args.data_root)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through work_off's clean-up
+        raise SystemExit(1 if sweep.work_off(chosen, args.jobs, args.nice) else 0)
+
+
+if __name__ == "__main__":
+    main()

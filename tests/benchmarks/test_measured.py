@@ -1,0 +1,125 @@
+"""A measured run: its metrics file, its resume, the structures drawn at random, the recorded command."""
+
+import argparse
+import importlib
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("mmpretrain")
+from mmengine.hooks import Hook
+
+CONFIGS = Path(__file__).parents[2] / "configs/cifar10"
+
+
+@pytest.fixture
+def measured() -> Any:
+    return importlib.import_module("measured")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: Any) -> Path:
+    root = tmp_path_factory.mktemp("cifar10")
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        entry = {"data": rng.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(20)]}
+        (folder / name).write_bytes(pickle.dumps(entry, protocol=2))
+    return root
+
+
+def arguments(root: Path, work_dir: Path, **more: Any) -> argparse.Namespace:
+    options = ["train_dataloader.batch_size=10", "model.backbone.depth=8"]
+    settings = dict(
+        config=str(CONFIGS / "resnet20_cifar10_short.py"),
+        seed=0,
+        work_dir=str(work_dir),
+        metrics=None,
+        data_root=str(root),
+        batches=2,
+        cfg_options=options,
+        epochs=3,
+        random_structure=None,
+    )
+    return argparse.Namespace(**{**settings, **more})
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_stopped_run_ends_as_it_would_have_in_one_piece(
+    measured: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured.train(arguments(root, tmp_path / "whole"))
+    whole = json.loads((tmp_path / "whole/metrics.json").read_text())
+
+    class Kill(Hook):
+        """Right after the second epoch's checkpoint, before its validation."""
+
+        priority = "LOWEST"
+
+        def after_train_epoch(self, runner: Any) -> None:
+            if runner.epoch == 1:
+                raise Killed
+
+    build = measured.build_runner
+    with monkeypatch.context() as patch:
+        patch.setattr(measured, "build_runner", lambda cfg: (r := build(cfg)).register_hook(Kill()) or r)
+        with pytest.raises(Killed):
+            measured.train(arguments(root, tmp_path / "parts"))
+    halfway = json.loads((tmp_path / "parts/metrics.json").read_text())
+    assert halfway["state"] == "running"
+    assert [entry["epoch"] for entry in halfway["epochs"]] == [1, 2]
+    measured.train(arguments(root, tmp_path / "parts"))
+    parts = json.loads((tmp_path / "parts/metrics.json").read_text())
+
+    assert (whole["state"], whole["resumed"]) == ("finished", 0)
+    assert (parts["state"], parts["resumed"]) == ("finished", 1)
+    assert [entry["epoch"] for entry in parts["epochs"]] == [1, 2, 3]
+    assert parts["accuracy"] == whole["accuracy"]
+    assert parts["epochs"][0]["accuracy"] == whole["epochs"][0]["accuracy"]
+    assert parts["iterations"] == whole["iterations"] == 6
+    assert parts["epochs"][0]["train_seconds"] == halfway["epochs"][0]["train_seconds"]
+    weights = [torch.load(tmp_path / n / "weights.pth", weights_only=True) for n in ("whole", "parts")]
+    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
+    with pytest.raises(ValueError, match="checkpoints of another run"):
+        measured.train(arguments(root, tmp_path / "parts", epochs=4))
+
+
+def test_a_random_structure_meets_the_operations_and_is_the_seeds_own(
+    measured: Any, root: Path, tmp_path: Path
+) -> None:
+    cfg = measured.configured(arguments(root, tmp_path), str(CONFIGS / "resnet20_cifar10_short.py"))
+    cfg.model.backbone.depth = 20
+    drawn = [measured.random_structure(cfg, 0.3, seed) for seed in (0, 0, 1)]
+    assert drawn[0]["widths"] == drawn[1]["widths"] != drawn[2]["widths"]
+    for structure in drawn[1:]:
+        widths = structure["widths"]
+        shares = [w / n for w, n in zip(widths, [16] * 3 + [32] * 3 + [64] * 3, strict=True)]
+        assert max(shares) > 2 * min(shares)
+        model = dict(measured.dense_model(cfg), type="mmitp.SlimModel", of="mmpretrain.ImageClassifier")
+        small = measured.MODELS.build(dict(model, slim=structure["spec"]))
+        # stem 442,368, classifier 640; a channel between two convolutions of a stage, by hand
+        price = [1024 * 9 * 32] * 3 + [256 * 9 * (16 + 32)] + [256 * 9 * 64] * 2 + [64 * 9 * 96] + [64 * 9 * 128] * 2
+        macs = 442_368 + 640 + sum(w * p for w, p in zip(widths, price, strict=True))
+        assert measured.sizes(small)["macs"] == macs
+        assert 0.29 * 40_551_040 < macs <= 0.3 * 40_551_040
+
+
+def test_a_recorded_command_names_no_folder_of_the_machine(measured: Any) -> None:
+    argv = ["/home/me/benchmarks/x.py", "c.py", "--work-dir", "/a/b", "--seed", "1", "--dense-metrics", "/a/out/d.json"]
+    assert measured.recorded_command(argv) == "python benchmarks/x.py c.py --seed 1 --dense-metrics out/d.json"
+
+
+def test_full_width_is_what_ratios_refer_to(measured: Any, root: Path, tmp_path: Path) -> None:
+    for name in ("narrow30", "psi30"):
+        args = arguments(root, tmp_path, cfg_options=[])
+        cfg = measured.configured(args, str(CONFIGS / f"resnet20_cifar10_{name}_short.py"))
+        assert measured.dense_sizes(cfg) == dict(macs=40_551_040, params=269_722)

@@ -1,0 +1,255 @@
+"""The sweep's table of runs, its driver on toy scripts, and the tables from metrics files."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmitp.engine.config import load_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def sweep() -> Any:
+    return importlib.import_module("sweep")
+
+
+# -- what is declared
+
+
+def test_the_narrow_networks_operations_are_those_derived_by_hand(sweep: Any) -> None:
+    assert sweep.macs_of((16, 32, 64)) == 40_551_040
+    # 9 * (1024 * (3 * 9 + 6 * 81) + 256 * (9 * 17 + 5 * 289) + 64 * (17 * 34 + 5 * 34 * 34)) + 340
+    assert sweep.macs_of((9, 17, 34)) == 9 * (1024 * 513 + 256 * 1598 + 64 * 6358) + 340 == 12_072_148
+
+
+@pytest.mark.parametrize(("percent", "widths"), [(50, (11, 23, 45)), (30, (9, 17, 34)), (15, (6, 12, 25))])
+def test_a_control_is_the_nearest_uniform_network_trained_for_the_dense_networks_time(
+    sweep: Any, percent: int, widths: tuple[int, int, int]
+) -> None:
+    assert sweep.narrow_widths(percent / 100) == widths
+    assert percent / 100 * 0.97 < sweep.macs_of(widths) / 40_551_040 <= percent / 100
+    name = f"resnet20_cifar10_narrow{percent}_short"
+    control, dense = (load_config(str(ROOT / f"configs/cifar10/{n}.py")) for n in (name, sweep.DENSE))
+    assert tuple(control.model.backbone.base_channels) == widths
+    assert control.model.head.in_channels == widths[-1]
+    epochs = control.train_cfg.max_epochs
+    measured = sweep.read(sweep.METRICS, "costs")[name]
+    assert epochs == round(sweep.DENSE_EPOCHS / measured["step"]["median"])
+    for ours, whole in zip(control.param_scheduler, dense.param_scheduler, strict=True):
+        lengths = {key: value * epochs / 10 for key, value in whole.items() if key in ("total_steps", "begin", "end")}
+        assert {key: ours[key] for key in lengths} == pytest.approx(lengths)
+        assert {**ours, **lengths} == {**whole, **lengths}
+
+
+def test_every_run_has_its_own_name_and_what_it_needs_is_declared(sweep: Any) -> None:
+    runs = sweep.declared()
+    names = [run.name for run in runs]
+    assert len(names) == len(set(names))
+    assert {run.needs for run in runs} - {None} <= set(names)
+    assert all((ROOT / "benchmarks" / run.script).is_file() for run in runs)
+
+
+def test_runs_are_chosen_by_beginnings_and_globs(sweep: Any) -> None:
+    def names(*patterns: str) -> list[str]:
+        return [run.name for run in sweep.selected(sweep.declared(), list(patterns))]
+
+    assert names("narrow30") == ["narrow30_s0", "narrow30_s1", "narrow30_s2"]
+    assert names("*l115_s1", "dense_s2") == ["dense_s2", "tp_l115_s1"]
+    with pytest.raises(SystemExit, match="no declared run"):
+        names("narrow31")
+
+
+# -- the driver
+
+#: Writes down that it began; without a file 'go' beside it, it waits to be stopped in its second epoch.
+SCRIPT = """
+import argparse, json, pathlib, time
+parser = argparse.ArgumentParser()
+for option in ("--seed", "--work-dir", "--metrics", "--data-root"):
+    parser.add_argument(option)
+args = parser.parse_args()
+work = pathlib.Path(args.work_dir)
+with open(work / "begun", "a") as file:
+    file.write("x")
+path = pathlib.Path(args.metrics)
+path.write_text(json.dumps(dict(state="running", epochs=[dict(epoch=1, accuracy=50.0)])))
+while not (work.parent / "go").exists():
+    time.sleep(0.05)
+(work / "weights.pth").touch()
+path.write_text(json.dumps(dict(state="finished", accuracy=60.0 + int(args.seed), ops_kept=0.5, epochs=[])))
+"""
+DRIVER = """
+import pathlib, signal, sys
+sys.path.insert(0, sys.argv[1])
+import sweep
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+folder = pathlib.Path(sys.argv[2])
+run = lambda name, seed, **more: sweep.Run(name, "row", 0.5, seed, str(folder / "script.py"), (), sweep.DENSE, **more)
+runs = [run("second", 1, needs="first"), run("first", 0)]
+state = sweep.Sweep(runs, folder / "out", folder / "work")
+sys.exit(state.work_off(runs[:1], jobs=2, every=0.05))
+"""
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Any:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "out").mkdir()
+
+    def start() -> subprocess.Popen:
+        command = [sys.executable, "-c", DRIVER, str(ROOT / "benchmarks"), str(tmp_path)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    return start
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened for 30 s"
+        time.sleep(0.05)
+
+
+def test_a_stopped_sweep_goes_on_and_never_repeats_a_finished_run(driver: Any, tmp_path: Path) -> None:
+    begun = tmp_path / "work/first/begun"
+    first = driver()
+    until(begun.exists)
+    first.send_signal(signal.SIGTERM)
+    assert "first: stopped" in first.communicate(timeout=30)[0]
+    assert first.returncode == 143
+
+    (tmp_path / "work/go").touch()
+    second = driver()
+    told = second.communicate(timeout=30)[0]
+    assert second.returncode == 0
+    assert begun.read_text() == "xx"
+    # the run that the chosen one needs comes first, though it was not chosen and is declared later
+    assert told.index("first: 60.00 %") < told.index("second: started") < told.index("second: 61.00 %")
+
+    third = driver()
+    assert third.communicate(timeout=30)[0] == ""
+    assert third.returncode == 0
+    assert begun.read_text() == "xx"
+
+
+def test_a_run_whose_driver_was_killed_is_not_started_twice(driver: Any, tmp_path: Path) -> None:
+    begun = tmp_path / "work/first/begun"
+    first = driver()
+    until(begun.exists)
+    first.kill()
+    first.communicate(timeout=30)
+    second = driver()
+    told = second.communicate(timeout=30)[0]
+    assert second.returncode == 2  # it, and the one that needs it
+    assert "first: left out, it is being run by another driver, or by one that was killed" in told
+    assert "second: left out, first failed" in told
+    assert begun.read_text() == "x"
+    (tmp_path / "work/go").touch()
+    until(lambda: json.loads((tmp_path / "out/first.json").read_text())["state"] == "finished")
+
+
+def test_a_run_without_its_config_or_package_is_named_and_left_out(sweep: Any, tmp_path: Path, capsys: Any) -> None:
+    runs = [
+        sweep.Run("a", "row", 0.5, 0, "script.py", (), "resnet20_of_tomorrow"),
+        sweep.Run("b", "row", 0.5, 0, "script.py", (), sweep.DENSE, package="package_of_tomorrow"),
+    ]
+    assert sweep.Sweep(runs, tmp_path, tmp_path).work_off(runs) == 2
+    told = capsys.readouterr().out
+    assert "a: left out, no config resnet20_of_tomorrow" in told
+    assert "b: left out, no package package_of_tomorrow" in told
+
+
+def test_a_needed_run_is_repeated_where_its_weights_are_not_at_hand(sweep: Any, tmp_path: Path) -> None:
+    first = sweep.Run("first", "row", 1.0, 0, "script.py", (), sweep.DENSE)
+    second = sweep.Run("second", "row", 0.5, 0, "script.py", (), sweep.DENSE, needs="first")
+    (tmp_path / "first.json").write_text(json.dumps(dict(state="finished")))
+    state = sweep.Sweep([first, second], tmp_path, tmp_path / "work")
+    assert state.wanted([first, second]) == [first, second]
+    (tmp_path / "work/first").mkdir(parents=True)
+    (tmp_path / "work/first/weights.pth").touch()
+    assert state.wanted([first, second]) == [second]
+
+
+# -- the tables
+
+
+def write(out: Path, name: str, **metrics: Any) -> None:
+    common = dict(state="finished", config="c", ops_kept=0.5, params_kept=0.5, train_seconds=1000.4)
+    (out / f"{name}.json").write_text(json.dumps(dict(common, **metrics)))
+
+
+def test_the_table_gives_mean_spread_and_cost_of_the_finished_runs(sweep: Any, tmp_path: Path) -> None:
+    def run(name: str, row: str, seed: int, target: float = 0.5, **more: Any) -> Any:
+        return sweep.Run(name, row, target, seed, "measured.py", (), "c", **more)
+
+    runs = [
+        run("a1", "ours", 1),
+        run("a0", "ours", 0),
+        run("b0", "theirs", 0),
+        run("b1", "theirs", 1),
+        run("d", "dense", 0, 1.0),
+        run("h", "hidden", 0, 1.0, shown=False),
+    ]
+    write(tmp_path, "a0", accuracy=80.0, ops_kept=0.48, params_kept=0.5)
+    write(tmp_path, "a1", accuracy=82.0, ops_kept=0.5, seconds_with_validation=2000, train_seconds=None)
+    known = json.loads((tmp_path / "a1.json").read_text())
+    del known["train_seconds"]
+    (tmp_path / "a1.json").write_text(json.dumps(known))
+    write(tmp_path, "b0", accuracy=84.5, config=sweep.DENSE, relative_cost=0.98, ranking="l1")
+    write(tmp_path, "b1", state="running", accuracy=None)
+    write(tmp_path, "d", accuracy=90.0, config=sweep.DENSE, ops_kept=1.0, params_kept=1.0)
+    write(tmp_path, "h", accuracy=85.0)
+    (tmp_path / "costs.json").write_text(json.dumps(dict(c=dict(whole_run=dict(median=1.024)))))
+    header = "| | n | accuracy, % | standard deviation | by seed | ops | params | cost | processor time, s |"
+    rule = "|---|---|---|---|---|---|---|---|---|"
+    # standard deviation of 80 and 82: sqrt(2)
+    assert sweep.tables(runs, tmp_path).splitlines() == [
+        "Dense:",
+        "",
+        header,
+        rule,
+        f"| dense (`{sweep.DENSE}`) | 1 | **90.00** | - | 0: 90.00 | 1 | 1 | 1.00 | 1,000 |",
+        "",
+        "At most 0.5 of the operations:",
+        "",
+        header,
+        rule,
+        "| theirs | 1 | **84.50** | - | 0: 84.50 | 0.5 | 0.5 | 0.98 | 1,000 |",
+        "| ours (`c`) | 2 | **81.00** | 1.41 | 0: 80.00, 1: 82.00 | 0.48 to 0.5 | 0.5 | 1.02 | 1,000 / 2,000 (v) |",
+    ]
+
+
+def test_the_readme_holds_the_tables_of_the_committed_metrics(sweep: Any) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks/sweep.py"), "table", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=os.sep, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_tables_elsewhere_than_in_the_metrics_are_noticed(sweep: Any) -> None:
+    text = f"before\n{sweep.BEGIN}\nold\n{sweep.END}\nafter\n"
+    assert sweep.with_tables(text, "new\n") == f"before\n{sweep.BEGIN}\n\nnew\n\n{sweep.END}\nafter\n"
+    with pytest.raises(SystemExit, match="each once"):
+        sweep.with_tables("no marks", "new\n")
+
+
+def test_committed_metrics_are_those_of_declared_runs_and_name_their_origin(sweep: Any) -> None:
+    runs = {run.name: run for run in sweep.declared()}
+    for path in sorted(sweep.METRICS.glob("*.json")):
+        if path.stem == "costs":
+            continue
+        run, known = runs[path.stem], json.loads(path.read_text(encoding="utf-8"))
+        assert known["seed"] == run.seed
+        assert known["config"] == run.config
+        assert known["commit"] and known["machine"] and known["versions"]["torch"]
+        assert known["command"].startswith("python ")
+        assert known["ops_kept"] <= run.target or not run.shown
+        assert path.stat().st_size < 8000
