@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmitp.pruning.rng import kept_rng
+
 
 def example_inputs(model: nn.Module, data_batch: Any, input_shape: tuple[int, int] | None = None) -> dict[str, Any]:
     """Keyword arguments for one ``mode='tensor'`` forward pass of an OpenMMLab model, batch size one.
@@ -22,7 +24,7 @@ def example_inputs(model: nn.Module, data_batch: Any, input_shape: tuple[int, in
     """
     device = next(model.parameters()).device
     # The preprocessor may draw random numbers (batch augmentations, multi-scale): leave the training's sequence alone.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with kept_rng():
         batch = model.data_preprocessor(copy.deepcopy(data_batch), False)  # type: ignore[operator]
     images = batch.get("inputs") if isinstance(batch, dict) else None
     if not isinstance(images, Tensor) or images.dim() != 4:

@@ -20,8 +20,8 @@ from mmitp.engine.checkpoint import load_fitting, not_final, read_checkpoint
 from mmitp.engine.example import blank_example
 from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.pruning import MacBudget, masked_layers
-from mmitp.pruning.graph import tensors_in
 from mmitp.pruning.slim import slim_with_plan
+from mmitp.pruning.verify import relative_gap, tensors_in
 
 #: Largest difference from torch that an exported file may show, in parts of an output's largest value.
 TOLERANCE = 1e-4
@@ -246,7 +246,5 @@ def _difference(network: RawOutputs, run: Callable[[Tensor], list[Tensor]], n: i
     for a, b in zip(expected, got, strict=True):
         if a.shape != b.shape:
             raise RuntimeError(f"an exported output has shape {tuple(b.shape)} instead of {tuple(a.shape)}")
-        if a.numel():
-            gap = float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp(min=1e-6))
-            worst = max(worst, gap) if gap == gap else float("inf")
+        worst = max(worst, relative_gap(a, b))
     return worst

@@ -39,6 +39,7 @@ from mmitp.engine.attack import (
 )
 from mmitp.engine.checkpoint import FitHook
 from mmitp.engine.run import build_runner
+from mmitp.pruning.rng import kept_rng
 from mmitp.registry import DATA_SAMPLERS
 from mmitp.visualization import plot_robustness
 
@@ -177,14 +178,12 @@ class _Attacker:
         raw = kwargs.get("data", args[0] if args else None)
         area = _image_area(inputs, output.get("data_samples"), raw.get("inputs") if isinstance(raw, dict) else None)
         generator = seeded_generator(self.attack.seed, get_rank(), self.log.batches, inputs.device)
-        devices = [inputs.device] if inputs.device.type == "cuda" else []
         with (
             attack_mode(self.model, freeze=True),
             torch.autocast(device_type=inputs.device.type, enabled=False),
             # Some losses draw (two-stage detectors sample proposals): from the attack's seed, and only then.
-            torch.random.fork_rng(devices=devices),
+            kept_rng(generator.initial_seed()),
         ):
-            torch.manual_seed(generator.initial_seed())
             data = {**output, "inputs": inputs.float()}
             perturb = self._suite if self.attack.name == "autoattack" else self._gradient
             adversarial = perturb(data, units, area, generator)

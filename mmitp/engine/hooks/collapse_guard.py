@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmitp.engine.attack import class_labels, training_loss, unwrap
 from mmitp.engine.hooks.adversarial_hook import AdversarialHook, DataBatch
+from mmitp.pruning.rng import kept_rng
 from mmitp.registry import HOOKS
 
 Action = Literal["warn", "restore", "switch", "restore_switch", "stop"]
@@ -109,7 +110,7 @@ class CollapseGuardHook(Hook):
         self._batches = []
         if self.source != "train" and runner.val_loop is not None:
             # The loader draws its seed from the global generator: a run must not change because it is watched.
-            with torch.random.fork_rng(devices=[]):
+            with kept_rng():
                 batches = [copy.deepcopy(batch) for batch in islice(runner.val_dataloader, self.num_batches)]
             if self.source == "val" or all(class_labels(_samples(batch)) is not None for batch in batches):
                 self._batches = batches
