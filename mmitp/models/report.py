@@ -12,6 +12,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from mmitp.engine.example import image_channels
 from mmitp.models.slim import is_masked
 from mmitp.pruning.rng import kept_rng
 
@@ -55,7 +56,8 @@ def is_detector(model: nn.Module) -> bool:
 
 def random_batch(model: nn.Module, shape: tuple[int, int], batch: int, generator: torch.Generator) -> dict[str, Any]:
     """Noise images (uint8, as loaders give them) with valid labels: classes, or boxes with masks and a semantic map."""
-    images = [torch.randint(256, (3, *shape), dtype=torch.uint8, generator=generator) for _ in range(batch)]
+    channels = image_channels(model, shape)
+    images = [torch.randint(256, (channels, *shape), dtype=torch.uint8, generator=generator) for _ in range(batch)]
     classes = min(
         (n for m in model.modules() if isinstance(n := getattr(m, "num_classes", None), int) and n > 0), default=1
     )

@@ -39,7 +39,7 @@ def fold_norms(model: nn.Module, example_inputs: Any) -> nn.Module:
     folded.eval()
     pairs = _pairs(folded, example_inputs)
     for layer, norm in pairs.items():
-        _fold(layer, norm)
+        fold_norm(layer, norm)
     norms = set(pairs.values())
     for parent in list(folded.modules()):
         for name, child in parent._modules.items():
@@ -135,7 +135,8 @@ def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, _BatchNorm]
 
 
 @torch.no_grad()
-def _fold(layer: Any, norm: _BatchNorm) -> None:
+def fold_norm(layer: Any, norm: _BatchNorm) -> None:
+    """Folds a norm into the layer before it, in place; a slimmed layer takes what belongs to its own outputs."""
     kind = slim_kind(layer)
     assert kind is not None
     assert norm.running_mean is not None

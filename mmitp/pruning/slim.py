@@ -24,6 +24,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from .budget import MacBudget
 from .layers import _KINDS, ChannelPad, Conv2dKind, kind_of, masked_layers
 from .needs import carried_channels, channel_masked
+from .reparam import guard_reparameterization
 from .verify import difference, difference_in_double
 
 logger = logging.getLogger(__name__)
@@ -380,6 +381,7 @@ def apply_plan(model: nn.Module, plan: SlimPlan) -> nn.Module:
                 "it was made from another model"
             )
         pad.front, pad.in_channels, pad.out_channels = front, passed, front + passed + after
+    guard_reparameterization(model)
     return model
 
 
@@ -434,8 +436,10 @@ def shrink_layer(layer: nn.Module, kind: Conv2dKind, entry: LayerPlan) -> None:
     device = weight.device
     if (len(entry.in_keep), len(entry.out_keep)) != kind.channels(layer):
         kind.slice(layer, entry.in_keep.to(device), entry.out_keep.to(device))
+        layer.slimmed = True  # type: ignore[assignment]  # for code that relies on the dense network's sizes
     if entry.in_index is None and entry.out_index is None:
         return
+    layer.slimmed = True  # type: ignore[assignment]
     layer.__class__ = _SLIM[type(layer)]
     assert isinstance(layer, SlimLayer)
     layer.wire(

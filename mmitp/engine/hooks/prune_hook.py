@@ -127,6 +127,7 @@ class PruneHook(Hook):
         self.divisor = int(divisor)
         self.cost = make_cost(cost)
         self.input_shape = (int(input_shape[0]), int(input_shape[1])) if input_shape is not None else None
+        self.channels: int | None = None  # of the images
         self.budget: MacBudget | None = None
         self.frozen = False
         #: spec and MACs of the slimmed network once it has taken the masked one's place; there is no budget then
@@ -206,19 +207,20 @@ class PruneHook(Hook):
     def _report_groups(self, optimizer: torch.optim.Optimizer) -> None:
         """Says what the optimizer does to the masks: parameter-wise options can change it unseen."""
         ids = {id(layer.prune_mask): name for name, layer in self.masks.items()}
-        seen: dict[tuple[float, float], int] = {}
+        seen: dict[tuple[float, float, str], int] = {}
         for group in optimizer.param_groups:
             count = sum(ids.pop(id(p), None) is not None for p in group["params"])
             if count:
-                key = (float(group["lr"]), float(group.get("weight_decay", 0.0)))
+                decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
+                kind = "decoupled" if decoupled else "L2"
+                key = (float(group["lr"]), float(group.get("weight_decay", 0.0)), kind)
                 seen[key] = seen.get(key, 0) + count
         if ids:
             raise ValueError(
                 f"the optimizer does not hold the mask of {next(iter(ids.values()))!r} ({len(ids)} in all): masks must "
                 "be in the model before the optimizer is built (mmitp.MaskedModel does that)"
             )
-        kind = "decoupled" if isinstance(optimizer, torch.optim.AdamW) else "L2"
-        for (lr, decay), count in seen.items():
+        for (lr, decay, kind), count in seen.items():
             self.logger.info(
                 f"PruneHook: {count} masks in {type(optimizer).__name__} with lr {lr:g}, {kind} weight decay {decay:g}"
             )
@@ -240,6 +242,7 @@ class PruneHook(Hook):
         self.input_shape = (int(shape[0]), int(shape[1]))
         if example["inputs"].shape[-2:] != self.input_shape:
             example = example_inputs(model, data_batch, self.input_shape)
+        self.channels = example["inputs"].shape[1]
         self.budget = MacBudget(model, example, cost=self.cost)
         self.logger.info(
             f"PruneHook: {self.budget.dense_macs / 1e9:.4f} GMACs dense, {len(self.budget.masked)} of "
@@ -585,6 +588,7 @@ class PruneHook(Hook):
         self._sync_ema(runner)
         checkpoint[STATE_KEY] = dict(
             input_shape=self.input_shape,
+            channels=self.channels,
             steps=self.steps,
             frozen=self.frozen,
             warned_at=self.warned_at,
@@ -605,13 +609,14 @@ class PruneHook(Hook):
                 )
             # Before EMA's hook loads its copy, and before the Runner loads model and optimizer.
             self._become(runner, SlimPlan.from_spec(slim["spec"]), slim)
-            self.input_shape = state["input_shape"]
+            self.input_shape, self.channels = state["input_shape"], state.get("channels")
         if resume and state:
             self._pending = state
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.steps, self.frozen, self.warned_at = state["steps"], state["frozen"], state["warned_at"]
         self.input_shape = self.input_shape or state["input_shape"]
+        self.channels = state.get("channels")
         self.forecast.load_state_dict(state["forecast"])
         if self.auto is not None and state["auto"] is not None:
             self.auto.load_state_dict(state["auto"])
