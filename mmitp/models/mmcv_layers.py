@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.fx
 import torch.nn.functional as F
 from mmcv.cnn.bricks import wrappers
 from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
@@ -106,6 +108,10 @@ class SlimConv2dAdaptivePadding(SlimLayer, Conv2dAdaptivePadding, nn.Conv2d):
     def _nothing(self, x: Tensor) -> Tensor:
         size = [-(-s // stride) for s, stride in zip(x.shape[-2:], self.stride, strict=True)]
         return zeros(x, *x.shape[:-3], self.out_width, *size)
+
+
+for _name in ("conv_zeros", "conv_transpose_zeros", "linear_zeros"):
+    torch.fx.wrap(_name)  # the names of this module, for torch.fx
 
 
 class AdaptivePaddingKind(Conv2dKind):

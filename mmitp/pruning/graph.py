@@ -632,7 +632,9 @@ class _Recorder(TorchFunctionMode):
         if any(isinstance(a, torch.dtype) for a in (*args, *kwargs.values())):
             self.barrier([x], tensors_in(out), f"{name} reinterprets memory")
             return
-        moved = func(spread.contiguous() if name in ("view", "view_as") else spread, *args[1:], **kwargs)
+        # Labels live on the CPU, and so must the index tensors that move them.
+        rest, options = _on_cpu(list(args[1:])), _on_cpu(kwargs)
+        moved = func(spread.contiguous() if name in ("view", "view_as") else spread, *rest, **options)
         pairs = list(zip(tensors_in(out, depth=2), tensors_in(moved, depth=2), strict=True))
         squeezed = [_compress(m) for _, m in pairs]
         if name not in _SHAPE_FREE_VIEWS:
@@ -707,6 +709,17 @@ class _Recorder(TorchFunctionMode):
             self.pads,
             self.unfollowed,
         )
+
+
+def _on_cpu(obj: Any) -> Any:
+    """The arguments of an operation with their tensors on the CPU."""
+    if isinstance(obj, Tensor):
+        return obj.cpu()
+    if isinstance(obj, (list, tuple)):
+        return type(obj)(map(_on_cpu, obj))
+    if isinstance(obj, dict):
+        return {key: _on_cpu(value) for key, value in obj.items()}
+    return slice(*map(_on_cpu, (obj.start, obj.stop, obj.step))) if isinstance(obj, slice) else obj
 
 
 class _Hooks:

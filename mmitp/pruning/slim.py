@@ -298,6 +298,9 @@ def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) 
         budget: its budget.
         whole_tensors: let every tensor keep its full width (gathers and scatters everywhere). MACs are the same; this
             is the way for models whose code does not bear narrower tensors.
+
+    Raises:
+        ValueError: the budget was recorded on another model, be it a copy of this one.
     """
     graph = budget.graph
     needed = budget.node_needs()
@@ -305,6 +308,11 @@ def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) 
     carried = carried_channels(graph, needed, whole_tensors)
 
     names = {m: name for name, m in model.named_modules()}
+    if stranger := next((r.name for r in graph.layers if r.module is not None and r.module not in names), None):
+        raise ValueError(
+            f"the budget was recorded on another model: its layer {stranger!r} is not in this {type(model).__name__} "
+            "(a copy is another model too). Make a MacBudget of the model that is to be slimmed"
+        )
     plan = SlimPlan()
     for record, start in zip(graph.layers, budget.needs.literal_start, strict=True):
         if record.module is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -197,4 +198,11 @@ def test_a_layer_without_readers_gives_zeros_of_the_same_shape(layer: nn.Module)
     if not isinstance(layer, nn.Linear):
         assert layer(x[0]).shape == expected[0].shape
     if isinstance(layer, nn.ConvTranspose2d):
-        assert layer(x, output_size=[15, 17]).shape[-2:] == (15, 17)
+        assert layer(x, output_size=[13, 18]).shape[-2:] == (13, 18)
+
+
+def test_a_budget_of_another_model_is_refused_by_name() -> None:
+    net, x = mask_model(Stream()), torch.randn(1, 3, 4, 4)
+    budget = MacBudget(net, x)
+    with pytest.raises(ValueError, match=r"recorded on another model: its layer 'a' .* a copy is another model"):
+        slim(copy.deepcopy(net), x, budget)
