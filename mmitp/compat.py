@@ -12,6 +12,8 @@ only when a module named here is imported later, or has been before:
 ``torchvision.extension``
     A C++ library that does not load (built against another torch): the two operator schemas without which torchvision
     cannot be imported are declared. With a matching build nothing is touched.
+``mmcv.cnn.utils.fuse_conv_bn``
+    Folds a norm into a slimmed convolution too, which computes fewer channels than the norm has.
 ``mmengine.runner.checkpoint``
     mmengine up to 0.10.7 on torch 2.6 and later: its own checkpoints load again. They are pickles, as they ever were:
     load those that you trust.
@@ -303,6 +305,21 @@ def _mend_checkpoint(module: ModuleType) -> None:
     _say("this mmengine cannot load its own checkpoints with torch >= 2.6: it does again (weights_only=False).")
 
 
+def _mend_fuse_conv_bn(module: ModuleType) -> None:
+    original = module._fuse_conv_bn
+
+    def _fuse_conv_bn(conv: Any, bn: Any) -> Any:
+        from mmitp.pruning.deploy import fold_norm
+        from mmitp.pruning.slim import SlimLayer
+
+        if not isinstance(conv, SlimLayer):
+            return original(conv, bn)
+        fold_norm(conv, bn)
+        return conv
+
+    module._fuse_conv_bn = _fuse_conv_bn  # type: ignore[attr-defined]
+
+
 def _mend_dist(module: ModuleType) -> None:
     original = module._init_dist_pytorch
 
@@ -342,6 +359,7 @@ _AFTER: dict[str, Callable[[ModuleType], None]] = {
     "mmcv.ops.modulated_deform_conv": _mend_modulated_deform_conv,
     "mmcv.ops.deform_conv": _mend_deform_conv,
     "torchvision.extension": _mend_torchvision,
+    "mmcv.cnn.utils.fuse_conv_bn": _mend_fuse_conv_bn,
     "mmengine.runner.checkpoint": _mend_checkpoint,
     "mmengine.dist.utils": _mend_dist,
     "mmengine.model.wrappers.distributed": _mend_ddp,

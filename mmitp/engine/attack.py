@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -318,17 +317,3 @@ def seeded_generator(seed: int, rank: int, index: int, device: torch.device | st
     # Hashed, because the CPU's generator reads 32 bits only: sums and shifts of the three would collide.
     digest = hashlib.blake2b(f"{seed}-{rank}-{index}".encode(), digest_size=4).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
-
-
-@contextmanager
-def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Let what draws from torch's global generators (losses that sample proposals) draw from ``seed``, and put the
-    generators of the CPU and of ``device`` back afterwards; those of other devices are not touched."""
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        # Not torch.manual_seed, which seeds every accelerator.
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint
 from torch import Tensor, nn
 
+from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.pruning import masked_layers
 
 
@@ -31,6 +32,13 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a checkpoint's state dict")
     return dict(loaded)
+
+
+def known_input(loaded: Mapping[str, Any]) -> tuple[tuple[int, int] | None, int | None]:
+    """Image size (H, W) in pixels and channels that a checkpoint's budget was for; None for what it does not say."""
+    kept = loaded.get(STATE_KEY) or loaded.get("meta", {}).get("mmitp") or {}
+    size, channels = kept.get("input_shape"), kept.get("channels")
+    return (int(size[0]), int(size[1])) if size is not None else None, int(channels) if channels is not None else None
 
 
 def load_fitting(model: nn.Module, state: Mapping[str, Tensor], path: str, config: str, extra: bool = False) -> None:

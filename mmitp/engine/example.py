@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmitp.pruning.rng import kept_rng
+from mmitp.pruning.verify import eval_mode
+
 
 def example_inputs(model: nn.Module, data_batch: Any, input_shape: tuple[int, int] | None = None) -> dict[str, Any]:
     """Keyword arguments for one ``mode='tensor'`` forward pass of an OpenMMLab model, batch size one.
@@ -22,7 +25,7 @@ def example_inputs(model: nn.Module, data_batch: Any, input_shape: tuple[int, in
     """
     device = next(model.parameters()).device
     # The preprocessor may draw random numbers (batch augmentations, multi-scale): leave the training's sequence alone.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with kept_rng():
         batch = model.data_preprocessor(copy.deepcopy(data_batch), False)  # type: ignore[operator]
     images = batch.get("inputs") if isinstance(batch, dict) else None
     if not isinstance(images, Tensor) or images.dim() != 4:
@@ -37,8 +40,19 @@ def example_inputs(model: nn.Module, data_batch: Any, input_shape: tuple[int, in
     return dict(inputs=x, data_samples=samples[:1] if samples is not None else None, mode="tensor")
 
 
-def blank_example(model: nn.Module, shape: tuple[int, int], channels: int = 3, batch: int = 1) -> dict[str, Any]:
-    """An example without a batch at hand: noise of (batch, channels, H, W), and empty data samples for detectors."""
+def blank_example(
+    model: nn.Module, shape: tuple[int, int], channels: int | None = None, batch: int = 1
+) -> dict[str, Any]:
+    """An example without a batch at hand: noise of (batch, channels, H, W), and empty data samples for detectors.
+
+    Args:
+        model: unwrapped model.
+        shape: (H, W) in pixels.
+        channels: of the images; by default :func:`image_channels`.
+        batch: number of images.
+    """
+    if channels is None:
+        channels = image_channels(model, shape)
     x = torch.randn(batch, channels, *shape, generator=torch.Generator().manual_seed(0))
     x = x.to(next(model.parameters()).device)
     samples = None
@@ -51,3 +65,39 @@ def blank_example(model: nn.Module, shape: tuple[int, int], channels: int = 3, b
         none = dict(bboxes=x.new_zeros(0, 4), labels=torch.zeros(0, dtype=torch.long, device=x.device))
         samples = [DetDataSample(metainfo=meta, gt_instances=InstanceData(**none)) for _ in range(batch)]
     return dict(inputs=x, data_samples=samples, mode="tensor")
+
+
+def image_channels(model: nn.Module, shape: tuple[int, int]) -> int:
+    """How many channels the model's images have, where no batch and no checkpoint says it.
+
+    The means of the data preprocessor and the first convolution tell it. Where they do not agree (one mean for all
+    channels, images that are cut into patches before the first convolution, several stems) the model is tried out.
+
+    Args:
+        model: unwrapped model.
+        shape: (H, W) in pixels to try it with.
+
+    Raises:
+        ValueError: it runs with none of the numbers that come into question.
+    """
+    mean = getattr(getattr(model, "data_preprocessor", None), "mean", None)
+    means = mean.numel() if isinstance(mean, Tensor) else None
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None:
+        return means or 3
+    stem = len(first.weight[0]) if getattr(first, "in_index", None) is None else None  # else it reads a part of them
+    if stem == means or means in (None, 1) and stem in (1, 3):
+        return stem or 3
+    tried = list(dict.fromkeys(n for n in (means if means != 1 else None, stem, 3, means) if n is not None))
+    errors = []
+    for channels in tried:
+        try:
+            with eval_mode(model), kept_rng(), torch.no_grad():
+                model(**blank_example(model, shape, channels))
+        except Exception as error:  # a wrong number may break any line of a model's code
+            errors.append(f"{channels}: {type(error).__name__}: {error}")
+        else:
+            return channels
+    raise ValueError(
+        f"cannot tell how many channels the images of {type(model).__name__} have; tried " + "; ".join(errors)
+    )

@@ -16,12 +16,11 @@ from mmengine import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from mmitp.engine.checkpoint import load_fitting, not_final, read_checkpoint
-from mmitp.engine.example import blank_example
-from mmitp.engine.hooks.prune_hook import STATE_KEY
+from mmitp.engine.checkpoint import known_input, load_fitting, not_final, read_checkpoint
+from mmitp.engine.example import blank_example, image_channels
 from mmitp.pruning import MacBudget, masked_layers
-from mmitp.pruning.graph import tensors_in
 from mmitp.pruning.slim import slim_with_plan
+from mmitp.pruning.verify import relative_gap, tensors_in
 
 #: Largest difference from torch that an exported file may show, in parts of an output's largest value.
 TOLERANCE = 1e-4
@@ -37,15 +36,21 @@ class RawOutputs(nn.Module):
     decoded from them ``boxes`` (N, k, 5: x1, y1, x2, y2 in input pixels, score) and ``labels`` (N, k). Other
     single-stage detectors give what their head gives, as ``output_0`` on.
 
+    Args:
+        model: unwrapped model.
+        shape: (H, W) of the images in pixels.
+        channels: of the images; by default :func:`mmitp.engine.example.image_channels`.
+
     Attributes:
         names: of the outputs.
     """
 
-    def __init__(self, model: nn.Module, shape: tuple[int, int]) -> None:
+    def __init__(self, model: nn.Module, shape: tuple[int, int], channels: int | None = None) -> None:
         super().__init__()
         self.model, self.shape = model, shape
+        self.channels = image_channels(model, shape) if channels is None else channels
         with torch.no_grad():
-            count = len(list(tensors_in(self.raw(torch.zeros(1, 3, *shape)))))
+            count = len(list(tensors_in(self.raw(torch.zeros(1, self.channels, *shape)))))
         self.decodes = hasattr(getattr(model, "bbox_head", None), "heatmap_head")
         if self.decodes:
             self.names = ["heatmap", "wh", "offset", "boxes", "labels"]
@@ -90,12 +95,13 @@ class ExportReport:
     outputs: list[str]
     difference: float
     warning: str = ""
+    channels: int = 3
 
     def text(self) -> str:
         height, width = self.shape
         return (
             f"{self.warning}exported: {self.how}\n"
-            f"input: images (float32, {self.batch or 'any batch'} x 3 x {height} x {width}, normalised); "
+            f"input: images (float32, {self.batch or 'any batch'} x {self.channels} x {height} x {width}, normalised); "
             f"outputs: {', '.join(self.outputs)}\n"
             f"differs from torch by at most {self.difference:.2g} of an output's largest value\n"
             f"{self.file}: {self.size:,} bytes, {self.parameters:,} parameters"
@@ -132,7 +138,8 @@ def export_checkpoint(
         raise ValueError(f"{out}: the ending says what to write: {', '.join(writers)}")
     init_default_scope(cfg.get("default_scope", "mmengine"))
     loaded = read_checkpoint(checkpoint)
-    size = tuple(shape) if shape else loaded.get(STATE_KEY, {}).get("input_shape")
+    trained, channels = known_input(loaded)
+    size = tuple(shape) if shape else trained
     if size is None:
         raise ValueError(f"{checkpoint} does not say which input size it is for: give --shape H W")
     height, width = int(size[0]), int(size[1])
@@ -142,11 +149,11 @@ def export_checkpoint(
     model.eval()
     how = f"{cfg.model.get('of', cfg.model.type)} as it is"
     if masked_layers(model):
-        example = blank_example(model, (height, width))
+        example = blank_example(model, (height, width), channels)
         budget = MacBudget(model, example)
         model, _ = slim_with_plan(model, example, budget)
         how = f"{cfg.model.of}, slimmed: {budget.kept_macs():,} of {budget.dense_macs:,} MACs at {height}x{width}"
-    network = RawOutputs(model, (height, width)).eval()
+    network = RawOutputs(model, (height, width), channels).eval()
     try:
         run = writers[ending](network, out, batch)
     except (RuntimeError, TypeError, NotImplementedError, torch.onnx.errors.OnnxExporterError) as error:
@@ -158,11 +165,22 @@ def export_checkpoint(
         raise RuntimeError(f"{out} differs from torch by {difference:.3g} of an output's largest value")
     parameters = sum(p.numel() for p in model.parameters())
     size_on_disk = os.path.getsize(out)
-    return ExportReport(out, size_on_disk, parameters, how, (height, width), batch, network.names, difference, warning)
+    return ExportReport(
+        file=out,
+        size=size_on_disk,
+        parameters=parameters,
+        how=how,
+        shape=(height, width),
+        batch=batch,
+        outputs=network.names,
+        difference=difference,
+        warning=warning,
+        channels=network.channels,
+    )
 
 
 def _example(network: RawOutputs, n: int) -> Tensor:
-    return torch.randn(n, 3, *network.shape, generator=torch.Generator().manual_seed(n))
+    return torch.randn(n, network.channels, *network.shape, generator=torch.Generator().manual_seed(n))
 
 
 def _write_onnx(network: RawOutputs, out: str, batch: int | None) -> Callable[[Tensor], list[Tensor]]:
@@ -246,7 +264,5 @@ def _difference(network: RawOutputs, run: Callable[[Tensor], list[Tensor]], n: i
     for a, b in zip(expected, got, strict=True):
         if a.shape != b.shape:
             raise RuntimeError(f"an exported output has shape {tuple(b.shape)} instead of {tuple(a.shape)}")
-        if a.numel():
-            gap = float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp(min=1e-6))
-            worst = max(worst, gap) if gap == gap else float("inf")
+        worst = max(worst, relative_gap(a, b))
     return worst

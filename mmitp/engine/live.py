@@ -19,7 +19,8 @@ from torch import nn
 from mmitp.engine.attack import unwrap
 from mmitp.pruning import MacBudget, SlimPlan, masked_layers, randomize_masks
 from mmitp.pruning.live import plan_live, shrink_live, steps_elementwise
-from mmitp.pruning.slim import doubled
+from mmitp.pruning.rng import kept_rng
+from mmitp.pruning.verify import compare, doubled
 
 
 def require_slimmable(runner: Runner) -> None:
@@ -68,8 +69,7 @@ def require_same_training(model: nn.Module, example_inputs: Any, batch: Any) -> 
     Raises:
         ValueError: the losses differ.
     """
-    devices = [p.device for p in model.parameters() if p.is_cuda][:1]
-    with without_runner_hooks(model), torch.random.fork_rng(devices=devices):
+    with without_runner_hooks(model), kept_rng():
         masked = copy.deepcopy(model)
         data = masked.data_preprocessor(copy.deepcopy(batch), False)  # type: ignore[operator]
         randomize_masks(masked, 0.5, torch.Generator().manual_seed(0))
@@ -146,13 +146,11 @@ def _difference(masked: Any, small: Any, data: Any, rtol: float = 1e-3) -> str:
                 and not any(True for _ in module.buffers())
             ):
                 module.eval()
-        torch.manual_seed(0)
         try:
-            losses.append(model.parse_losses(model._run_forward(copy.deepcopy(data), mode="loss"))[0].double())
-        except (RuntimeError, ValueError, IndexError, AttributeError) as error:
+            with kept_rng(seed=0):
+                losses.append(dict(loss=model.parse_losses(model._run_forward(copy.deepcopy(data), mode="loss"))[0]))
+        except Exception as error:
             if model is masked:
                 raise
             return f"{type(error).__name__}: {error}"
-    if not torch.allclose(losses[0], losses[1], rtol=rtol, equal_nan=True):
-        return f"a loss of {float(losses[1]):.6g} instead of {float(losses[0]):.6g}"
-    return ""
+    return compare(losses[0], losses[1], rtol)

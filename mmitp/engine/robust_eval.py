@@ -34,7 +34,6 @@ from mmitp.engine.attack import (
     PixelUnits,
     check_pixel_range,
     class_labels,
-    drawing_from,
     image_area,
     logits_of,
     pixel_units,
@@ -43,6 +42,7 @@ from mmitp.engine.attack import (
 )
 from mmitp.engine.checkpoint import FitHook
 from mmitp.engine.run import build_runner
+from mmitp.pruning.rng import kept_rng
 from mmitp.registry import DATA_SAMPLERS
 from mmitp.visualization import plot_robustness
 
@@ -204,7 +204,7 @@ class _Attacker:
             attack_mode(self.model, freeze=True),
             torch.autocast(device_type=inputs.device.type, enabled=False),
             # Some losses draw (two-stage detectors sample proposals): from the attack's seed, and only then.
-            drawing_from(generator.initial_seed(), inputs.device),
+            kept_rng(generator.initial_seed()),
         ):
             data = {**output, "inputs": images}
             perturb = self._suite if self.attack.name == "autoattack" else self._gradient

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mmengine import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from mmitp.engine.checkpoint import load_fitting, not_final, read_checkpoint
+from mmitp.engine.checkpoint import known_input, load_fitting, not_final, read_checkpoint
 from mmitp.engine.example import blank_example
 from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.models.slim import is_masked, save_slim
@@ -60,17 +60,17 @@ def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[
     known = loaded.get(STATE_KEY, {})
     if not known.get("slimmed") and not any(key.endswith("prune_mask") for key in state):
         raise ValueError(f"{checkpoint} holds no masks (no 'prune_mask' key): it was trained without pruning")
-    size = tuple(shape) if shape else known.get("input_shape")
+    trained, channels = known_input(loaded)
+    size = (int(shape[0]), int(shape[1])) if shape else trained
     if size is None:
         raise ValueError(f"{checkpoint} does not say which input size its budget was for: give --shape H W")
     model = MODELS.build(cfg.model)
     warning = ""
     dense = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("prune_mask"))
     if slimmed := known.get("slimmed"):  # slim_at_end has done it already
-        if tuple(size) != tuple(known["input_shape"]):
+        if size != trained:
             raise ValueError(
-                f"{checkpoint} is slimmed already; its MACs are known at {tuple(known['input_shape'])} only, leave "
-                "--shape out"
+                f"{checkpoint} is slimmed already; its MACs are known at {trained} only, leave --shape out"
             )
         plan = SlimPlan.from_spec(slimmed["spec"])
         small = apply_plan(model, plan)
@@ -80,11 +80,14 @@ def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[
         load_fitting(model, state, checkpoint, cfg.filename)
         warning = not_final(model, checkpoint)
         model.eval()
-        example = blank_example(model, (int(size[0]), int(size[1])))
+        example = blank_example(model, size, channels)
+        channels = example["inputs"].shape[1]
         budget = MacBudget(model, example)
         small, plan = slim_with_plan(model, example, budget)
         macs_dense, macs = budget.dense_macs, budget.kept_macs()
-    meta = dict(loaded.get("meta", {}), mmitp=dict(macs_dense=macs_dense, macs=macs))
+    meta = dict(
+        loaded.get("meta", {}), mmitp=dict(macs_dense=macs_dense, macs=macs, input_shape=size, channels=channels)
+    )
     meta.pop("cfg", None)
     config, weights = save_slim(small, plan, cfg, out_dir, meta)
     return SlimReport(
@@ -94,6 +97,6 @@ def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[
         macs,
         dense,
         sum(p.numel() for p in small.parameters()),
-        (int(size[0]), int(size[1])),
+        size,
         warning,
     )

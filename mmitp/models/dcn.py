@@ -20,7 +20,7 @@ from mmitp.pruning.layers import Conv2dKind, CountedKind
 from mmitp.pruning.slim import SlimLayer, register_slim, zeros
 
 
-class MaskedDCNv2(MaskedLayer, ModulatedDeformConv2dPack):
+class MaskedDCNv2(MaskedLayer, ModulatedDeformConv2dPack, ModulatedDeformConv2d):
     """mmcv's ``DCNv2`` whose input channels carry a mask; keys and shapes are those of the base."""
 
     conv_offset: Any
@@ -60,7 +60,7 @@ class MaskedDCNv2(MaskedLayer, ModulatedDeformConv2dPack):
         super().fold()
 
 
-class SlimDCNv2(SlimLayer, ModulatedDeformConv2dPack):
+class SlimDCNv2(SlimLayer, ModulatedDeformConv2dPack, ModulatedDeformConv2d):
     """mmcv's ``DCNv2`` with gather and scatter."""
 
     padding: Any

@@ -6,17 +6,46 @@ padded convolution of EfficientNet pads as TensorFlow's ``SAME`` does.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+import torch.fx
 import torch.nn.functional as F
 from mmcv.cnn.bricks import wrappers
 from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmitp.pruning import MaskedLayer, register_kind
+from mmitp.pruning import MaskedConvTranspose2d, MaskedLayer, register_kind
 from mmitp.pruning.layers import Conv2dKind, ConvTranspose2dKind, LinearKind
-from mmitp.pruning.slim import SlimConv2d, SlimConvTranspose2d, SlimLayer, SlimLinear, register_slim, zeros
+from mmitp.pruning.slim import SlimLayer, conv_transpose_zeros, conv_zeros, linear_zeros, register_slim, zeros
 
 
-class MaskedConv2dAdaptivePadding(MaskedLayer, Conv2dAdaptivePadding):
+class MaskedWrappedConv2d(MaskedLayer, wrappers.Conv2d, nn.Conv2d):
+    """mmcv's ``Conv2d`` whose input channels carry a mask."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(*self.masked(x), self.bias)
+
+
+class MaskedWrappedConvTranspose2d(MaskedLayer, wrappers.ConvTranspose2d, nn.ConvTranspose2d):
+    """mmcv's ``ConvTranspose2d`` whose input channels carry a mask."""
+
+    weight_in_dim = 0
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # mmcv's signature
+        return MaskedConvTranspose2d.forward(self, x)
+
+
+class MaskedWrappedLinear(MaskedLayer, wrappers.Linear, nn.Linear):
+    """mmcv's ``Linear`` whose input features carry a mask."""
+
+    input_dim = -1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(*self.masked(x), self.bias)
+
+
+class MaskedConv2dAdaptivePadding(MaskedLayer, Conv2dAdaptivePadding, nn.Conv2d):
     """mmcv's ``Conv2dAdaptivePadding`` whose input channels carry a mask."""
 
     kernel_size: tuple[int, int]
@@ -36,7 +65,42 @@ class MaskedConv2dAdaptivePadding(MaskedLayer, Conv2dAdaptivePadding):
         return F.conv2d(F.pad(x, pads), weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
-class SlimConv2dAdaptivePadding(SlimLayer, Conv2dAdaptivePadding):
+class SlimWrappedConv2d(SlimLayer, wrappers.Conv2d, nn.Conv2d):
+    """mmcv's ``Conv2d`` with gather and scatter."""
+
+    kernel_size: Any
+    stride: Any
+    dilation: Any
+
+    def _nothing(self, x: Tensor) -> Tensor:
+        pads = self._reversed_padding_repeated_twice
+        return conv_zeros(x, self.out_width, pads, self.kernel_size, self.stride, self.dilation)
+
+
+class SlimWrappedConvTranspose2d(SlimLayer, wrappers.ConvTranspose2d, nn.ConvTranspose2d):
+    """mmcv's ``ConvTranspose2d`` with gather and scatter."""
+
+    kernel_size: Any
+    stride: Any
+    dilation: Any
+    padding: Any
+    output_padding: Any
+
+    def _nothing(self, x: Tensor) -> Tensor:
+        geometry = (self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation)
+        return conv_transpose_zeros(x, self.out_width, *geometry)
+
+
+class SlimWrappedLinear(SlimLayer, wrappers.Linear, nn.Linear):
+    """mmcv's ``Linear`` with gather and scatter of features."""
+
+    channel_dim = -1
+
+    def _nothing(self, x: Tensor) -> Tensor:
+        return linear_zeros(x, self.out_width)
+
+
+class SlimConv2dAdaptivePadding(SlimLayer, Conv2dAdaptivePadding, nn.Conv2d):
     """mmcv's ``Conv2dAdaptivePadding`` with gather and scatter."""
 
     stride: tuple[int, int]
@@ -46,6 +110,10 @@ class SlimConv2dAdaptivePadding(SlimLayer, Conv2dAdaptivePadding):
         return zeros(x, *x.shape[:-3], self.out_width, *size)
 
 
+for _name in ("conv_zeros", "conv_transpose_zeros", "linear_zeros"):
+    torch.fx.wrap(_name)  # the names of this module, for torch.fx
+
+
 class AdaptivePaddingKind(Conv2dKind):
     dense = (Conv2dAdaptivePadding,)
     masked = MaskedConv2dAdaptivePadding
@@ -53,19 +121,22 @@ class AdaptivePaddingKind(Conv2dKind):
 
 class WrappedConv2dKind(Conv2dKind):
     dense = (wrappers.Conv2d,)
+    masked = MaskedWrappedConv2d
 
 
 class WrappedConvTranspose2dKind(ConvTranspose2dKind):
     dense = (wrappers.ConvTranspose2d,)
+    masked = MaskedWrappedConvTranspose2d
 
 
 class WrappedLinearKind(LinearKind):
     dense = (wrappers.Linear,)
+    masked = MaskedWrappedLinear
 
 
 for _kind in (AdaptivePaddingKind(), WrappedConv2dKind(), WrappedConvTranspose2dKind(), WrappedLinearKind()):
     register_kind(_kind)
 register_slim(Conv2dAdaptivePadding, SlimConv2dAdaptivePadding)
-register_slim(wrappers.Conv2d, SlimConv2d)
-register_slim(wrappers.ConvTranspose2d, SlimConvTranspose2d)
-register_slim(wrappers.Linear, SlimLinear)
+register_slim(wrappers.Conv2d, SlimWrappedConv2d)
+register_slim(wrappers.ConvTranspose2d, SlimWrappedConvTranspose2d)
+register_slim(wrappers.Linear, SlimWrappedLinear)

@@ -12,9 +12,12 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from mmitp.engine.example import image_channels
 from mmitp.models.slim import is_masked
+from mmitp.pruning.rng import kept_rng
 
 
+@kept_rng(seed=0)
 def build_masked(cfg: Config, linear: bool = False) -> nn.Module:
     """Builds a config's model with masks, as ``mmitp.MaskedModel`` does, without downloading pre-trained weights.
 
@@ -36,7 +39,6 @@ def build_masked(cfg: Config, linear: bool = False) -> nn.Module:
         model = dict(model, type="mmitp.MaskedModel", of=model.type)
     if linear:
         model["prune"] = dict(model.get("prune") or {}, linear=True)
-    torch.manual_seed(0)
     built = MODELS.build(model)
     if hasattr(built, "init_weights"):
         logging.disable(logging.INFO)  # a line for every parameter
@@ -54,7 +56,8 @@ def is_detector(model: nn.Module) -> bool:
 
 def random_batch(model: nn.Module, shape: tuple[int, int], batch: int, generator: torch.Generator) -> dict[str, Any]:
     """Noise images (uint8, as loaders give them) with valid labels: classes, or boxes with masks and a semantic map."""
-    images = [torch.randint(256, (3, *shape), dtype=torch.uint8, generator=generator) for _ in range(batch)]
+    channels = image_channels(model, shape)
+    images = [torch.randint(256, (channels, *shape), dtype=torch.uint8, generator=generator) for _ in range(batch)]
     classes = min(
         (n for m in model.modules() if isinstance(n := getattr(m, "num_classes", None), int) and n > 0), default=1
     )
@@ -66,6 +69,7 @@ def random_batch(model: nn.Module, shape: tuple[int, int], batch: int, generator
     return dict(inputs=images, data_samples=samples)
 
 
+@kept_rng(seed=0)
 def train_on_noise(model: nn.Module, shape: tuple[int, int], iterations: int = 3, batch: int = 2) -> list[float]:
     """A few training steps of plain SGD on random batches; returns the losses.
 

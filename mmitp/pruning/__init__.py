@@ -2,7 +2,10 @@
 
 ``masks`` holds the equations of the mask, ``layers`` and ``convert`` put it on a model, ``graph`` and ``needs`` find
 out who reads whose channels, ``budget`` is the hardware loss, ``freeze`` fixes the masks under the target, ``slim``
-removes what they leave unread.
+removes what they leave unread. ``verify`` and ``rng`` are what all checks stand on.
+
+For deployment: :func:`slim` and then, if at all, :func:`fold_norms`. Where a masked network goes to code that reads its
+weights (fusion, re-parameterisation, converters), :func:`fold_masks` comes first.
 """
 
 from .budget import LayerRow, MacBudget

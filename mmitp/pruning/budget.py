@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from .cost import Cost, CostRatio
-from .graph import ChannelGraph, LayerRecord, call_model, record_graph, tensors_in
+from .graph import ChannelGraph, LayerRecord, record_graph
 from .layers import Conv2dKind
 from .masks import MaskedLayer, binarize_rows, ste_derivative
 from .needs import Needs, channel_masked, solve_needs
+from .verify import compare, frozen_at, outputs, tensors_in
 
 
 class LayerRow(NamedTuple):
@@ -404,12 +405,7 @@ class MacBudget:
     @torch.no_grad()
     def _layers_that_move(self, model: nn.Module, example_inputs: Any, pattern: Tensor) -> list[int]:
         needed = self.node_needs(pattern)
-        frozen = {m: (m.mask_frozen, m.prune_pattern.clone()) for m in self.patterns(pattern)}
-        training = {m: m.training for m in model.modules()}
-        model.eval()
-        for layer, part in self.patterns(pattern).items():
-            layer.freeze_mask(part.to(layer.prune_mask))
-        try:
+        with frozen_at(self.patterns(pattern)):
             still = self._outputs_and_work(model, example_inputs)
             candidates = [
                 i for i, r in enumerate(self.layers) if r.module is not None and not bool(needed[r.out_nodes].all())
@@ -417,14 +413,8 @@ class MacBudget:
             if not self._moves(model, example_inputs, candidates, needed, still):
                 return []
             return [i for i in candidates if self._moves(model, example_inputs, [i], needed, still)] or candidates
-        finally:
-            for layer, (was, old) in frozen.items():
-                layer.prune_pattern.copy_(old)
-                layer.mask_frozen = was
-            for module, mode in training.items():
-                module.training = mode
 
-    def _outputs_and_work(self, model: nn.Module, example_inputs: Any) -> list[Tensor]:
+    def _outputs_and_work(self, model: nn.Module, example_inputs: Any) -> dict[str, Tensor]:
         """The outputs; names the layers whose work changed with the pattern, as it does after proposals."""
         work: dict[int, int] = {}
         handles = []
@@ -432,23 +422,25 @@ class MacBudget:
             if record.module is None or record.kind is None:
                 continue
 
-            def count(module: nn.Module, args: Any, out: Tensor, i: int = i, kind: Conv2dKind = record.kind) -> None:
-                if args:
-                    work[i] = work.get(i, 0) + kind.pair_macs(module, args[0], out)
+            def count(
+                module: nn.Module, args: Any, kwargs: Any, out: Tensor, i: int = i, kind: Conv2dKind = record.kind
+            ) -> None:
+                x = next(tensors_in((args, kwargs)))
+                work[i] = work.get(i, 0) + kind.pair_macs(module, x, out)
 
-            handles.append(record.module.register_forward_hook(count))
+            handles.append(record.module.register_forward_hook(count, with_kwargs=True))
         try:
-            outputs = _outputs(model, example_inputs)
+            still = outputs(model, example_inputs)
         finally:
             for handle in handles:
                 handle.remove()
         for i, macs in work.items():
             if macs != self.layers[i].pair_macs:
                 self.layers[i].note = "its work depends on the data: the recorded pass's MACs stand"
-        return outputs
+        return still
 
     def _moves(
-        self, model: nn.Module, example_inputs: Any, rows: list[int], needed: Tensor, still: list[Tensor]
+        self, model: nn.Module, example_inputs: Any, rows: list[int], needed: Tensor, still: dict[str, Tensor]
     ) -> bool:
         handles = []
         generator = torch.Generator().manual_seed(0)
@@ -471,17 +463,8 @@ class MacBudget:
 
             handles.append(record.module.register_forward_hook(add_noise))
         try:
-            moved = _outputs(model, example_inputs)
+            moved = outputs(model, example_inputs)
         finally:
             for handle in handles:
                 handle.remove()
-        return len(moved) != len(still) or any(
-            a.shape != b.shape or not torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
-            for a, b in zip(still, moved, strict=True)
-        )
-
-
-def _outputs(model: nn.Module, example_inputs: Any) -> list[Tensor]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return [t.detach().double() for t in tensors_in(call_model(model, example_inputs)) if t.is_floating_point()]
+        return bool(compare(still, moved, rtol=1e-5))

@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .budget import MacBudget
 from .freeze import freeze_masks
-from .graph import call_model
-from .slim import difference, doubled, slim_with_plan
+from .rng import kept_rng
+from .slim import slim_with_plan
+from .verify import call_model, difference, doubled, eval_mode
 
 
 @dataclass
@@ -45,17 +46,13 @@ def counted_macs(model: nn.Module, example_inputs: Any) -> int:
     Products of two activations (attention's) are none of the budget's business and left out.
     """
     aten = torch.ops.aten
-    training = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operation that the counter does not know
-    model.eval()
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with eval_mode(model), kept_rng(), torch.no_grad(), FlopCounterMode(display=False) as counter:
             call_model(model, example_inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in training.items():
-            module.training = mode
     counts = counter.get_flop_counts()["Global"]
     return sum(counts.get(op, 0) for op in (aten.convolution, aten._convolution, aten.addmm, aten.mm)) // 2
 

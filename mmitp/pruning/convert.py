@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .graph import record_graph
 from .layers import kind_of, masked_layers
 from .masks import GRANULARITIES, MaskedLayer
+from .reparam import guard_reparameterization
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
@@ -82,6 +83,7 @@ def mask_model(
         )
     for _, module in chosen:
         _attach(module, granularity, init)
+    guard_reparameterization(model)
     return model
 
 
@@ -139,7 +141,9 @@ def fold_masks(model: nn.Module) -> nn.Module:
     """Multiplies each weight by its binary mask and turns the layers dense again, in place; returns the model.
 
     Shapes stay: the zeros remain in the weights. Its state dict loads into the dense model, and what reads
-    ``conv.weight`` directly (BatchNorm fusion, exporters) sees the pruned weights.
+    ``conv.weight`` directly (BatchNorm fusion, re-parameterisation, exporters) sees the pruned weights: fold before
+    you hand a masked network to other tools. :func:`~mmitp.pruning.fold_norms` is the way to fold BatchNorms, of
+    slimmed networks too.
     """
     for layer in masked_layers(model).values():
         layer.fold()

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from .graph import _METADATA, call_model, shared_parameters, tensors_in
-from .slim import SlimLayer, difference, difference_in_double, slim_kind
+from .graph import _METADATA, shared_parameters
+from .rng import kept_rng
+from .slim import SlimLayer, slim_kind
+from .verify import call_model, difference, difference_in_double, tensors_in
 
 _SHAPE_ONLY = frozenset("shape dtype device ndim layout is_cuda requires_grad".split())
 
@@ -21,7 +23,8 @@ def fold_norms(model: nn.Module, example_inputs: Any) -> nn.Module:
     """Returns a copy in evaluation mode with every BatchNorm folded into the layer right before it, where there is one.
 
     ``y = s * (W x + c - mean) + b`` with ``s = gamma / sqrt(var + eps)`` becomes ``(s W) x + s (c - mean) + b``. One
-    pass of the example shows which layer's output goes to which norm and to nothing else; other norms stay. The copy
+    pass of the example shows which layer's output goes to which norm and to nothing else; other norms stay, and so does
+    one whose channels are not the layer's (``BatchNorm1d`` over the positions of a sequence). The copy
     computes what the model computes (checked here on the example); it is for inference, its training would differ.
 
     Args:
@@ -36,7 +39,7 @@ def fold_norms(model: nn.Module, example_inputs: Any) -> nn.Module:
     folded.eval()
     pairs = _pairs(folded, example_inputs)
     for layer, norm in pairs.items():
-        _fold(layer, norm)
+        fold_norm(layer, norm)
     norms = set(pairs.values())
     for parent in list(folded.modules()):
         for name, child in parent._modules.items():
@@ -72,6 +75,7 @@ class _Reads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@kept_rng()
 @torch.no_grad()
 def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, _BatchNorm]:
     """Layer -> the norm that alone reads its output, at every call, and reads nothing else."""
@@ -92,9 +96,12 @@ def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, _BatchNorm]
     handles = []
     sources: dict[nn.Module, list[Any]] = {}  # norm -> what its calls read
 
-    def note_source(norm: nn.Module, args: Any) -> None:
-        made = reads.made.get(id(args[0]))
-        sources.setdefault(norm, []).append(made[1] if made is not None else None)
+    def note_source(norm: nn.Module, args: Any, kwargs: Any) -> None:
+        x = next(tensors_in((args, kwargs)))
+        _, layer = reads.made.get(id(x), (x, None))
+        if layer is not None and x.dim() - (1 if slim_kind(layer).linear else 3) != 1:  # type: ignore[union-attr]
+            layer = None  # the norm's channels are another dimension than the layer's: positions of a sequence
+        sources.setdefault(norm, []).append(layer)
 
     for module in model.modules():
         norm = isinstance(module, _BatchNorm)
@@ -102,7 +109,7 @@ def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, _BatchNorm]
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(leave, with_kwargs=True))
         if norm:
-            handles.append(module.register_forward_pre_hook(note_source))
+            handles.append(module.register_forward_pre_hook(note_source, with_kwargs=True))
     try:
         with reads:
             out = call_model(model, example_inputs)
@@ -128,7 +135,8 @@ def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, _BatchNorm]
 
 
 @torch.no_grad()
-def _fold(layer: Any, norm: _BatchNorm) -> None:
+def fold_norm(layer: Any, norm: _BatchNorm) -> None:
+    """Folds a norm into the layer before it, in place; a slimmed layer takes what belongs to its own outputs."""
     kind = slim_kind(layer)
     assert kind is not None
     assert norm.running_mean is not None

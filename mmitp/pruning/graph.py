@@ -9,8 +9,8 @@ channels it is given. Nothing is taken from names, and what cannot be followed s
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 
 from .layers import ChannelPad, Conv2dKind, is_channelwise, kind_of
 from .masks import MaskedLayer
+from .rng import kept_rng
+from .verify import call_model, eval_mode, tensors_in
 
 _UNARY = frozenset(
     """relu relu_ relu6 leaky_relu leaky_relu_ rrelu elu elu_ celu selu gelu silu mish hardswish hardsigmoid hardtanh
@@ -128,35 +130,6 @@ class ChannelGraph:
     unfollowed: dict[str, str]
 
 
-def call_model(model: nn.Module, example_inputs: Any) -> Any:
-    """Runs ``model(x)``, ``model(*tuple)`` or ``model(**dict)``."""
-    if isinstance(example_inputs, dict):
-        return model(**example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
-        return model(*example_inputs)
-    return model(example_inputs)
-
-
-def tensors_in(obj: Any, depth: int = 6) -> Iterator[Tensor]:
-    """All tensors in nested containers and plain objects."""
-    if isinstance(obj, Tensor):
-        yield obj
-    elif depth > 0:
-        if isinstance(obj, dict):
-            children: Any = obj.values()
-        elif isinstance(obj, (list, tuple, set, frozenset, deque)):
-            children = obj
-        elif isinstance(obj, (nn.Module, type)):
-            return
-        else:
-            children = list(vars(obj).values()) if hasattr(obj, "__dict__") else []
-            for cls in type(obj).__mro__:
-                slots = cls.__dict__.get("__slots__", ())
-                children += [getattr(obj, s, None) for s in ((slots,) if isinstance(slots, str) else slots)]
-        for child in children:
-            yield from tensors_in(child, depth - 1)
-
-
 def shared_parameters(model: nn.Module) -> set[int]:
     """Ids of parameters that several modules hold; masks may be shared."""
     named = [(name, p) for m in model.modules() for name, p in m._parameters.items() if p is not None]
@@ -171,17 +144,13 @@ def record_graph(model: nn.Module, example_inputs: Any) -> ChannelGraph:
         ValueError: the pass runs no convolution or linear layer, or returns no tensor.
     """
     recorder = _Recorder(model)
-    training = {m: m.training for m in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad(), recorder.hooks():
+        with eval_mode(model), kept_rng(), torch.no_grad(), recorder.hooks():
             for tensor in tensors_in(example_inputs):
                 recorder.mark_derived(tensor)
             with recorder:
                 out = call_model(model, example_inputs)
     finally:
-        for module, mode in training.items():
-            module.training = mode
         recorder.clear()
     outputs = list(tensors_in(out))
     if not outputs:
@@ -663,7 +632,9 @@ class _Recorder(TorchFunctionMode):
         if any(isinstance(a, torch.dtype) for a in (*args, *kwargs.values())):
             self.barrier([x], tensors_in(out), f"{name} reinterprets memory")
             return
-        moved = func(spread.contiguous() if name in ("view", "view_as") else spread, *args[1:], **kwargs)
+        # Labels live on the CPU, and so must the index tensors that move them.
+        rest, options = _on_cpu(list(args[1:])), _on_cpu(kwargs)
+        moved = func(spread.contiguous() if name in ("view", "view_as") else spread, *rest, **options)
         pairs = list(zip(tensors_in(out, depth=2), tensors_in(moved, depth=2), strict=True))
         squeezed = [_compress(m) for _, m in pairs]
         if name not in _SHAPE_FREE_VIEWS:
@@ -738,6 +709,17 @@ class _Recorder(TorchFunctionMode):
             self.pads,
             self.unfollowed,
         )
+
+
+def _on_cpu(obj: Any) -> Any:
+    """The arguments of an operation with their tensors on the CPU."""
+    if isinstance(obj, Tensor):
+        return obj.cpu()
+    if isinstance(obj, (list, tuple)):
+        return type(obj)(map(_on_cpu, obj))
+    if isinstance(obj, dict):
+        return {key: _on_cpu(value) for key, value in obj.items()}
+    return slice(*map(_on_cpu, (obj.start, obj.stop, obj.step))) if isinstance(obj, slice) else obj
 
 
 class _Hooks:

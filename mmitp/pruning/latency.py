@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from .budget import MacBudget
 from .cost import TABLE_FORMAT, LatencyCost
-from .graph import LayerRecord, call_model
+from .graph import LayerRecord
 from .layers import masked_layers
 from .needs import channel_masked
+from .rng import kept_rng
 from .slim import LayerPlan, SlimPlan, shrink_layer, slim_with_plan
+from .verify import call_model, frozen_at
 
 #: A single timing takes at least this long; shorter calls are repeated within it.
 _LEAST_NS = 300_000
@@ -44,6 +46,7 @@ class _Seen:
     positions: int = 0
 
 
+@kept_rng()
 def measure_latency(
     model: nn.Module,
     example_inputs: Any,
@@ -130,10 +133,10 @@ def time_in_turn(
         patterns: flat bool patterns.
         rounds: timings of every network; None for as many as take some seconds.
     """
-    cost, here = budget.cost, next(model.parameters()).device
+    cost = budget.cost
     assert isinstance(cost, LatencyCost)
     device = torch.device(cost.table.get("device", "cpu"))
-    with torch.no_grad(), torch.random.fork_rng(devices=[here] if here.type == "cuda" else []):
+    with torch.no_grad(), kept_rng():
         networks = [_slimmed(model, example_inputs, budget, p)[0].to(device) for p in patterns]
         inputs = _moved(example_inputs, device)
         calls = [lambda m=m: call_model(m, inputs) for m in networks]
@@ -231,25 +234,10 @@ def _patterns(budget: MacBudget, count: int) -> list[Tensor]:
 
 
 def _slimmed(model: nn.Module, example_inputs: Any, budget: MacBudget, pattern: Tensor) -> tuple[nn.Module, SlimPlan]:
-    with _frozen_at(budget, pattern):
+    with frozen_at(budget.patterns(pattern)):
         small, plan = slim_with_plan(model, example_inputs, budget)
     assert not masked_layers(small)
     return small.eval(), plan
-
-
-@contextmanager
-def _frozen_at(budget: MacBudget, pattern: Tensor) -> Iterator[None]:
-    """The budget's model with a flat pattern in force for a while."""
-    parts = budget.patterns(pattern)
-    before = {layer: (layer.mask_frozen, layer.prune_pattern.clone()) for layer in parts}
-    try:
-        for layer, part in parts.items():
-            layer.freeze_mask(part.to(layer.prune_mask))
-        yield
-    finally:
-        for layer, (frozen, old) in before.items():
-            layer.prune_pattern.copy_(old)
-            layer.mask_frozen = frozen
 
 
 def _record(dense: nn.Module, budget: MacBudget, example_inputs: Any) -> dict[str, _Seen]:
@@ -264,7 +252,9 @@ def _record(dense: nn.Module, budget: MacBudget, example_inputs: Any) -> dict[st
         def note(
             module: nn.Module, args: Any, kwargs: Any, out: Tensor, to: _Seen = seen[record.name], dim: int = dim
         ) -> None:
-            to.calls.append((args[0], args[1:], kwargs))
+            kwargs = dict(kwargs)
+            x, *rest = args or (kwargs.pop(next(iter(kwargs))),)
+            to.calls.append((x, tuple(rest), kwargs))
             to.positions += out.numel() // out.shape[dim]
 
         handles.append(modules[record.name].register_forward_hook(note, with_kwargs=True))

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .masks import MaskedLayer
 
 
-class MaskedConv2d(MaskedLayer, nn.Conv2d):
+class MaskedConv2d(MaskedLayer, nn.Conv2d, _ConvNd):
     """``nn.Conv2d`` whose weight is multiplied by a binary mask. Shapes and state-dict keys are those of the base."""
 
     def __init__(self, *args: Any, mask_granularity: str = "channel", mask_init: float = 1.0, **kwargs: Any) -> None:
@@ -29,20 +30,20 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         self.dense_type = nn.Conv2d
         self.attach_mask(mask_granularity, mask_init)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(*self.masked(x), self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(*self.masked(input), self.bias)
 
 
-class MaskedConvTranspose2d(MaskedLayer, nn.ConvTranspose2d):
+class MaskedConvTranspose2d(MaskedLayer, nn.ConvTranspose2d, _ConvTransposeNd):
     """``nn.ConvTranspose2d`` with a mask on its input channels (dimension 0 of the weight)."""
 
     weight_in_dim = 0
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         assert isinstance(self.padding, tuple)
         stride, padding, kernel, dilation = map(list, (self.stride, self.padding, self.kernel_size, self.dilation))
-        extra = self._output_padding(x, output_size, stride, padding, kernel, 2, dilation)
-        x, weight = self.masked(x)
+        extra = self._output_padding(input, output_size, stride, padding, kernel, 2, dilation)
+        x, weight = self.masked(input)
         return F.conv_transpose2d(x, weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation)
 
 
@@ -51,8 +52,8 @@ class MaskedLinear(MaskedLayer, nn.Linear):
 
     input_dim = -1
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(*self.masked(x), self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(*self.masked(input), self.bias)
 
 
 class Conv2dKind:
@@ -172,7 +173,12 @@ _CHANNELWISE: set[type[nn.Module]] = set()
 
 
 def register_kind(kind: Conv2dKind) -> None:
-    """Makes a kind of layer known to the conversion, the channel graph, the budget and the slimming."""
+    """Makes a kind of layer known to the conversion, the channel graph, the budget and the slimming.
+
+    A masked type derives from :class:`~mmitp.pruning.MaskedLayer`, the dense type *and the dense type's own bases*:
+    mmengine's ``init_cfg`` finds the layers to initialise by the names of a class and its direct bases, and would pass
+    by a layer that is a ``Conv2d`` one base further down. It takes the dense type's arguments by the same names.
+    """
     for cls in kind.dense:
         _KINDS[cls] = kind
     if not isinstance(kind, CountedKind):

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from .budget import MacBudget
-from .graph import tensors_in
 from .layers import kind_of, masked_layers
+from .rng import kept_rng
 from .slim import LayerPlan, SlimLayer, SlimPlan, apply_plan, slim_with_plan
+from .verify import tensors_in
 
 
 def plan_live(model: nn.Module, example_inputs: Any, budget: MacBudget) -> SlimPlan:
@@ -85,7 +86,7 @@ def shrink_live(model: nn.Module, plan: SlimPlan, optimizer: torch.optim.Optimiz
     apply_plan(model, plan)
     for name, layer in model.named_modules():
         if name in plan.layers and isinstance(layer, SlimLayer) and layer.out_index is not None:
-            if len(layer.out_index) == 0:
+            if layer.empty:
                 layer.register_forward_hook(_keep_in_graph)
     if optimizer is not None:
         _drop(optimizer, masks)
@@ -111,6 +112,7 @@ def shrink_live(model: nn.Module, plan: SlimPlan, optimizer: torch.optim.Optimiz
     return restarted
 
 
+@kept_rng()
 def steps_elementwise(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer moves every weight by itself, tried out on a small tensor with its own options.
 

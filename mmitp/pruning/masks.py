@@ -75,7 +75,7 @@ def ste_derivative(mask: Tensor) -> Tensor:
 
 
 class _Masked(torch.autograd.Function):
-    """``values * M_b`` with the straight-through gradient to ``M``, in as few and as small operations as it takes.
+    """:func:`masked_values` in as few and as small operations as it takes: what training runs.
 
     ``on`` and ``slope`` are ``M_b`` and ``dM_b/dM``; without a slope the mask is frozen and its gradient zero. ``dim``
     is the dimension of ``values`` that the mask runs along, None for a mask of the same shape.
@@ -116,12 +116,27 @@ def _sum_to(values: Tensor, dim: int) -> Tensor:
     return values.sum(others) if others else values
 
 
+def masked_values(values: Tensor, mask: Tensor, on: Tensor, slope: Tensor, dim: int | None) -> Tensor:
+    """``values * M_b`` with the straight-through gradient to ``M``, as plain operations.
+
+    :class:`_Masked` is several times as fast, but ``torch.func`` (``grad``, ``vmap``, ``jvp``) can only transform a
+    custom function that costs more to call in every training step.
+    """
+    gate = on + slope * (mask - mask.detach())
+    if dim is not None:
+        gate = gate.view([-1 if d == dim else 1 for d in range(values.dim())])
+    return values * gate.to(values.dtype)
+
+
 class MaskedLayer(nn.Module):
     """What every masked layer adds to its dense type: the mask, its frozen pattern and how both are loaded.
 
     Attributes:
         prune_mask: trainable ``M``, shape ``(in_channels,)`` or the weight's. An ordinary parameter of the optimizer.
         prune_pattern: persistent float buffer of the same shape; ``-1`` while the mask trains, ``{0, 1}`` once frozen.
+        mask_frozen: whether it is frozen: what the buffer says, known on the host, because asking the device at every
+            pass would stop it. Write the buffer with :meth:`freeze_mask`, :meth:`unfreeze_mask` or
+            :meth:`set_pattern`, which keep the two together.
         mask_granularity: ``'channel'`` or ``'weight'``.
     """
 
@@ -190,6 +205,11 @@ class MaskedLayer(nn.Module):
         Taking it out would break the gradient reducer of DistributedDataParallel.
         """
         mask = self.prune_mask.detach()
+        if torch._C._are_functorch_transforms_active():
+            # No branch on the state either: an ensemble under vmap holds many patterns in one buffer.
+            frozen = self.prune_pattern >= 0
+            now = torch.where(frozen, self.prune_pattern, binarize(mask))
+            return masked_values(values, self.prune_mask, now, ste_derivative(mask).masked_fill(frozen, 0), dim)
         on: Tensor
         slope: Tensor | None
         if self.mask_frozen:
@@ -243,6 +263,18 @@ class MaskedLayer(nn.Module):
         self.prune_pattern.fill_(TRAINABLE)
         self.mask_frozen = False
 
+    @torch.no_grad()
+    def set_pattern(self, pattern: Tensor) -> None:
+        """Makes ``pattern`` the content of ``prune_pattern`` as it is: frozen, or ``-1`` for a mask that trains.
+
+        To put back a saved buffer. It neither checks the pattern nor touches ``M``; :meth:`freeze_mask` does.
+        """
+        self.prune_pattern.copy_(pattern)
+        self._note_pattern()
+
+    def _note_pattern(self) -> None:
+        self.mask_frozen = bool((self.prune_pattern >= 0).all())
+
     def fold(self) -> None:
         """Writes the mask into the weight and turns the layer into its dense type again, in place."""
         with torch.no_grad():
@@ -269,13 +301,25 @@ class MaskedLayer(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """A dense checkpoint loads: an absent mask means the initial value, an absent pattern a trainable mask."""
-        for name, value in (("prune_mask", self.mask_init), ("prune_pattern", TRAINABLE)):
-            state_dict.setdefault(prefix + name, torch.full_like(getattr(self, name), value, requires_grad=False))
+        """What the state dict holds of this layer decides.
+
+        - The mask or its pattern: they load like any parameter and buffer; one that is absent is a missing key.
+        - The weight (in this layer's shape) and neither of the two: a dense checkpoint. The mask starts anew, at its
+          initial value and trainable, and no key is missing, not even to ``strict=True``.
+        - Neither: nothing changes, and every key of the layer is missing, as in any layer. So loading a head or a
+          backbone with ``strict=False`` leaves the masks of the rest as they are.
+        """
+        weight = state_dict.get(prefix + "weight")
+        masked = prefix + "prune_mask" in state_dict or prefix + "prune_pattern" in state_dict
+        if not masked and isinstance(weight, Tensor) and weight.shape == self.weight.shape:
+            for name, value in (("prune_mask", self.mask_init), ("prune_pattern", TRAINABLE)):
+                like: Tensor = getattr(self, name)
+                state_dict[prefix + name] = torch.full(like.shape, value, dtype=like.dtype, device=weight.device)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        self.mask_frozen = bool((self.prune_pattern >= 0).all())
+        if prefix + "prune_pattern" in state_dict:
+            self._note_pattern()
 
     def extra_repr(self) -> str:
         state = "frozen" if self.mask_frozen else "trainable"
@@ -308,6 +352,8 @@ class MaskBank:
 
     @torch.no_grad()
     def _fill(self, model: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():
+            return  # compiled layers fuse these operators themselves
         owners: dict[nn.Parameter, list[MaskedLayer]] = {}  # layers may share a mask
         for layer in self.layers:
             if isinstance(layer, MaskedLayer) and not layer.mask_frozen:  # it may have been folded or slimmed since
@@ -326,5 +372,7 @@ class MaskBank:
                 layer.evaluated = a.view(mask.shape), b.view(mask.shape)
 
     def _clear(self, model: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         for layer in self.layers:
             layer.__dict__.pop("evaluated", None)

@@ -10,31 +10,44 @@ its output carries scatters into zeros that nobody reads.
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.fx
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .budget import MacBudget
-from .graph import call_model, tensors_in
 from .layers import _KINDS, ChannelPad, Conv2dKind, kind_of, masked_layers
 from .needs import carried_channels, channel_masked
+from .reparam import guard_reparameterization
+from .verify import difference, difference_in_double
 
 logger = logging.getLogger(__name__)
 
 
+# The functions below are steps of a network to torch.fx (torch.fx.wrap), and TorchScript compiles them.
+
+
 def _channels_last(x: Tensor) -> bool:
     """Whether the layout is ``channels_last``; never for ONNX, which knows one layout and would transpose."""
-    if torch.onnx.is_in_onnx_export():
-        return False
+    if not torch.jit.is_scripting():
+        if torch.onnx.is_in_onnx_export():
+            return False
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def zeros(x: Tensor, *shape: int) -> Tensor:
     """Zeros of a shape, in the type and layout of ``x``."""
-    out = x.new_zeros(*shape)
+    return _zeros(x, list(shape))
+
+
+def _zeros(x: Tensor, shape: list[int]) -> Tensor:
+    out = x.new_zeros(shape)
     return out.contiguous(memory_format=torch.channels_last) if _channels_last(x) else out
 
 
@@ -53,75 +66,142 @@ def scatter(x: Tensor, dim: int, index: Tensor, width: int) -> Tensor:
     """``x`` at the positions ``index`` of a tensor of ``width`` channels, zeros elsewhere, in the layout of ``x``."""
     if _channels_last(x):
         n, _, h, w = x.shape
-        return x.new_zeros(n, h, w, width).index_copy_(-1, index, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return x.new_zeros([n, h, w, width]).index_copy_(-1, index, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     shape = list(x.shape)
     shape[dim] = width
     return x.new_zeros(shape).index_copy_(dim, index, x)
 
 
+def conv_zeros(
+    x: Tensor, width: int, pads: list[int], kernel: list[int], stride: list[int], dilation: list[int]
+) -> Tensor:
+    """Zeros of a 2d convolution's output shape and the input's layout, without the convolution.
+
+    Args:
+        x: the input, (N, C, H, W) or (C, H, W).
+        width: output channels.
+        pads: left, right, top and bottom, as ``F.pad`` takes them.
+        kernel, stride, dilation: vertical and horizontal.
+    """
+    shape = list(x.shape)
+    shape[-3] = width
+    for i in range(2):
+        reach = dilation[i] * (kernel[i] - 1) + 1
+        shape[i - 2] = (x.shape[i - 2] + pads[2 - 2 * i] + pads[3 - 2 * i] - reach) // stride[i] + 1
+    return _zeros(x, shape)
+
+
+def conv_transpose_zeros(
+    x: Tensor,
+    width: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    extra: list[int],
+    dilation: list[int],
+) -> Tensor:
+    """:func:`conv_zeros` of a transposed convolution; ``extra`` is its ``output_padding``."""
+    shape = list(x.shape)
+    shape[-3] = width
+    for i in range(2):
+        reach = dilation[i] * (kernel[i] - 1) + 1
+        shape[i - 2] = (x.shape[i - 2] - 1) * stride[i] - 2 * padding[i] + reach + extra[i]
+    return _zeros(x, shape)
+
+
+def linear_zeros(x: Tensor, width: int) -> Tensor:
+    """Zeros of a linear layer's output shape."""
+    return x.new_zeros(list(x.shape[:-1]) + [width])
+
+
+for _name in ("gather", "scatter", "conv_zeros", "conv_transpose_zeros", "linear_zeros"):
+    torch.fx.wrap(_name)
+
+
 class SlimLayer(nn.Module):
     """A layer behind a gather of its input channels and before a scatter of its output channels, where needed.
+
+    A type of its own derives from it, the dense type and the dense type's bases (see :func:`register_slim`), and takes
+    the dense type's arguments by the same names.
 
     Attributes:
         in_index: buffer of input positions to read, or None to read the whole input.
         out_index: buffer of positions of the computed channels in an output of ``out_width`` channels, or None.
+        empty: no reader keeps a channel of this layer: it gives zeros and computes nothing.
     """
 
-    in_index: Tensor | None
-    out_index: Tensor | None
-    out_width: int
+    if TYPE_CHECKING:  # TorchScript cannot read annotations that are strings
+        in_index: Tensor | None
+        out_index: Tensor | None
+        out_width: int
+        empty: bool
     channel_dim = -3
 
     def wire(self, in_index: Tensor | None, out_index: Tensor | None, out_width: int) -> None:
         self.register_buffer("in_index", in_index)
         self.register_buffer("out_index", out_index)
         self.out_width = out_width
+        self.channel_dim = type(self).channel_dim  # TorchScript sees attributes of the instance only
+        self.empty = out_index is not None and len(out_index) == 0
+
+    def read(self, x: Tensor) -> Tensor:
+        """The channels of the input that the layer reads."""
+        index = self.in_index
+        return x if index is None else gather(x, self.channel_dim, index)
+
+    def write(self, out: Tensor) -> Tensor:
+        """The computed channels in their places."""
+        index = self.out_index
+        return out if index is None else scatter(out, self.channel_dim, index, self.out_width)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not args:  # by the dense type's name for it
+            args = (kwargs.pop(next(iter(inspect.signature(super().forward).parameters))),)
         x, *args = args  # type: ignore[assignment]
-        if self.in_index is not None:
-            x = gather(x, self.channel_dim, self.in_index)
-        if self.out_index is None:
-            return super().forward(x, *args, **kwargs)
-        if len(self.out_index) == 0:
-            return self._nothing(x)
-        return scatter(super().forward(x, *args, **kwargs), self.channel_dim, self.out_index, self.out_width)
+        x = self.read(x)
+        return self._nothing(x) if self.empty else self.write(super().forward(x, *args, **kwargs))
 
     def _nothing(self, x: Tensor) -> Tensor:
-        """Zeros in the output's shape and the input's layout, at no cost: no reader keeps a channel of this layer."""
+        """Zeros in the output's shape and the input's layout, at no cost."""
         raise NotImplementedError
 
 
-class SlimConv2d(SlimLayer, nn.Conv2d):
+class SlimConv2d(SlimLayer, nn.Conv2d, _ConvNd):
     """``nn.Conv2d`` with gather and scatter."""
 
+    if TYPE_CHECKING:  # tuples, which TorchScript turns into the lists that functions declare
+        kernel_size: Any
+        stride: Any
+        dilation: Any
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = self.read(input)
+        return self._nothing(x) if self.empty else self.write(self._conv_forward(x, self.weight, self.bias))
+
     def _nothing(self, x: Tensor) -> Tensor:
-        if self.padding == "same":
-            size = list(x.shape[-2:])
-        else:
-            padding = (0, 0) if isinstance(self.padding, str) else self.padding
-            geometry = zip(x.shape[-2:], padding, self.dilation, self.kernel_size, self.stride, strict=True)
-            size = [(s + 2 * p - d * (k - 1) - 1) // t + 1 for s, p, d, k, t in geometry]
-        return zeros(x, *x.shape[:-3], self.out_width, *size)
+        pads = self._reversed_padding_repeated_twice
+        return conv_zeros(x, self.out_width, pads, self.kernel_size, self.stride, self.dilation)
 
 
-class SlimConvTranspose2d(SlimLayer, nn.ConvTranspose2d):
+class SlimConvTranspose2d(SlimLayer, nn.ConvTranspose2d, _ConvTransposeNd):
     """``nn.ConvTranspose2d`` with gather and scatter."""
 
-    def _nothing(self, x: Tensor) -> Tensor:
-        size = [
-            (s - 1) * t - 2 * p + d * (k - 1) + o + 1
-            for s, t, p, d, k, o in zip(
-                x.shape[-2:],
-                self.stride,
-                self.padding,
-                self.dilation,
-                self.kernel_size,
-                self.output_padding,
-                strict=True,
-            )
-        ]
-        return zeros(x, *x.shape[:-3], self.out_width, *size)
+    if TYPE_CHECKING:  # tuples, which TorchScript turns into the lists that functions declare
+        kernel_size: Any
+        stride: Any
+        dilation: Any
+        padding: Any
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        x = self.read(input)
+        extra = self._output_padding(x, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation)
+        if self.empty:
+            geometry = (self.kernel_size, self.stride, self.padding, extra, self.dilation)
+            return conv_transpose_zeros(x, self.out_width, *geometry)
+        out = F.conv_transpose2d(
+            x, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation
+        )
+        return self.write(out)
 
 
 class SlimLinear(SlimLayer, nn.Linear):
@@ -129,8 +209,9 @@ class SlimLinear(SlimLayer, nn.Linear):
 
     channel_dim = -1
 
-    def _nothing(self, x: Tensor) -> Tensor:
-        return x.new_zeros(*x.shape[:-1], self.out_width)
+    def forward(self, input: Tensor) -> Tensor:
+        x = self.read(input)
+        return linear_zeros(x, self.out_width) if self.empty else self.write(F.linear(x, self.weight, self.bias))
 
 
 _SLIM: dict[type[nn.Module], type[SlimLayer]] = {
@@ -141,7 +222,10 @@ _SLIM: dict[type[nn.Module], type[SlimLayer]] = {
 
 
 def register_slim(dense: type[nn.Module], slim: type[SlimLayer]) -> None:
-    """Names the gathering/scattering form of a layer type added with ``register_kind``."""
+    """Names the gathering/scattering form of a layer type added with ``register_kind``.
+
+    Derive it from :class:`SlimLayer`, the dense type and the dense type's own bases, as the masked type.
+    """
     _SLIM[dense] = slim
 
 
@@ -214,6 +298,9 @@ def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) 
         budget: its budget.
         whole_tensors: let every tensor keep its full width (gathers and scatters everywhere). MACs are the same; this
             is the way for models whose code does not bear narrower tensors.
+
+    Raises:
+        ValueError: the budget was recorded on another model, be it a copy of this one.
     """
     graph = budget.graph
     needed = budget.node_needs()
@@ -221,6 +308,11 @@ def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) 
     carried = carried_channels(graph, needed, whole_tensors)
 
     names = {m: name for name, m in model.named_modules()}
+    if stranger := next((r.name for r in graph.layers if r.module is not None and r.module not in names), None):
+        raise ValueError(
+            f"the budget was recorded on another model: its layer {stranger!r} is not in this {type(model).__name__} "
+            "(a copy is another model too). Make a MacBudget of the model that is to be slimmed"
+        )
     plan = SlimPlan()
     for record, start in zip(graph.layers, budget.needs.literal_start, strict=True):
         if record.module is None:
@@ -297,6 +389,7 @@ def apply_plan(model: nn.Module, plan: SlimPlan) -> nn.Module:
                 "it was made from another model"
             )
         pad.front, pad.in_channels, pad.out_channels = front, passed, front + passed + after
+    guard_reparameterization(model)
     return model
 
 
@@ -339,53 +432,6 @@ def slim_with_plan(
     raise RuntimeError(f"the slimmed {type(model).__name__} does not compute what the masked one does: {problem}")
 
 
-@torch.no_grad()
-def difference(model: nn.Module, small: nn.Module, example_inputs: Any, rtol: float = 1e-4) -> str:
-    """Empty if both models give the same tensors in evaluation mode, to ``rtol`` of each tensor's largest value."""
-    outs = []
-    for m in (model, small):
-        training = {sub: sub.training for sub in m.modules()}
-        m.eval()
-        try:
-            outs.append([t.detach() for t in tensors_in(call_model(m, example_inputs))])
-        except (RuntimeError, ValueError, IndexError) as error:
-            if m is model:
-                raise
-            return f"{type(error).__name__}: {error}"
-        finally:
-            for sub, mode in training.items():
-                sub.training = mode
-    if len(outs[0]) != len(outs[1]):
-        return f"{len(outs[1])} output tensors instead of {len(outs[0])}"
-    for i, (a, b) in enumerate(zip(*outs, strict=True)):
-        if a.shape != b.shape:
-            return f"output {i} has shape {tuple(b.shape)} instead of {tuple(a.shape)}"
-        scale = float(a.abs().max()) if a.numel() else 0.0
-        gap = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
-        if not gap <= rtol * max(scale, 1e-6):
-            return f"output {i} differs by {gap:.3g} at a scale of {scale:.3g}"
-    return ""
-
-
-def difference_in_double(model: nn.Module, small: nn.Module, example_inputs: Any, rtol: float = 1e-4) -> str:
-    """:func:`difference` of float64 copies of both models."""
-    try:
-        return difference(copy.deepcopy(model).double(), copy.deepcopy(small).double(), doubled(example_inputs), rtol)
-    except RuntimeError as error:
-        return f"the model does not run in float64: {error}"
-
-
-def doubled(inputs: Any) -> Any:
-    """Inputs with every floating-point tensor in containers as float64."""
-    if isinstance(inputs, Tensor):
-        return inputs.double() if inputs.is_floating_point() else inputs
-    if isinstance(inputs, dict):
-        return {key: doubled(value) for key, value in inputs.items()}
-    if isinstance(inputs, (list, tuple)):
-        return type(inputs)(doubled(value) for value in inputs)
-    return inputs
-
-
 def _positions(on: Tensor, here: Tensor) -> Tensor:
     """Where the channels ``on`` stand among those that are ``here``."""
     return (here.long().cumsum(0) - 1)[on]
@@ -398,8 +444,10 @@ def shrink_layer(layer: nn.Module, kind: Conv2dKind, entry: LayerPlan) -> None:
     device = weight.device
     if (len(entry.in_keep), len(entry.out_keep)) != kind.channels(layer):
         kind.slice(layer, entry.in_keep.to(device), entry.out_keep.to(device))
+        layer.slimmed = True  # type: ignore[assignment]  # for code that relies on the dense network's sizes
     if entry.in_index is None and entry.out_index is None:
         return
+    layer.slimmed = True  # type: ignore[assignment]
     layer.__class__ = _SLIM[type(layer)]
     assert isinstance(layer, SlimLayer)
     layer.wire(

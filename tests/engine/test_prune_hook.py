@@ -528,3 +528,30 @@ def test_two_lines_compose_it_with_a_config(tmp_path):
         model = ROOT_MODELS.build(cfg.model)
     assert type(model).__name__ == "ImageClassifier"
     assert len(masked_layers(model)) == 19  # 20 convolutions of ResNet-18 but the stem
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kind"),
+    [
+        (dict(type="Adam", weight_decay=0.1), "L2"),
+        (dict(type="Adam", weight_decay=0.1, decoupled_weight_decay=True), "decoupled"),
+        (dict(type="AdamW", weight_decay=0.1), "decoupled"),
+    ],
+)
+def test_the_log_says_how_masks_decay(tmp_path, caplog, optimizer, kind):
+    if "decoupled_weight_decay" in optimizer:
+        pytest.importorskip("torch", minversion="2.6")
+    hook = PruneHook(target=0.9, begin=0, end=1)
+    make_runner(tmp_path, hook, epochs=1, optim=dict(type="OptimWrapper", optimizer=dict(optimizer, lr=1e-4))).train()
+    log = next(tmp_path.glob("*/*.log")).read_text()
+    assert f"1 masks in {optimizer['type']} with lr 0.0001, {kind} weight decay 0.1" in log
+
+
+def test_the_images_channels_are_kept_and_restored(tmp_path):
+    runner = make_runner(tmp_path, PruneHook(target=0.9, begin=0, end=1), epochs=1)
+    runner.train()
+    saved = torch.load(tmp_path / "epoch_1.pth", weights_only=False)
+    assert saved["mmitp_prune_hook"]["channels"] == 3
+    again = make_runner(tmp_path, PruneHook(target=0.9, begin=0, end=1), epochs=1, resume=True)
+    again.train()
+    assert hook_of(again).channels == 3

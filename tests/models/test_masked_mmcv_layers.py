@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import mmitp.models.masked  # noqa: F401  makes the types known
 from mmitp.pruning import MacBudget, SlimPlan, apply_plan, fold_masks, mask_model, masked_layers, slim
-from mmitp.pruning.slim import difference, slim_with_plan
+from mmitp.pruning.layers import kind_of
+from mmitp.pruning.slim import LayerPlan, difference, shrink_layer, slim_with_plan
 
 
 @pytest.mark.parametrize("geometry", [dict(stride=2), dict(stride=3, dilation=2), dict(stride=(2, 1)), dict()])
@@ -59,3 +60,30 @@ def test_slimmed_equals_masked_and_comes_back(off: dict[str, list[int]]) -> None
     assert difference(small, rebuilt, x, rtol=0) == ""
     fold_masks(model)
     assert [type(m) for m in model.modules()] == [type(m) for m in dense.modules()]
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (Conv2dAdaptivePadding(4, 5, 3, stride=2), torch.ones(1, 4, 5, 6)),
+        (Conv2d(4, 5, 3, stride=2, padding=1), torch.ones(1, 4, 5, 6)),
+        (ConvTranspose2d(4, 5, 3, stride=2, output_padding=1), torch.ones(1, 4, 5, 6)),
+        (Linear(4, 5), torch.ones(2, 4)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("outputs", [0, 2, 5])
+def test_layers_take_their_input_by_mmcvs_name_and_give_its_shape(layer: nn.Module, x: Tensor, outputs: int) -> None:
+    layer = copy.deepcopy(layer)
+    expected = layer(x=x)
+    masked = mask_model(nn.Sequential(copy.deepcopy(layer)), include=["0"])[0]
+    assert isinstance(masked, type(layer))
+    assert torch.equal(masked(x=x), expected)
+    kept, kind = torch.arange(outputs), kind_of(layer)
+    assert kind is not None
+    shrink_layer(layer, kind, LayerPlan(torch.arange(4), kept, None, kept, 5))
+    dim = -1 if kind.linear else 1
+    out = layer(x=x)
+    torch.testing.assert_close(out.narrow(dim, 0, outputs), expected.narrow(dim, 0, outputs))
+    assert out.shape == expected.shape
+    assert not out.narrow(dim, outputs, 5 - outputs).any()

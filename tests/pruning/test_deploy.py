@@ -133,3 +133,23 @@ def test_a_network_that_reads_behind_our_back_is_refused():
     net = Net(lambda m, x: m.bn(y := m.conv(x)) + m.sly(y), conv=nn.Conv2d(4, 4, 3), bn=nn.BatchNorm2d(4), sly=Sly())
     with pytest.raises(RuntimeError, match="does not compute the same"):
         fold_norms(net.eval(), torch.randn(1, 4, 6, 6))
+
+
+@pytest.mark.parametrize("length", [10, 32])
+def test_a_norm_over_the_positions_of_a_sequence_stays(length):
+    net = Net(
+        lambda m, x: m.out(F.relu(m.bn(m.fc(x)))), fc=nn.Linear(16, 32), bn=nn.BatchNorm1d(length), out=nn.Linear(32, 4)
+    )
+    folds(net, "bn", x=torch.randn(2, length, 16, dtype=torch.float64))
+
+
+def test_inputs_passed_by_name_are_seen():
+    def body(m, x):
+        return m.bn(input=m.conv(input=x))
+
+    folds(Net(body, conv=nn.Conv2d(4, 4, 3), bn=nn.BatchNorm2d(4)))
+    net = mask_model(Net(body, conv=nn.Conv2d(4, 4, 3), bn=nn.BatchNorm2d(4)).eval(), include=["conv"])
+    randomize_masks(net, 0.5, torch.Generator().manual_seed(0))
+    x = torch.randn(2, 4, 6, 6)
+    assert MacBudget(net, x).unfollowed == {}
+    torch.testing.assert_close(slim(net, x)(x), net(x))

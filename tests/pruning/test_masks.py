@@ -303,3 +303,145 @@ def test_unfreezing_goes_on_from_the_pattern_whatever_the_values_were() -> None:
     assert values[5] == pytest.approx(0.3)
     assert 0 > values[0] > values[1] > -0.01  # dropped against their values: next to zero, in their order
     assert 0 < values[4] < values[3] < 0.01
+
+
+def pruned() -> nn.Module:
+    """Two masked layers, the first frozen, the second still training, both off their initial values."""
+    model = mask_model(dense(), init=0.3, include=["1", "2"])
+    one, two = masked_layers(model).values()
+    one.freeze_mask(torch.tensor([1.0, 0, 0, 1]))
+    with torch.no_grad():
+        two.prune_mask.copy_(torch.tensor([0.5, -1, 0.5, -1, 0.5]))
+    return model
+
+
+def masks_of(model: nn.Module) -> list[tuple[bool, list[float], list[float]]]:
+    return [(m.mask_frozen, m.prune_mask.tolist(), m.prune_pattern.tolist()) for m in masked_layers(model).values()]
+
+
+@pytest.mark.parametrize("held", [[], ["4.bias"], ["0.weight", "0.bias"], ["1.bias", "2.bias"]])
+def test_a_partial_state_dict_leaves_masks_that_it_says_nothing_of(held: list[str]) -> None:
+    model, state = pruned(), dense().state_dict()
+    before = masks_of(model)
+    found = model.load_state_dict({key: torch.zeros_like(state[key]) for key in held}, strict=False)
+    assert masks_of(model) == before
+    for key in ("1.weight", "1.prune_mask", "1.prune_pattern", "2.weight", "2.prune_mask", "2.prune_pattern"):
+        assert key in found.missing_keys
+    assert found.unexpected_keys == []
+
+
+def test_dense_weights_of_one_layer_start_the_mask_of_that_layer_anew() -> None:
+    model, state = pruned(), dense().state_dict()
+    before = masks_of(model)
+    found = model.load_state_dict({"1.weight": state["1.weight"], "1.bias": state["1.bias"]}, strict=False)
+    assert masks_of(model)[0] == (False, pytest.approx([0.3] * 4), [-1] * 4)
+    assert masks_of(model)[1] == before[1]
+    assert not any(key.startswith("1.") for key in found.missing_keys)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_half_a_mask_is_a_missing_key_and_changes_nothing_else(strict: bool) -> None:
+    model = pruned()
+    state = model.state_dict()
+    del state["1.prune_pattern"], state["2.prune_mask"]
+    before = masks_of(model)
+    if strict:
+        with pytest.raises(RuntimeError, match=r'Missing key.*"1\.prune_pattern", "2\.prune_mask"'):
+            model.load_state_dict(state)
+    else:
+        assert model.load_state_dict(state, strict=False).missing_keys == ["1.prune_pattern", "2.prune_mask"]
+    assert masks_of(model) == before
+
+
+def test_a_dense_weight_that_does_not_fit_leaves_the_mask() -> None:
+    model = pruned()
+    before = masks_of(model)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_state_dict({"1.weight": torch.zeros(5, 3, 3, 3)}, strict=False)
+    assert masks_of(model) == before
+
+
+def test_assigning_a_dense_state_dict_fills_a_model_without_storage() -> None:
+    model = mask_model(dense().to("meta"), init=0.3)
+    model.load_state_dict(dense().state_dict(), assign=True)
+    x = torch.randn(1, 3, 7, 7)
+    assert torch.equal(model(x), dense()(x))
+
+
+def test_a_pattern_put_back_says_whether_it_is_frozen() -> None:
+    layer = MaskedConv2d(4, 2, 1)
+    for pattern, frozen in (([1.0, 0, 1, 1], True), ([-1.0] * 4, False)):
+        layer.set_pattern(torch.tensor(pattern))
+        assert (layer.mask_frozen, layer.prune_pattern.tolist()) == (frozen, pattern)
+    assert layer.prune_mask.tolist() == [1] * 4
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("granularity", ["channel", "weight"])
+@pytest.mark.parametrize("size", [2, 12])
+def test_function_transforms_see_what_autograd_sees(frozen: bool, granularity: str, size: int) -> None:
+    torch.manual_seed(0)
+    layer = MaskedConv2d(6, 5, 3, padding=1, mask_granularity=granularity).double()
+    layer.prune_mask.data.normal_()
+    if frozen:
+        layer.freeze_mask()
+    x, direction = torch.randn(2, 2, 6, size, size, dtype=torch.float64)
+    parameters = dict(layer.named_parameters())
+    expected = torch.autograd.grad(layer(x).square().sum(), list(parameters.values()))
+
+    def loss(parameters: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, parameters, (x,)).square().sum()
+
+    got = torch.func.grad(loss)(parameters, x)
+    for name, value in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(got[name], value)
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x[:, None])
+    for name, value in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(each[name].sum(0), value)
+    # linear in x but for the bias
+    moved = torch.func.jvp(layer, (x,), (direction,))[1]
+    torch.testing.assert_close(moved, layer(direction) - layer(torch.zeros_like(x)))
+
+
+def test_an_ensemble_of_frozen_and_training_masks_runs_under_vmap() -> None:
+    models = [pruned(), mask_model(dense(), include=["1", "2"])]
+    x = torch.randn(2, 3, 7, 7)
+    parameters, buffers = torch.func.stack_module_state(models)
+    base = pruned()
+    out = torch.func.vmap(lambda p, b: torch.func.functional_call(base, (p, b), (x,)))(parameters, buffers)
+    for one, model in zip(out, models, strict=True):
+        torch.testing.assert_close(one, model(x))
+
+
+@pytest.mark.parametrize("bank", [False, True])
+def test_a_masked_model_compiles_in_one_piece(bank: bool) -> None:
+    torch._dynamo.reset()
+    model = pruned()
+    twin = pruned()
+    if bank:
+        MaskBank(model, masked_layers(model).values())
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    x = torch.randn(2, 3, 7, 7)
+    for _ in range(2):
+        wanted = torch.autograd.grad(twin(x).square().sum(), list(twin.parameters()))
+        for got, expected in zip(
+            torch.autograd.grad(compiled(x).square().sum(), list(model.parameters())), wanted, strict=True
+        ):
+            torch.testing.assert_close(got, expected)
+        for m in (model, twin):  # what was compiled sees masks move and freeze
+            two = masked_layers(m)["2"]
+            two.prune_mask.data.copy_(torch.tensor([-1.0, 1, -1, 1, -1]))
+            two.freeze_mask()
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.Conv2d(3, 4, 1), torch.ones(1, 3, 2, 2)),
+        (nn.ConvTranspose2d(3, 4, 2, stride=2), torch.ones(1, 3, 2, 2)),
+        (nn.Linear(3, 4), torch.ones(2, 3)),
+    ],
+)
+def test_layers_take_their_input_by_name(layer: nn.Module, x: torch.Tensor) -> None:
+    expected = layer(input=x)
+    assert torch.equal(mask_model(nn.Sequential(layer), include=["0"])[0](input=x), expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mmitp.pruning import MacBudget, freeze_masks, mask_model, project, slim
-from mmitp.pruning.slim import SlimLayer, gather, scatter, zeros
+from mmitp.pruning.layers import kind_of
+from mmitp.pruning.slim import LayerPlan, SlimLayer, gather, scatter, shrink_layer, zeros
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 INDEX = torch.tensor([4, 0, 3])
@@ -117,3 +119,90 @@ def test_an_onnx_file_of_it_transposes_nothing(small: nn.Module, tmp_path: Path)
     kinds = {node.op_type for node in onnx.load(file).graph.node}
     assert "Gather" in kinds
     assert "Transpose" not in kinds
+
+
+class Stream(nn.Module):
+    """A residual stream whose readers drop different channels, through convolution, transposed one and linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.up, self.down = nn.ConvTranspose2d(8, 8, 2, stride=2), nn.Conv2d(8, 8, 2, stride=2)
+        self.fc, self.out = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        x = x + self.b(x)
+        x = (x + self.down(self.up(x))).mean((2, 3))
+        return self.out(x + self.fc(x))
+
+
+def slimmed_stream() -> tuple[nn.Module, Tensor]:
+    net, x = mask_model(Stream().eval(), linear=True), torch.randn(2, 3, 8, 8)
+    for name, off in dict(b=[0, 1], up=[2, 3, 4], down=[0, 7], fc=[0, 5], out=[0, 1, 2]).items():
+        getattr(net, name).prune_mask.data[off] = -1.0
+    small = slim(net, x)
+    wired = {type(m).__name__: m for m in small.modules() if isinstance(m, SlimLayer)}
+    assert set(wired) == {"SlimConv2d", "SlimConvTranspose2d", "SlimLinear"}
+    return small, x
+
+
+def test_a_slimmed_network_is_traced_and_scripted(layout: torch.memory_format) -> None:
+    small, x = slimmed_stream()
+    x = x.contiguous(memory_format=layout)
+    expected = small(x)
+    for graph in (torch.fx.symbolic_trace(small), torch.jit.script(small)):
+        assert torch.equal(graph(x), expected)
+        assert graph(x[:1, :, :6, :6]).shape == (1, 3)
+
+
+def test_a_slimmed_network_is_quantised_after_training() -> None:
+    from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
+
+    small, x = slimmed_stream()
+    engine = next(e for e in torch.backends.quantized.supported_engines if e != "none")
+    before, torch.backends.quantized.engine = torch.backends.quantized.engine, engine
+    try:
+        prepared = quantize_fx.prepare_fx(small, get_default_qconfig_mapping(engine), (x,))
+        expected = prepared(x)
+        quantised = quantize_fx.convert_fx(prepared)(x)
+    finally:
+        torch.backends.quantized.engine = before
+    assert (quantised - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 5, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)),
+        nn.Conv2d(4, 5, 3, padding="same", dilation=2),
+        nn.Conv2d(4, 5, 3, padding="valid"),
+        nn.ConvTranspose2d(4, 5, (3, 2), stride=2, padding=(1, 0), output_padding=(1, 0), dilation=(1, 2)),
+        nn.Linear(4, 5),
+    ],
+    ids=str,
+)
+def test_a_layer_without_readers_gives_zeros_of_the_same_shape(layer: nn.Module) -> None:
+    x = torch.randn(2, 4) if isinstance(layer, nn.Linear) else torch.randn(2, 4, 7, 8)
+    expected = torch.zeros_like(layer(x))
+    kind = kind_of(layer)
+    assert kind is not None
+    shrink_layer(layer, kind, LayerPlan(torch.tensor([1]), torch.arange(0), torch.tensor([1]), torch.arange(0), 5))
+    for call in (
+        layer(x),
+        layer(input=x),
+        torch.fx.symbolic_trace(nn.Sequential(layer))(x),
+        torch.jit.script(layer)(x),
+    ):
+        assert torch.equal(call, expected)
+    if not isinstance(layer, nn.Linear):
+        assert layer(x[0]).shape == expected[0].shape
+    if isinstance(layer, nn.ConvTranspose2d):
+        assert layer(x, output_size=[13, 18]).shape[-2:] == (13, 18)
+
+
+def test_a_budget_of_another_model_is_refused_by_name() -> None:
+    net, x = mask_model(Stream()), torch.randn(1, 3, 4, 4)
+    budget = MacBudget(net, x)
+    with pytest.raises(ValueError, match=r"recorded on another model: its layer 'a' .* a copy is another model"):
+        slim(copy.deepcopy(net), x, budget)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from mmengine.dist import all_reduce, get_rank, get_world_size
 from mmengine.hooks import Hook
@@ -17,8 +15,9 @@ from torch import Tensor, nn
 
 from mmitp.attacks import CollapseRule, Probe, Verdict
 from mmitp.attacks.arguments import check_arguments
-from mmitp.engine.attack import ImageBatch, class_labels, drawing_from, samples_of, training_loss, unwrap
+from mmitp.engine.attack import ImageBatch, class_labels, samples_of, training_loss, unwrap
 from mmitp.engine.hooks.adversarial_hook import AdversarialHook
+from mmitp.pruning.rng import kept_rng
 from mmitp.registry import HOOKS
 
 Action = Literal["warn", "restore", "switch", "restore_switch", "stop"]
@@ -160,7 +159,7 @@ class CollapseGuardHook(Hook):
         model = unwrap(runner.model)
         alpha = self.alpha if self.alpha is not None else eps / 4
         # Losses that draw (two-stage detectors sample proposals) draw the same at every probe, and not from the run's.
-        with _evaluating(model), drawing_from(0, next(model.parameters()).device):
+        with _evaluating(model), kept_rng(0):
             single, chance, images = self._result(
                 model, lambda *batch: attack.perturb(model, *batch, generator=_generator(batch))
             )
@@ -273,18 +272,8 @@ def _draw(loader: Any, batches: int) -> list[Any]:
     wanted = min(batches * size * get_world_size(), len(dataset))
     indices = [i * len(dataset) // wanted for i in range(wanted)]
     mine = indices[get_rank() :: get_world_size()] or indices[:1]
-    # The global generators are those that pipelines draw from.
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        try:
-            # Not torch.manual_seed, which seeds every accelerator too.
-            torch.default_generator.manual_seed(0)
-            random.seed(0)
-            np.random.seed(0)  # noqa: NPY002
-            items = [dataset[index] for index in mine]
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
+    with kept_rng(0):  # pipelines draw from the global generators
+        items = [dataset[index] for index in mine]
     return [loader.collate_fn(items[i : i + size]) for i in range(0, len(items), size)]
 
 

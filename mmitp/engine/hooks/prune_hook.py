@@ -136,6 +136,7 @@ class PruneHook(Hook):
         )
         self.cost = make_cost(cost)
         self.input_shape = (int(input_shape[0]), int(input_shape[1])) if input_shape is not None else None
+        self.channels: int | None = None  # of the images
         self.pruner: InTrainPruner | None = None
         #: spec and MACs of the slimmed network once it has taken the masked one's place; there is no pruner then
         self.slimmed: dict[str, Any] | None = None
@@ -225,13 +226,14 @@ class PruneHook(Hook):
         """Says what the optimizer does to the masks: parameter-wise options can change it unseen."""
         require_in_optimizer(self.masks, optimizer)
         ids = {id(layer.prune_mask) for layer in self.masks.values()}
-        seen: dict[tuple[float, float], int] = {}
+        seen: dict[tuple[float, float, str], int] = {}
         for group in optimizer.param_groups:
             if count := sum(id(p) in ids for p in group["params"]):
-                key = (float(group["lr"]), float(group.get("weight_decay", 0.0)))
+                decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
+                kind = "decoupled" if decoupled else "L2"
+                key = (float(group["lr"]), float(group.get("weight_decay", 0.0)), kind)
                 seen[key] = seen.get(key, 0) + count
-        kind = "decoupled" if isinstance(optimizer, torch.optim.AdamW) else "L2"
-        for (lr, decay), count in seen.items():
+        for (lr, decay, kind), count in seen.items():
             self.logger.info(
                 f"PruneHook: {count} masks in {type(optimizer).__name__} with lr {lr:g}, {kind} weight decay {decay:g}"
             )
@@ -253,6 +255,7 @@ class PruneHook(Hook):
         self.input_shape = (int(shape[0]), int(shape[1]))
         if example["inputs"].shape[-2:] != self.input_shape:
             example = example_inputs(model, data_batch, self.input_shape)
+        self.channels = example["inputs"].shape[1]
         budget = MacBudget(model, example, cost=self.cost)
         self.logger.info(
             f"PruneHook: {budget.dense_macs / 1e9:.4f} GMACs dense, {len(budget.masked)} of "
@@ -505,6 +508,7 @@ class PruneHook(Hook):
         self._require_finite_weights(runner)
         checkpoint[STATE_KEY] = dict(
             input_shape=self.input_shape,
+            channels=self.channels,
             window=[self.begin, self.end],
             interval=self.interval,
             slimmed=self.slimmed,
@@ -532,7 +536,7 @@ class PruneHook(Hook):
                 )
             # Before EMA's hook loads its copy, and before the Runner loads model and optimizer.
             self._become(runner, SlimPlan.from_spec(slim["spec"]), slim)
-            self.input_shape = state["input_shape"]
+            self.input_shape, self.channels = state["input_shape"], state.get("channels")
         elif resume:
             # Before the Runner loads them: what does not fit is said in its own words.
             saved = {re.sub(r"^module\.", "", key): value for key, value in checkpoint["state_dict"].items()}
@@ -546,6 +550,7 @@ class PruneHook(Hook):
             self._pending = state
             self._state = state["pruner"]
             self.input_shape = self.input_shape or state["input_shape"]
+            self.channels = state.get("channels")
 
     def _require_same_outcome(self, state: dict[str, Any]) -> None:
         """A resumed run whose masks are frozen cannot freeze them otherwise.
