@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmitp.pruning.graph import call_model
+
 
 def example_inputs(model: nn.Module, data_batch: Any, input_shape: tuple[int, int] | None = None) -> dict[str, Any]:
     """Keyword arguments for one ``mode='tensor'`` forward pass of an OpenMMLab model, batch size one.
@@ -51,3 +53,28 @@ def blank_example(model: nn.Module, shape: tuple[int, int], channels: int = 3, b
         none = dict(bboxes=x.new_zeros(0, 4), labels=torch.zeros(0, dtype=torch.long, device=x.device))
         samples = [DetDataSample(metainfo=meta, gt_instances=InstanceData(**none)) for _ in range(batch)]
     return dict(inputs=x, data_samples=samples, mode="tensor")
+
+
+def second_example(model: nn.Module, shape: tuple[int, int]) -> dict[str, Any] | None:
+    """A blank example of another size and batch, to see that a slimmed network is right there too.
+
+    Args:
+        model: the model; its mode and the state of random numbers stay.
+        shape: (H, W) of the first example. The second has about three quarters of it, and a batch of two.
+
+    Returns:
+        The example, or None where the model does not run on it (as those of one fixed size).
+    """
+    other = tuple(side * 3 // 4 // 32 * 32 or 2 * side for side in shape)
+    example = blank_example(model, (other[0], other[1]), batch=2)
+    training = {m: m.training for m in model.modules()}
+    device = example["inputs"].device
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            call_model(model.eval(), example)
+    except Exception:  # whatever a foreign model raises on an input that it is not made for
+        return None
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return example

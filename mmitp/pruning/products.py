@@ -172,7 +172,7 @@ class ProductCounter(TorchDispatchMode):
         return id(tensor) in self._without_storage if storage is None else storage._cdata in self._dependent
 
     def was_read(self, tensor: Tensor) -> bool:
-        """Whether any operator of the pass has read the memory of a tensor."""
+        """Whether any operator of the pass has read the values of a tensor."""
         storage = _storage(tensor)
         return storage is None or storage._cdata in self._read
 
@@ -196,10 +196,11 @@ class ProductCounter(TorchDispatchMode):
         out = func(*args, **kwargs)
         operands = list(_tensors((args, kwargs)))
         dependent = [t for t in operands if self.depends(t)]
-        for t in operands:
-            storage = _storage(t)
-            if storage is not None and storage._cdata not in self._read:
-                self._read[storage._cdata] = StorageWeakRef(storage)
+        if not _is_view(func):
+            for t in operands:
+                storage = _storage(t)
+                if storage is not None and storage._cdata not in self._read:
+                    self._read[storage._cdata] = StorageWeakRef(storage)
         if factors is not None:
             for f in factors(args, out):
                 if f.always or not (any(map(self.depends, f.a)) and any(map(self.depends, f.b))):
@@ -230,6 +231,11 @@ def _storage(tensor: Tensor) -> Any:
         return tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):  # sparse tensors and their like have none
         return None
+
+
+def _is_view(func: Any) -> bool:
+    schema = getattr(func, "_schema", None)
+    return schema is not None and not schema.is_mutable and any(r.alias_info is not None for r in schema.returns)
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:

@@ -447,6 +447,9 @@ FOLLOWED: dict[str, Callable[[], nn.Module]] = {
     "tokens": lambda: net(tokens, l1=nn.Linear(8, 12), l2=nn.Linear(12, 8)),
     "stacked": lambda: net(stacked, **eights("d", "d2")),
     "stacked_into_channels": lambda: net(stacked_into_channels),
+    "clamped_by_another": lambda: net(
+        lambda m, x: back(m, (h := front(m, x)).clamp(min=m.d(h)).clip(max=m.d2(h))), **eights("d", "d2")
+    ),
     "maximum_of_two": lambda: net(maximum_of_two, **eights("d", "d2")),
     "padded_channels": lambda: net(padded_channels),
     "channel_pad": lambda: net(
