@@ -68,19 +68,20 @@ def MaskedModel(of: str, prune: dict[str, Any] | None = None, **model: Any) -> n
     return built
 
 
-def _example(model: nn.Module, shape: tuple[int, int]) -> dict[str, Any] | None:
+def _example(model: nn.Module, shape: tuple[int, int]) -> Any:
     """An input that the model runs on, of the given size or else of the usual fixed one; None if there is none."""
-    reasons = []
+    reason = ""
     for size in dict.fromkeys((shape, (224, 224))):
-        try:
-            example = blank_example(model, size)
-            with torch.random.fork_rng(devices=[]):  # the weights are to be drawn yet
-                record_graph(model, example)
-            return example
-        except Exception as error:  # whatever a foreign model raises on an input that it is not made for
-            reasons.append(f"at {size[0]}x{size[1]} {type(error).__name__}: {error}")
+        for example in (blank := blank_example(model, size), blank["inputs"]):  # a whole model, or a bare backbone
+            try:
+                with torch.random.fork_rng(devices=[]):  # the weights are to be drawn yet
+                    record_graph(model, example)
+                return example
+            except Exception as error:  # whatever a foreign model raises on an input that it is not made for
+                reason = reason or f"{type(error).__name__}: {error}"
     MMLogger.get_current_instance().warning(
-        f"MaskedModel: {type(model).__name__} does not run on a blank image ({'; '.join(reasons)}). Which layers get "
-        "masks goes by registration order; give a size that it takes, model.prune = dict(shape=(H, W))"
+        f"MaskedModel: {type(model).__name__} does not run on a blank image of {shape[0]}x{shape[1]} ({reason}). Which "
+        "layers get masks goes by registration order then, and a mask that turns out useless is held open; give a size "
+        "that the model takes, model.prune = dict(shape=(H, W))"
     )
     return None
