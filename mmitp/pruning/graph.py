@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -247,6 +248,15 @@ class _Recorder(TorchFunctionMode):
         self._counting = False
         return out
 
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """While the recorder computes labels, which is no work of the model's."""
+        self._counter.paused = True
+        try:
+            yield
+        finally:
+            self._counter.paused = False
+
     # -- labels
 
     def ids(self, tensor: Any) -> Tensor | None:
@@ -465,16 +475,29 @@ class _Recorder(TorchFunctionMode):
         inputs = list(tensors_in((args, kwargs), depth=3))
         self.count_hidden()
         out = func(*args, **kwargs)
+        with self.unseen():
+            self._on_call(name, func, args, kwargs, inputs, out)
+        return out
+
+    def _on_call(
+        self,
+        name: str,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        inputs: list[Tensor],
+        out: Any,
+    ) -> None:
         products = self._counter.take()
         if name == "__get__" or name in _METADATA:
             if isinstance(out, Tensor) and inputs:
                 if name := self._weight_name(inputs[0]):
                     self._made_of[id(out)] = out, name
                 self.on_attribute(getattr(getattr(func, "__self__", None), "__name__", ""), inputs[0], out)
-            return out
+            return
         if name == "__set__":
             self.barrier(inputs, [], "assignment to a tensor attribute")
-            return out
+            return
         outputs = list(tensors_in(out, depth=3))
         if name.strip("_") not in _FACTORIES:
             self._read_parameters.update(id(t) for t in inputs if id(t) in self._parameters)
@@ -493,7 +516,6 @@ class _Recorder(TorchFunctionMode):
         elif len(names := [name for t in inputs if (name := self._weight_name(t))]) == 1:
             self._made_of.update((id(t), (t, names[0])) for t in outputs)
         self.name_unknown(name.strip("_"))
-        return out
 
     def on_attribute(self, name: str, x: Tensor, out: Tensor) -> None:
         ids = self.ids(x)
@@ -854,7 +876,7 @@ class _Hooks:
             if rec.depth == 0:
                 rec._counter.take()  # its kind has the formula
                 rec._counter.take_unknown()
-                with torch._C.DisableTorchFunction():
+                with torch._C.DisableTorchFunction(), rec.unseen():
                     rec.on_atom(module, args, kwargs, output)
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -868,7 +890,7 @@ class _Hooks:
                 rec.count_hidden()
             rec._stack.pop()
             if rec.depth == 0:
-                with torch._C.DisableTorchFunction():
+                with torch._C.DisableTorchFunction(), rec.unseen():
                     # The model's own output is somebody's input: all of it is read.
                     if module is rec.model:
                         for t in tensors_in(output):

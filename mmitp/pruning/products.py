@@ -143,12 +143,14 @@ class ProductCounter(TorchDispatchMode):
     Attributes:
         products: what was counted since the last :meth:`take`.
         unknown: operators that multiply by a weight and are not counted, since the last :meth:`take_unknown`.
+        paused: whether operators are let through unseen: they are none of the model's.
     """
 
     def __init__(self, inputs: Iterator[Tensor] | Sequence[Tensor]) -> None:
         super().__init__()
         self.products: list[Product] = []
         self.unknown: list[str] = []
+        self.paused = False
         # By storage, so that views and what is written through them are seen; a weak reference keeps its key unique.
         self._dependent: dict[int, StorageWeakRef] = {}
         self._without_storage: dict[int, Tensor] = {}
@@ -187,6 +189,8 @@ class ProductCounter(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
         factors = _PRODUCTS.get(getattr(func, "_overloadpacket", None))
         if factors is None and isinstance(func, torch._ops.OpOverload):
             with self:
