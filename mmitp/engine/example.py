@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmitp.pruning.rng import kept_rng
-from mmitp.pruning.verify import eval_mode
+from mmitp.pruning.verify import call_model, eval_mode
 
 
 def example_inputs(model: nn.Module, data_batch: Any, input_shape: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -101,3 +101,24 @@ def image_channels(model: nn.Module, shape: tuple[int, int]) -> int:
     raise ValueError(
         f"cannot tell how many channels the images of {type(model).__name__} have; tried " + "; ".join(errors)
     )
+
+
+def second_example(model: nn.Module, shape: tuple[int, int], channels: int | None = None) -> dict[str, Any] | None:
+    """A blank example of another size and batch, to see that a slimmed network is right there too.
+
+    Args:
+        model: the model; its mode and the state of random numbers stay.
+        channels: of the images; by default as :func:`blank_example` finds out.
+        shape: (H, W) of the first example. The second has about three quarters of it, and a batch of two.
+
+    Returns:
+        The example, or None where the model does not run on it (as those of one fixed size).
+    """
+    other = tuple(side * 3 // 4 // 32 * 32 or 2 * side for side in shape)
+    example = blank_example(model, (other[0], other[1]), channels, batch=2)
+    try:
+        with eval_mode(model), kept_rng(), torch.no_grad():
+            call_model(model, example)
+    except Exception:  # whatever a foreign model raises on an input that it is not made for
+        return None
+    return example

@@ -9,7 +9,7 @@ from mmengine import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmitp.engine.checkpoint import known_input, load_fitting, not_final, read_checkpoint
-from mmitp.engine.example import blank_example
+from mmitp.engine.example import blank_example, second_example
 from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.models.slim import is_masked, save_slim
 from mmitp.pruning import MacBudget, SlimPlan, apply_plan
@@ -41,6 +41,8 @@ class SlimReport:
 
 def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[int] | None = None) -> SlimReport:
     """Slims a checkpoint trained with masks, or with ``slim_at_end``, and writes config and weights.
+
+    The slimmed network is compared with the masked one at the given size, and at a second one where the model takes it.
 
     Args:
         cfg: the config it was trained with (model of type ``mmitp.MaskedModel``).
@@ -82,8 +84,10 @@ def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[
         model.eval()
         example = blank_example(model, size, channels)
         channels = example["inputs"].shape[1]
-        budget = MacBudget(model, example)
-        small, plan = slim_with_plan(model, example, budget)
+        second = second_example(model, size, channels)
+        more = [] if second is None else [second]
+        budget = MacBudget(model, example, more_examples=more)
+        small, plan = slim_with_plan(model, example, budget, more)
         macs_dense, macs = budget.dense_macs, budget.kept_macs()
     meta = dict(
         loaded.get("meta", {}), mmitp=dict(macs_dense=macs_dense, macs=macs, input_shape=size, channels=channels)

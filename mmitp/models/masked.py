@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
 from mmitp.engine.example import blank_example
 from mmitp.pruning import MaskedConv2d, mask_model, share_masks
+from mmitp.pruning.graph import record_graph
 from mmitp.registry import MODELS
 
 from . import dcn, mmcv_layers  # noqa: F401  make their layers known to the core
@@ -16,8 +19,14 @@ from . import dcn, mmcv_layers  # noqa: F401  make their layers known to the cor
 
 @MODELS.register_module(name="MaskedConv2d")
 def build_masked_conv(*args: Any, **kwargs: Any) -> nn.Conv2d:
-    """What ``conv_cfg=dict(type='mmitp.MaskedConv2d')`` builds; grouped and depthwise ones stay without a mask."""
-    if kwargs.get("groups", 1) == 1:
+    """What ``conv_cfg=dict(type='mmitp.MaskedConv2d')`` builds.
+
+    Grouped and depthwise convolutions, and those of up to three channels (an image), stay without a mask. What else
+    should have none shows only in a forward pass: the budget holds such masks open. ``mmitp.MaskedModel`` does not make
+    them in the first place, as distributed training wants it.
+    """
+    in_channels = args[0] if args else kwargs["in_channels"]
+    if kwargs.get("groups", 1) == 1 and in_channels > 3:
         return MaskedConv2d(*args, **kwargs)
     for name in ("mask_granularity", "mask_init"):
         kwargs.pop(name, None)
@@ -35,7 +44,8 @@ def MaskedModel(of: str, prune: dict[str, Any] | None = None, **model: Any) -> n
         of: the original ``type``, with its scope (``'mmdet.CenterNet'``).
         prune: keyword arguments of :func:`mmitp.pruning.mask_model` (``granularity``, ``init``, ``include``, ...), and
             ``share='stream'`` for one mask for all readers of a residual stream
-            (:func:`mmitp.pruning.share_masks`); ``shape=(H, W)``, the image size it is found out at (default (64, 64)).
+            (:func:`mmitp.pruning.share_masks`); ``shape=(H, W)``, the image size of the forward pass
+            that tells which layers can carry one (default (64, 64)).
         **model: the original model config.
 
     Raises:
@@ -51,7 +61,27 @@ def MaskedModel(of: str, prune: dict[str, Any] | None = None, **model: Any) -> n
         raise ValueError(f"unknown key(s) {sorted(unknown)} in model.prune; see mmitp.pruning.mask_model")
     # Many backbones freeze their stages here, and frozen layers stay dense.
     built.train()
-    mask_model(built, **options)
+    example = _example(built, tuple(shape)) if share is None else blank_example(built, tuple(shape))
+    mask_model(built, **options, example_inputs=example)
     if share is not None:
-        share_masks(built, blank_example(built, tuple(shape)))
+        share_masks(built, example)
     return built
+
+
+def _example(model: nn.Module, shape: tuple[int, int]) -> Any:
+    """An input that the model runs on, of the given size or else of the usual fixed one; None if there is none."""
+    reason = ""
+    for size in dict.fromkeys((shape, (224, 224))):
+        for example in (blank := blank_example(model, size), blank["inputs"]):  # a whole model, or a bare backbone
+            try:
+                with torch.random.fork_rng(devices=[]):  # the weights are to be drawn yet
+                    record_graph(model, example)
+                return example
+            except Exception as error:  # whatever a foreign model raises on an input that it is not made for
+                reason = reason or f"{type(error).__name__}: {error}"
+    MMLogger.get_current_instance().warning(
+        f"MaskedModel: {type(model).__name__} does not run on a blank image of {shape[0]}x{shape[1]} ({reason}). Which "
+        "layers get masks goes by registration order then, and a mask that turns out useless is held open; give a size "
+        "that the model takes, model.prune = dict(shape=(H, W))"
+    )
+    return None

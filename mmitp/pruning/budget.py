@@ -11,7 +11,8 @@ the slimmed network.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from .cost import Cost, CostRatio
 from .graph import ChannelGraph, LayerRecord, record_graph
-from .layers import Conv2dKind
+from .layers import Conv2dKind, masked_layers
 from .masks import MaskedLayer, binarize_rows, ste_derivative
 from .needs import Needs, channel_masked, solve_needs
 from .verify import compare, frozen_at, outputs, tensors_in
@@ -121,9 +122,19 @@ class _Ratio(torch.autograd.Function):
 class MacBudget:
     """Multiply-accumulates of a masked model, dense and kept, from one recorded forward pass.
 
-    Convolutions, transposed and deformable convolutions (their offset convolutions too) and linear layers of the whole
-    model count, masked or not; normalisation, sampling and additions do not. A module that runs several times
-    counts each time. The batch of the example counts too: take a batch of one for MACs an image.
+    Convolutions, transposed and deformable convolutions (their offset convolutions too), linear layers and every other
+    product with a weight (recurrent layers, attention's projections, ``x @ w``, ``einsum``) of the whole model count,
+    masked or not; products of two activations, normalisation, sampling and elementwise operations do not (see
+    :mod:`mmitp.pruning.products`). A module that runs several times counts each time. The batch of the example counts
+    too: take a batch of one for MACs an image.
+
+    A mask that cannot count is held open: all of its channels are on, and it trains no more. Those are masks of layers
+    whose weight other code reads or shares, of layers that never run in evaluation, and of layers that read the model's
+    input (unless ``mask_model`` was given their names). Such a layer is dense in the budget, in training and after
+    slimming, and listed in ``unfollowed``.
+
+    One example shows one path through the model's code. Where the code branches on sizes, batches or values, another
+    input may need channels that this one does not; ``more_examples`` are recorded into the same graph.
 
     Args:
         model: the masked (or dense) model; callable as ``model(example)``, ``model(*tuple)`` or ``model(**dict)``.
@@ -131,21 +142,34 @@ class MacBudget:
         check: perturb what a random pattern drops and see that no output moves; layers that fail stay dense.
         cost: what is held to the target instead of MACs (see :func:`mmitp.pruning.cost.make_cost`). MACs are told in
             any case.
+        more_examples: inputs of other sizes or batches, at which the slimmed network has to be right too. What any of
+            them needs is needed; MACs are those of ``example_inputs``.
 
     Attributes:
         dense_macs: MACs of the unpruned model (int).
         dense_cost: what it costs in ``unit``: its MACs, unless another cost was given (int).
-        unfollowed: name -> why, for layers and operations the channel graph could not follow; they stay dense.
+        unfollowed: name -> why, for layers and operations the channel graph could not follow (they stay dense), and
+            for what multiplies and could not be counted.
 
     Raises:
         ValueError: the pass runs no layer that counts or returns no tensor.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any, check: bool = True, cost: Cost | None = None) -> None:
-        self.graph: ChannelGraph = record_graph(model, example_inputs)
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        check: bool = True,
+        cost: Cost | None = None,
+        more_examples: Sequence[Any] = (),
+    ) -> None:
+        self.graph: ChannelGraph = record_graph(model, example_inputs, more_examples)
         self._prepare()
         if check and self.n_literals:
-            self._check(model, example_inputs)
+            self._check(model, (example_inputs, *more_examples))
+        counting = set(self.patterns(torch.ones(self.n_literals)))
+        self._held = [layer for layer in masked_layers(model).values() if layer not in counting]
+        self.hold_masks()
         self.cost = cost
         self.dense_cost = self.dense_macs
         if cost is not None:
@@ -165,6 +189,17 @@ class MacBudget:
         self._tables: dict[torch.device, _Tables] = {}
         self._tables[torch.device("cpu")] = self._build_tables()
 
+    def hold_masks(self) -> None:
+        """Freezes the masks that do not count with every channel on.
+
+        Done when the budget is made; to be done again after masks were unfrozen. Frozen ones stay as they are: the
+        network was trained with them. A held mask stays a parameter with a zero gradient, as any frozen one, so that
+        optimizers and distributed training do not notice.
+        """
+        for layer in self._held:
+            if not layer.mask_frozen:
+                layer.freeze_mask(torch.ones_like(layer.prune_pattern))
+
     def _build_tables(self) -> _Tables:
         pair, inp, fixed, in_const, out_const = [], [], [], [], []
         literal_row: list[Tensor] = []
@@ -177,7 +212,7 @@ class MacBudget:
             pair.append(record.pair_macs // (1 if not per_weight else self._kernel_size(record)))
             # Single weights are masked in the product alone; what costs an input besides (offsets) stays dense.
             inp.append(0 if per_weight else record.input_macs)
-            fixed.append(record.input_macs * record.n_in if per_weight else 0)
+            fixed.append(record.own_macs + (record.input_macs * record.n_in if per_weight else 0))
             if masked:
                 n = record.mask.prune_mask.numel()  # type: ignore[union-attr]
                 in_row.append(torch.full((n,), row))
@@ -387,12 +422,12 @@ class MacBudget:
 
     # -- the check that the graph tells the truth
 
-    def _check(self, model: nn.Module, example_inputs: Any) -> None:
+    def _check(self, model: nn.Module, examples: Sequence[Any]) -> None:
         generator = torch.Generator().manual_seed(0)
         # Half of the masks show what a usual pattern drops; next to none, what has many readers and seldom drops.
         for keep in (0.5, 0.0):
             pattern = self.binarize(keep - torch.rand(self.n_literals, generator=generator))
-            moved = self._layers_that_move(model, example_inputs, pattern)
+            moved = self._layers_that_move(model, examples, pattern)
             for index in moved:
                 record = self.layers[index]
                 self.graph.always[record.out_nodes] = True
@@ -403,19 +438,24 @@ class MacBudget:
                     return
 
     @torch.no_grad()
-    def _layers_that_move(self, model: nn.Module, example_inputs: Any, pattern: Tensor) -> list[int]:
+    def _layers_that_move(self, model: nn.Module, examples: Sequence[Any], pattern: Tensor) -> list[int]:
         needed = self.node_needs(pattern)
-        with frozen_at(self.patterns(pattern)):
-            still = self._outputs_and_work(model, example_inputs)
-            candidates = [
-                i for i, r in enumerate(self.layers) if r.module is not None and not bool(needed[r.out_nodes].all())
-            ]
-            if not self._moves(model, example_inputs, candidates, needed, still):
-                return []
-            return [i for i in candidates if self._moves(model, example_inputs, [i], needed, still)] or candidates
+        candidates = [
+            i for i, r in enumerate(self.layers) if r.module is not None and not bool(needed[r.out_nodes].all())
+        ]
+        moved: set[int] = set()
+        with frozen_at(self.patterns(pattern)), _opened(model):
+            for number, example in enumerate(examples):
+                still = self._outputs_and_work(model, example, first=number == 0)
+                if self._moves(model, example, candidates, needed, still):
+                    each = [i for i in candidates if self._moves(model, example, [i], needed, still)]
+                    moved.update(each or candidates)
+        return sorted(moved)
 
-    def _outputs_and_work(self, model: nn.Module, example_inputs: Any) -> dict[str, Tensor]:
+    def _outputs_and_work(self, model: nn.Module, example_inputs: Any, first: bool) -> dict[str, Tensor]:
         """The outputs; names the layers whose work changed with the pattern, as it does after proposals."""
+        if not first:
+            return outputs(model, example_inputs)
         work: dict[int, int] = {}
         handles = []
         for i, record in enumerate(self.layers):
@@ -468,3 +508,31 @@ class MacBudget:
             for handle in handles:
                 handle.remove()
         return bool(compare(still, moved, rtol=1e-5))
+
+
+#: A parameter below this everywhere may hide what it multiplies: layers that training starts at zero or close to it
+#: (``zero_init_residual``, LayerScale's 1e-6, new branches).
+_CLOSED = 1e-2
+
+
+@contextmanager
+def _opened(model: nn.Module) -> Iterator[None]:
+    """The model for a while with values of ordinary size in place of parameters that are zero or close to it."""
+    generator = torch.Generator().manual_seed(0)
+    before: list[tuple[Tensor, Tensor]] = []
+    for name, p in model.named_parameters():
+        if name.endswith("prune_mask") or not p.is_floating_point() or not p.numel():
+            continue
+        closed = p == 0 if float(p.abs().max()) > _CLOSED else torch.ones_like(p, dtype=torch.bool)
+        if bool(closed.any()):
+            fan = max(p[0].numel(), 1) if p.dim() > 1 else 1
+            values = (0.2 + 0.8 * torch.rand(p.shape, generator=generator)) / fan**0.5
+            if fan > 1:
+                values *= torch.randint(2, p.shape, generator=generator) * 2 - 1
+            before.append((p.data, p.data.clone()))
+            p.data.copy_(torch.where(closed, values.to(p), p))
+    try:
+        yield
+    finally:
+        for now, old in before:
+            now.copy_(old)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from .budget import MacBudget
 from .freeze import freeze_masks
+from .products import ProductCounter, unfused
 from .rng import kept_rng
 from .slim import slim_with_plan
-from .verify import call_model, difference, doubled, eval_mode
+from .verify import call_model, difference, doubled, eval_mode, tensors_in
 
 
 @dataclass
@@ -24,7 +25,7 @@ class SlimCheck:
     Attributes:
         ratio: operations kept by the random pattern.
         macs_budget: MACs by the budget.
-        macs_counted: MACs of the slimmed model by torch's own counter.
+        macs_counted: MACs of the slimmed model by the operators that torch runs.
         problem: how the outputs differ; empty if they are equal.
         in_double: compared in float64, where rounding does not turn the order of proposals around.
     """
@@ -41,20 +42,15 @@ class SlimCheck:
 
 
 def counted_macs(model: nn.Module, example_inputs: Any) -> int:
-    """MACs of convolutions and linear layers in one evaluation pass, by torch's ``FlopCounterMode``.
+    """MACs of one evaluation pass by the operators that torch runs: convolutions and products with a weight.
 
-    Products of two activations (attention's) are none of the budget's business and left out.
+    Independent of the budget, which goes by the formulas of layers. Products of two activations (attention's) are left
+    out here too (see :mod:`mmitp.pruning.products`).
     """
-    aten = torch.ops.aten
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one fused operation that the counter does not know
-    try:
-        with eval_mode(model), kept_rng(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with eval_mode(model), kept_rng(), torch.no_grad(), unfused():
+        with ProductCounter(tensors_in(example_inputs)) as counter:
             call_model(model, example_inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    counts = counter.get_flop_counts()["Global"]
-    return sum(counts.get(op, 0) for op in (aten.convolution, aten._convolution, aten.addmm, aten.mm)) // 2
+    return sum(product.macs for product in counter.products)
 
 
 @torch.no_grad()
@@ -76,26 +72,32 @@ def randomize_to(budget: MacBudget, target: float, seed: int = 0) -> float:
     return budget.kept_macs() / budget.dense_macs
 
 
-def check_slimming(model: nn.Module, example_inputs: Any, target: float = 0.5, rtol: float = 1e-5) -> SlimCheck:
+def check_slimming(
+    model: nn.Module, example_inputs: Any, target: float = 0.5, rtol: float = 1e-5, more_examples: Sequence[Any] = ()
+) -> SlimCheck:
     """Random masks to about ``target``, freeze, slim, and compare: outputs to ``rtol``, MACs as integers.
 
-    Changes the model's masks. The budget is recorded anew under the frozen masks: where work depends on the data
-    (proposals), a network with other masks has other work.
+    Outputs are compared on ``more_examples`` too, inputs of other sizes or batches. Changes the model's masks. The
+    budget is recorded anew under the frozen masks: where work depends on the data (proposals), a network with other
+    masks has other work.
     """
-    randomize_to(MacBudget(model, example_inputs), target)
+    examples = (example_inputs, *more_examples)
+    randomize_to(MacBudget(model, example_inputs, more_examples=more_examples), target)
     freeze_masks(model)
-    outcome = _compare(model, example_inputs, rtol, in_double=False)
+    outcome = _compare(model, examples, rtol, in_double=False)
     if outcome.passed:
         return outcome
     try:
-        in_double = _compare(copy.deepcopy(model).double(), doubled(example_inputs), rtol, in_double=True)
+        in_double = _compare(copy.deepcopy(model).double(), [doubled(e) for e in examples], rtol, in_double=True)
     except RuntimeError:
         return outcome  # not every model runs in float64
     return in_double if in_double.passed else outcome
 
 
-def _compare(model: nn.Module, example_inputs: Any, rtol: float, in_double: bool) -> SlimCheck:
-    budget = MacBudget(model, example_inputs)
-    small, _ = slim_with_plan(model, example_inputs, budget)
-    macs, counted = budget.kept_macs(), counted_macs(small, example_inputs)
-    return SlimCheck(macs / budget.dense_macs, macs, counted, difference(model, small, example_inputs, rtol), in_double)
+def _compare(model: nn.Module, examples: Sequence[Any], rtol: float, in_double: bool) -> SlimCheck:
+    first, *more = examples
+    budget = MacBudget(model, first, more_examples=more)
+    small, _ = slim_with_plan(model, first, budget, more)
+    macs, counted = budget.kept_macs(), counted_macs(small, first)
+    problem = next(filter(None, (difference(model, small, example, rtol) for example in examples)), "")
+    return SlimCheck(macs / budget.dense_macs, macs, counted, problem, in_double)

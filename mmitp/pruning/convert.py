@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .graph import record_graph
+from .graph import LayerRecord, record_graph, shared_parameters
 from .layers import kind_of, masked_layers
 from .masks import GRANULARITIES, MaskedLayer
 from .reparam import guard_reparameterization
@@ -28,15 +27,22 @@ def mask_model(
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
     linear: bool = False,
+    example_inputs: Any = None,
 ) -> nn.Module:
     """Gives every matching layer a trainable mask, in place, and returns the same model object.
 
     Converted by exact type: ``nn.Conv2d``, ``nn.ConvTranspose2d``, what :func:`~mmitp.pruning.register_kind` added
     (the modulated deformable convolution, its offset convolution under the same mask), and ``nn.Linear`` with
     ``linear=True`` or where ``include`` names it exactly. Grouped and depthwise convolutions carry no mask of their
-    own; neither do layers with a frozen weight, nor the stem (the first convolution, if it reads an image of up to
-    three channels), unless ``include`` names them exactly. A layer changes its class only: parameters, hooks, keys
-    and the places that share it stay.
+    own, nor do layers whose parameters another module shares; neither do layers with a frozen weight, nor the stem,
+    unless ``include`` names them exactly. A layer changes its class only: parameters, hooks, keys and the places that
+    share it stay.
+
+    With an example a forward pass decides: stems are all layers that read the model's input with no other layer before
+    them, and layers that never run as modules, or whose weight is read by other code, get no mask. Without one the stem
+    is the first convolution in registration order, if it reads up to three channels; a mask that a later
+    :class:`~mmitp.pruning.MacBudget` finds useless is held open, but distributed training stops at one that gets no
+    gradient. Give an example wherever there is one.
 
     Args:
         model: any module; not yet wrapped for distributed training, not yet given to an optimizer.
@@ -45,10 +51,11 @@ def mask_model(
         include: module-name patterns (globs, or names of subtrees); by default all.
         exclude: patterns left dense even where ``include`` matches.
         linear: whether linear layers get masks on their input features too.
+        example_inputs: as for :class:`~mmitp.pruning.MacBudget`; None to go by registration order.
 
     Raises:
-        ValueError: no layer matches, the granularity is unknown, a pattern matches no module at all, or the model
-            already carries masks.
+        ValueError: no layer matches, the granularity is unknown, a pattern matches no module at all, ``include`` names
+            a layer that the example shows cannot carry a mask, or the model already carries masks.
     """
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity must be one of {GRANULARITIES}, got {granularity!r}")
@@ -61,7 +68,10 @@ def mask_model(
         if not any(matches(name, [pattern]) for name in names):
             raise ValueError(f"include/exclude pattern {pattern!r} matches no module of {type(model).__name__}")
 
-    chosen: list[tuple[str, nn.Module]] = []
+    records: dict[nn.Module, LayerRecord] | None = None
+    if example_inputs is not None:
+        records = {r.module: r for r in record_graph(model, example_inputs).layers if r.module is not None}
+    chosen: list[tuple[nn.Module, bool]] = []
     for name, module in _candidates(model):
         kind = kind_of(module)
         assert kind is not None
@@ -72,17 +82,25 @@ def mask_model(
             continue
         if not module.weight.requires_grad and not named:
             continue
-        if _is_stem(model, module) and not named:
+        stem = _is_stem(model, module) if records is None else module in records and records[module].reads_image
+        if stem and not named:
             continue
-        chosen.append((name, module))
+        if records is not None and (module not in records or records[module].held):
+            if named:
+                why = (
+                    "its weight is read by other code" if module in records else "it does not run in the example's pass"
+                )
+                raise ValueError(f"include names {name!r}, which cannot carry a mask: {why}")
+            continue
+        chosen.append((module, named))
     if not chosen:
         raise ValueError(
             f"no layer of {type(model).__name__} to mask with include={included}, exclude={excluded}: masks go on "
             "plain (not grouped) nn.Conv2d, nn.ConvTranspose2d and registered deformable convolutions by exact type, "
             "the stem excepted, and on nn.Linear with linear=True"
         )
-    for _, module in chosen:
-        _attach(module, granularity, init)
+    for module, named in chosen:
+        _attach(module, granularity, init, named)
     guard_reparameterization(model)
     return model
 
@@ -150,13 +168,14 @@ def fold_masks(model: nn.Module) -> nn.Module:
     return model
 
 
-def _attach(module: nn.Module, granularity: str, init: float) -> None:
+def _attach(module: nn.Module, granularity: str, init: float, asked_for: bool) -> None:
     kind = kind_of(module)
     assert kind is not None
     dense = type(module)
     module.__class__ = kind.masked
     assert isinstance(module, MaskedLayer)
     module.dense_type = dense
+    module.asked_for = asked_for
     module.attach_mask(granularity, init)
 
 
@@ -170,8 +189,8 @@ def _candidates(model: nn.Module) -> list[tuple[str, nn.Module]]:
         if kind_of(module) is not None:
             out.append((name, module))
             inside.append(name)
-    uses = Counter(id(m.weight) for _, m in out)
-    return [(name, m) for name, m in out if uses[id(m.weight)] == 1]
+    shared = shared_parameters(model)
+    return [(name, m) for name, m in out if not any(id(p) in shared for p in m.parameters())]
 
 
 def _is_stem(model: nn.Module, module: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .graph import shared_parameters
 from .layers import Conv2dKind
 from .masks import ste_derivative
 from .needs import carried_channels, channel_masked
@@ -106,8 +107,14 @@ class ParameterCost(Cost):
         rows = [self._coefficients(r, s) for r, s in zip(budget.layers, budget.needs.literal_start, strict=True)]
         self._rows = {torch.device("cpu"): torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)}
         self.norms: list[tuple[Tensor, int]] = []
-        counted = {id(p) for record in budget.layers if record.module for p in record.module.parameters()}
+        # What is held, or shared, stays whole and is counted with the rest, where every parameter counts once.
+        shared = shared_parameters(model)
+        counted = {
+            id(p) for record in budget.layers if record.module and not record.held for p in record.module.parameters()
+        }
         for norm, calls in budget.graph.norms.items():
+            if any(id(p) in shared for p in norm.parameters()):
+                continue
             if calls[0] is not None and not (isinstance(norm, nn.PReLU) and norm.num_parameters == 1):
                 self.norms.append((calls[0], _numel(norm) // len(calls[0])))
                 counted |= {id(p) for p in norm.parameters()}
@@ -119,8 +126,8 @@ class ParameterCost(Cost):
     def _coefficients(record: LayerRecord, start: int) -> tuple[float, float, float, float]:
         """``a + b n_in + c n_out + d n_in n_out`` parameters, from the layer cut to none and to one channel."""
         layer, kind, groups = record.module, record.kind, record.groups
-        if layer is None or kind is None:
-            return 0.0, 0.0, 0.0, 0.0  # a functional call: its parameters are no layer's
+        if layer is None or kind is None or record.held:
+            return 0.0, 0.0, 0.0, 0.0  # a functional call, whose parameters are no layer's, or all of it stays
         if kind.whole(layer) or start >= 0 and not channel_masked(record):
             return float(_numel(layer)), 0.0, 0.0, 0.0
         if groups > 1:
@@ -188,9 +195,9 @@ class LatencyCost(Cost):
         entries = []
         for record in budget.layers:
             entry = self.table["layers"].get(record.name)
-            if entry is None and record.module is None:
-                entry = _FREE  # functional: measured with the rest of the network
-            found = None if entry is None else [entry["n_in"], entry["n_out"], entry["pair_macs"]]
+            if entry is None and (record.module is None or not record.pair_macs):
+                entry = _FREE  # a function, measured with the rest of the network; or it runs at other sizes only
+            found = None if entry in (None, _FREE) else [entry["n_in"], entry["n_out"], entry["pair_macs"]]
             here = [record.n_in, record.n_out, record.pair_macs]
             # A table of a batch serves a budget stated for one image too.
             of_batch = [*here[:2], record.pair_macs * self.table.get("batch", 1)]

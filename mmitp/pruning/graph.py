@@ -10,7 +10,8 @@ channels it is given. Nothing is taken from names, and what cannot be followed s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,21 +23,26 @@ from torch.overrides import TorchFunctionMode
 
 from .layers import ChannelPad, Conv2dKind, is_channelwise, kind_of
 from .masks import MaskedLayer
+from .products import Product, ProductCounter, unfused
 from .rng import kept_rng
 from .verify import call_model, eval_mode, tensors_in
 
 _UNARY = frozenset(
     """relu relu_ relu6 leaky_relu leaky_relu_ rrelu elu elu_ celu selu gelu silu mish hardswish hardsigmoid hardtanh
-    hardtanh_ sigmoid sigmoid_ tanh tanh_ softplus softsign logsigmoid threshold exp exp_ log sqrt rsqrt square
-    reciprocal abs neg sign erf round floor ceil clamp clamp_ clamp_min clamp_min_ clamp_max clip nan_to_num dropout
+    hardtanh_ sigmoid sigmoid_ tanh tanh_ softplus softsign logsigmoid threshold threshold_ exp exp_ log sqrt rsqrt
+    square reciprocal abs neg sign erf round floor ceil clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_ clip
+    clip_ nan_to_num dropout
     dropout_ dropout2d feature_dropout alpha_dropout contiguous clone detach detach_ float half double bfloat16 to type
     type_as cpu cuda requires_grad_ positive __neg__ __pos__ __abs__ isnan isinf isfinite logical_not bool int
     long""".split()
 )
 _ELEMENTWISE = frozenset(
     """add sub mul div true_divide maximum minimum where lerp addcmul addcdiv pow atan2 fmod remainder masked_fill
-    gt lt ge le eq ne logical_and logical_or rsub multiply subtract divide""".split()
+    gt lt ge le eq ne logical_and logical_or rsub multiply subtract divide fmax fmin hypot copysign xlogy logaddexp
+    float_power floor_divide heaviside greater less""".split()
 )
+#: Tensor arguments of these tell a type or a place, and no values.
+_EXEMPLARY = frozenset(["type_as", "to"])
 _POOLING = frozenset(
     """max_pool2d max_pool2d_with_indices avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d
     adaptive_max_pool2d_with_indices lp_pool2d interpolate upsample upsample_nearest upsample_bilinear
@@ -84,6 +90,10 @@ class LayerRecord:
     group_nodes: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     calls: list[LayerCall] = field(default_factory=list)
     note: str = ""
+    own_macs: int = 0  # of a functional call, all of it stays
+    held: bool = False  # all its channels stay
+    open: bool = False  # its mask does not count, and all its input channels stay
+    reads_image: bool = False  # no other layer lies between the model's input and this one
 
     @property
     def pair_macs(self) -> int:
@@ -96,11 +106,12 @@ class LayerRecord:
 
     @property
     def dense_macs(self) -> int:
-        return self.pair_macs * self.n_in * self.n_out // self.groups + self.input_macs * self.n_in
+        return self.pair_macs * self.n_in * self.n_out // self.groups + self.input_macs * self.n_in + self.own_macs
 
     @property
     def mask(self) -> MaskedLayer | None:
-        return self.module if isinstance(self.module, MaskedLayer) else None
+        """The layer, if it carries a mask that counts."""
+        return self.module if isinstance(self.module, MaskedLayer) and not self.open else None
 
 
 @dataclass
@@ -116,7 +127,7 @@ class ChannelGraph:
         together: ``(2, P)`` pairs of nodes that the unchanged code carries or drops only together.
         norms: per-channel modules (BatchNorm, InstanceNorm, PReLU) with the labels of every call.
         pads: :class:`ChannelPad` modules with the labels of the output of every call.
-        unfollowed: name -> reason, for what was kept whole.
+        unfollowed: name -> reason, for what was kept whole or could not be counted.
     """
 
     layers: list[LayerRecord]
@@ -137,29 +148,35 @@ def shared_parameters(model: nn.Module) -> set[int]:
     return {p for p, n in owners.items() if n > 1}
 
 
-def record_graph(model: nn.Module, example_inputs: Any) -> ChannelGraph:
-    """Records one evaluation-mode forward pass and returns its channel graph.
+def record_graph(model: nn.Module, example_inputs: Any, more_examples: Sequence[Any] = ()) -> ChannelGraph:
+    """Records evaluation-mode forward passes and returns their common channel graph.
+
+    Args:
+        model: the model.
+        example_inputs: of the size that operations are counted at.
+        more_examples: inputs of other sizes or batches. A channel that any of the passes needs is needed.
 
     Raises:
         ValueError: the pass runs no convolution or linear layer, or returns no tensor.
     """
     recorder = _Recorder(model)
     try:
-        with eval_mode(model), kept_rng(), torch.no_grad(), recorder.hooks():
-            for tensor in tensors_in(example_inputs):
-                recorder.mark_derived(tensor)
-            with recorder:
-                out = call_model(model, example_inputs)
+        with eval_mode(model), kept_rng(), torch.no_grad(), recorder.hooks(), unfused():
+            for example in (example_inputs, *more_examples):
+                out = recorder.run(example)
+                if next(tensors_in(out), None) is None:
+                    kind = type(out).__name__
+                    raise ValueError(f"the forward pass of {type(model).__name__} returned no tensor ({kind})")
     finally:
         recorder.clear()
-    outputs = list(tensors_in(out))
-    if not outputs:
-        raise ValueError(f"the forward pass of {type(model).__name__} returned no tensor ({type(out).__name__})")
     return recorder.finish()
 
 
 class _Recorder(TorchFunctionMode):
-    """Labels tensors during one pass. Labels are kept by tensor identity, with a strong reference to each tensor."""
+    """Labels tensors during a pass. Labels are kept by tensor identity, with a strong reference to each tensor.
+
+    Operations are those of the first pass; further ones only add what they need.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -178,9 +195,36 @@ class _Recorder(TorchFunctionMode):
         self._ids: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._stack: list[str] = []
         self._parameters = {id(p): name for name, p in model.named_parameters()}
+        self._made_of: dict[int, tuple[Tensor, str]] = {}  # views and the like of one weight, with its name
         self._shared = shared_parameters(model)
         self._read_parameters: set[int] = set()  # by functions outside of the layers that own them
         self._storages: dict[int, list[Tensor]] = {}
+        self._image: set[int] = set()  # ids of tensors that no layer lies before
+        self._ran: set[nn.Module] = set()
+        self._counting = True
+        self._counter = ProductCounter([])
+
+    def run(self, example: Any) -> Any:
+        self.clear()
+        self._counter = ProductCounter(tensors_in(example))
+        for tensor in tensors_in(example):
+            self.mark_derived(tensor)
+            self._image.add(id(tensor))
+        with self._counter, self:
+            out = call_model(self.model, example)
+        self.count_hidden()
+        self._name_unread_weights()
+        self._counting = False
+        return out
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """While the recorder computes labels, which is no work of the model's."""
+        self._counter.paused = True
+        try:
+            yield
+        finally:
+            self._counter.paused = False
 
     # -- labels
 
@@ -234,6 +278,20 @@ class _Recorder(TorchFunctionMode):
     def clear(self) -> None:
         self._ids.clear()
         self._storages.clear()
+        self._image.clear()
+        self._made_of.clear()
+
+    def mark_image(self, sources: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        """What is made of the input alone, without a layer, is the image still."""
+        derived = [t for t in sources if self.is_derived(t)]
+        matrix = any(id(t) in self._parameters and _is_matrix(t) for t in sources)
+        image = bool(derived) and all(id(t) in self._image for t in derived) and not matrix
+        for t in outputs:
+            if image:
+                self.mark_derived(t)
+                self._image.add(id(t))
+            else:
+                self._image.discard(id(t))
 
     # -- modules
 
@@ -261,6 +319,8 @@ class _Recorder(TorchFunctionMode):
             self.on_channel_pad(module, tensors[0], output)
         else:
             self.on_norm(module, tensors[0], output)
+        if kind is None:
+            self.mark_image(tensors[:1], [output])
 
     def on_channel_pad(self, module: ChannelPad, x: Tensor, out: Tensor) -> None:
         """Zero channels are nodes without a source; the others pass through."""
@@ -325,8 +385,10 @@ class _Recorder(TorchFunctionMode):
             self.fix(ids)
             self.unfollowed[name] = "its input mixes followed dimensions"
             ids = None
+        record.reads_image |= id(x) in self._image
         ids = ids.expand([n_in if d == in_dim else 1 for d in range(x.dim())]).reshape(-1) if ids is not None else None
-        record.calls.append(LayerCall(ids, kind.pair_macs(module, x, out), kind.input_macs(module, x, out)))
+        macs = (kind.pair_macs(module, x, out), kind.input_macs(module, x, out)) if self._counting else (0, 0)
+        record.calls.append(LayerCall(ids, *macs))
         if ids is not None and record.calls[0].in_ids is not None:
             self.tie(record.calls[0].in_ids, ids)
         if any(call.in_ids is None for call in record.calls):
@@ -345,13 +407,12 @@ class _Recorder(TorchFunctionMode):
             self.need(group.repeat_interleave(n_out // record.groups), call_out)
             if ids is not None:
                 self.need(ids, group.repeat_interleave(n_in // record.groups))
-        elif ids is not None and record.mask is None:
-            self.read_all(ids)
         out_dim = out.dim() - 1 if kind.linear else out.dim() - 3
         self.label(out, call_out.view([n_out if d == out_dim else 1 for d in range(out.dim())]))
 
     def hold(self, record: LayerRecord, reason: str) -> None:
         """Keeps all channels of a layer."""
+        record.held = True
         self.unfollowed[record.name] = reason
         for nodes in (record.out_nodes, record.group_nodes, *[call.in_ids for call in record.calls]):
             if nodes is not None and len(nodes):
@@ -363,7 +424,9 @@ class _Recorder(TorchFunctionMode):
             tagged = [t for t in tensors_in((args, kwargs)) if self.ids(t) is not None]
             if tagged:
                 self.barrier(
-                    tagged, tensors_in(output), f"module {self.names[module]!r} runs operations torch cannot show"
+                    tagged,
+                    tensors_in(output),
+                    f"module {self.names[module]!r} runs operations torch cannot show, and does not count",
                 )
 
     # -- functions
@@ -379,24 +442,38 @@ class _Recorder(TorchFunctionMode):
             args = (kwargs.pop("input"),)
         name = getattr(func, "__name__", str(func))
         inputs = list(tensors_in((args, kwargs), depth=3))
+        self.count_hidden()
         out = func(*args, **kwargs)
+        with self.unseen():
+            self._on_call(name, func, args, kwargs, inputs, out)
+        return out
+
+    def _on_call(
+        self,
+        name: str,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        inputs: list[Tensor],
+        out: Any,
+    ) -> None:
+        products = self._counter.take()
         if name == "__get__" or name in _METADATA:
             if isinstance(out, Tensor) and inputs:
+                if name := self._weight_name(inputs[0]):
+                    self._made_of[id(out)] = out, name
                 self.on_attribute(getattr(getattr(func, "__self__", None), "__name__", ""), inputs[0], out)
-            return out
+            return
         if name == "__set__":
             self.barrier(inputs, [], "assignment to a tensor attribute")
-            return out
+            return
         outputs = list(tensors_in(out, depth=3))
         if name.strip("_") not in _FACTORIES:
             self._read_parameters.update(id(t) for t in inputs if id(t) in self._parameters)
         labelled = [t for t in inputs if self.ids(t) is not None]
-        if name in ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "conv_transpose1d", "conv_transpose3d", "linear"):
-            self.on_functional_layer(name, inputs, outputs[0])
+        if products:
+            self.count(name.strip("_"), inputs, products)
             self.barrier(labelled, outputs, None)
-        elif name == "multi_head_attention_forward":
-            self.on_attention(*inputs[:3])
-            self.barrier(labelled, outputs, "attention mixes channels")
         elif labelled and any(o is i for o in outputs for i in inputs) and self._writes_into_alias(inputs, labelled):
             self.barrier(labelled, [t for t in outputs if self.ids(t) is None], f"{name} writes into a shared tensor")
         elif labelled:
@@ -404,7 +481,10 @@ class _Recorder(TorchFunctionMode):
         elif any(self.is_derived(t) for t in inputs):
             for t in outputs:
                 self.mark_derived(t)
-        return out
+            self.mark_image(inputs, outputs)
+        elif len(names := [name for t in inputs if (name := self._weight_name(t))]) == 1:
+            self._made_of.update((id(t), (t, names[0])) for t in outputs)
+        self.name_unknown(name.strip("_"))
 
     def on_attribute(self, name: str, x: Tensor, out: Tensor) -> None:
         ids = self.ids(x)
@@ -418,39 +498,55 @@ class _Recorder(TorchFunctionMode):
             self.barrier([x], [out], None)
         elif self.is_derived(x):
             self.mark_derived(out)
+            self.mark_image([x], [out])
 
-    def on_functional_layer(self, name: str, inputs: list[Tensor], out: Tensor) -> None:
-        """A convolution called as a function: counted, never pruned."""
-        x, weight = inputs[0], inputs[1]
-        if name == "linear":
-            pair, (n_out, n_in), groups = out.numel() // out.shape[-1], weight.shape, 1
-        elif "transpose" in name:
-            groups = 1
-            n_in, n_out = x.shape[1], out.shape[1]
-            groups = max(n_out // weight.shape[1], 1)
-            pair = weight[0, 0].numel() * (x.numel() // n_in)
-        else:
-            n_in, n_out = x.shape[1], out.shape[1]
-            groups = n_in // weight.shape[1]
-            pair = weight[0, 0].numel() * (out.numel() // n_out)
-        self._count_dense(name, id(weight), n_in, n_out, groups, pair)
+    # -- work that no layer's formula counts
 
-    def on_attention(self, query: Tensor, key: Tensor, value: Tensor) -> None:
-        """The four linear maps inside ``nn.MultiheadAttention``: counted, never pruned."""
-        width = query.shape[-1]
-        rows = 2 * query.numel() * width + (key.numel() + value.numel()) * width
-        self._count_dense("multi_head_attention", None, width, width, 1, rows // width**2)
+    def _module(self) -> str:
+        return (self._stack and self._stack[-1]) or type(self.model).__name__
 
-    def _count_dense(self, name: str, weight: int | None, n_in: int, n_out: int, groups: int, pair: int) -> None:
-        key = self._parameters.get(weight or 0) or f"{'.'.join(filter(None, self._stack[-1:])) or 'model'}.{name}"
-        while key in self.layers:
-            key += "'"
-        record = LayerRecord(f"{key} ({name})", None, None, n_in, n_out, groups, note="called as a function")
-        record.out_nodes = self.new_nodes(n_out)
-        self.read_all(record.out_nodes)
-        record.calls.append(LayerCall(None, pair, 0))
-        self.layers[key] = record
-        self.unfollowed[record.name] = "called as a function with a weight of its own: counted, stays dense"
+    def count(self, function: str, inputs: Sequence[Tensor], products: Sequence[Product]) -> None:
+        """Products with weights outside of the known layers: counted, never pruned."""
+        if not self._counting:
+            return
+        weights = [name for t in inputs if t.dim() > 1 and (name := self._weight_name(t))]
+        place = (self._stack and self._stack[-1]) or "model"
+        name = f"{weights[0] if len(weights) == 1 else f'{place}.{function}'} ({function})"
+        record = self.layers.get(name)
+        if record is None:
+            first = products[0]
+            record = LayerRecord(name, None, None, first.n_in, first.n_out, note="called as a function")
+            record.out_nodes = self.new_nodes(record.n_out)
+            record.calls.append(LayerCall(None, 0, 0))
+            self.layers[name] = record
+            self.unfollowed[name] = "called as a function with a weight of its own: counted, stays dense"
+        record.own_macs += sum(p.macs for p in products)
+
+    def _weight_name(self, tensor: Tensor) -> str:
+        made_of = self._made_of.get(id(tensor))
+        return self._parameters.get(id(tensor), made_of[1] if made_of is not None else "")
+
+    def count_hidden(self) -> None:
+        """Products since the last recorded function, which nothing but the dispatcher has seen."""
+        if products := self._counter.take():
+            self.count("hidden", (), products)
+        self.name_unknown("")
+
+    def name_unknown(self, function: str) -> None:
+        for operator in self._counter.take_unknown():
+            self.unfollowed[f"{self._module()} ({function or operator})"] = (
+                f"{operator} multiplies by a weight in a way unknown here: not counted"
+            )
+
+    def _name_unread_weights(self) -> None:
+        """Weights that a module which ran keeps, and no operation of torch's read, may have gone to foreign code."""
+        for module in self._ran:
+            for name, p in module.named_parameters(recurse=False):
+                if _is_matrix(p) and not self._counter.was_read(p):
+                    self.unfollowed.setdefault(
+                        ".".join(filter(None, (self.names[module], name))),
+                        "no operation of torch read this weight: if other code multiplies by it, that is not counted",
+                    )
 
     def _writes_into_alias(self, inputs: list[Tensor], labelled: list[Tensor]) -> bool:
         """Whether other tensors take part in an operation in place on a tensor with views, which do not know of it."""
@@ -463,8 +559,9 @@ class _Recorder(TorchFunctionMode):
                 self.fix(ids)
         for t in outputs:
             self._remember(t, None)
+            self._image.discard(id(t))
         if reason is not None:
-            self.unfollowed.setdefault((self._stack and self._stack[-1]) or type(self.model).__name__, reason)
+            self.unfollowed.setdefault(self._module(), reason)
 
     def on_function(
         self,
@@ -502,7 +599,10 @@ class _Recorder(TorchFunctionMode):
         elif ids is None:
             self.barrier(labelled, outputs, None)
         elif name in _UNARY or base in _UNARY and base in ("neg", "abs"):
-            self.pass_on(ids, x, *outputs)
+            if len(inputs) > 1 and name not in _EXEMPLARY and len(outputs) == 1:
+                self.on_elementwise(inputs, outputs[0])  # clamp(min=tensor)
+            else:
+                self.pass_on(ids, x, *outputs)
         elif base in _LIKE:
             nodes = self.new_nodes(*ids.shape)
             self.tie(ids, nodes)
@@ -695,6 +795,7 @@ class _Recorder(TorchFunctionMode):
                 self.hold(record, "its weight is also read elsewhere: counted, stays dense (exclude it from masking)")
         empty = torch.empty(2, 0, dtype=torch.long)
         called = {record.module for record in layers}
+        self._open_useless_masks()
         for name, module in self.model.named_modules():
             if isinstance(module, MaskedLayer) and module not in called:
                 self.unfollowed[name] = "did not run in the recorded pass: not counted, stays dense"
@@ -709,6 +810,21 @@ class _Recorder(TorchFunctionMode):
             self.pads,
             self.unfollowed,
         )
+
+    def _open_useless_masks(self) -> None:
+        masked = [(r, r.module) for r in self.layers.values() if isinstance(r.module, MaskedLayer)]
+        training = any(layer.prune_mask.requires_grad for _, layer in masked)
+        for record, layer in masked:
+            if record.held:
+                record.open = True
+            elif record.reads_image and not layer.asked_for:
+                record.open = True
+                self.unfollowed[record.name] = "reads the model's input: its mask is held open, all input channels stay"
+            elif training and not (layer.mask_frozen or layer.prune_mask.requires_grad or layer.weight.requires_grad):
+                # In a network at rest no mask trains; beside ones that do, this one was frozen with its weight.
+                if bool(layer.binary_mask().all()):
+                    record.open = True
+                    self.unfollowed[record.name] = "its weight does not train: its mask is held open"
 
 
 def _on_cpu(obj: Any) -> Any:
@@ -733,21 +849,30 @@ class _Hooks:
         rec = self.recorder
 
         def enter_atom(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if rec.depth == 0:
+                rec.count_hidden()
             rec.depth += 1
 
         def leave_atom(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             rec.depth -= 1
             if rec.depth == 0:
-                with torch._C.DisableTorchFunction():
+                rec._counter.take()  # its kind has the formula
+                rec._counter.take_unknown()
+                with torch._C.DisableTorchFunction(), rec.unseen():
                     rec.on_atom(module, args, kwargs, output)
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if rec.depth == 0:
+                rec.count_hidden()
+            rec._ran.add(module)
             rec._stack.append(rec.names[module])
 
         def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if rec.depth == 0:
+                rec.count_hidden()
             rec._stack.pop()
             if rec.depth == 0:
-                with torch._C.DisableTorchFunction():
+                with torch._C.DisableTorchFunction(), rec.unseen():
                     # The model's own output is somebody's input: all of it is read.
                     if module is rec.model:
                         for t in tensors_in(output):
@@ -771,6 +896,10 @@ class _Hooks:
     def __exit__(self, *exc: Any) -> None:
         for handle in self.handles:
             handle.remove()
+
+
+def _is_matrix(t: Tensor) -> bool:
+    return sum(s > 1 for s in t.shape) > 1
 
 
 def _only_dim(ids: Tensor, dim: int) -> bool:

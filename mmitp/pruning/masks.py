@@ -147,6 +147,8 @@ class MaskedLayer(nn.Module):
     mask_init: float
     mask_frozen: bool
     dense_type: type[nn.Module]
+    #: the layer was named for masking itself: channels of the model's input may go too
+    asked_for: bool = False
     #: dimension of ``weight`` that counts the input channels (0 in a transposed convolution)
     weight_in_dim: int = 1
     #: dimension of the input that counts them, from behind (-1 in a linear layer)

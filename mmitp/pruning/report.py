@@ -35,7 +35,7 @@ def dense_reason(budget: MacBudget, record: LayerRecord) -> str:
     weight = getattr(record.module, "weight", None)
     if weight is not None and not weight.requires_grad:
         return "frozen: its weight does not train"
-    if record.n_in <= 3:
+    if record.reads_image:
         return "stem: reads the image"
     return "left out by include or exclude"
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -393,43 +394,53 @@ def apply_plan(model: nn.Module, plan: SlimPlan) -> nn.Module:
     return model
 
 
-def slim(model: nn.Module, example_inputs: Any, budget: MacBudget | None = None) -> nn.Module:
+def slim(
+    model: nn.Module, example_inputs: Any, budget: MacBudget | None = None, more_examples: Sequence[Any] = ()
+) -> nn.Module:
     """Returns a copy of the model without masks and without what they leave unread; the model itself is untouched.
 
     The copy holds plain layers (with gathers and scatters where a residual stream needs them), computes the same in
-    evaluation mode (checked here on the example), and costs exactly ``budget.kept_macs()``. Masks of granularity
+    evaluation mode (checked here on every example), and costs exactly ``budget.kept_macs()``. Masks of granularity
     ``weight`` are folded: scattered zeros cannot be removed.
 
     Args:
         model: masked model; its present binary patterns count, frozen or not.
         example_inputs: as for :class:`MacBudget`.
         budget: the model's budget, if there is one already.
+        more_examples: as for :class:`MacBudget`. A model whose code branches on sizes or batches can differ at others
+            than the examples'.
 
     Raises:
         ValueError: the model carries no mask.
-        RuntimeError: the slimmed model does not compute the same (never seen; nothing wrong is returned).
+        RuntimeError: the slimmed model does not compute the same (nothing wrong is returned).
     """
-    small, _ = slim_with_plan(model, example_inputs, budget)
+    small, _ = slim_with_plan(model, example_inputs, budget, more_examples)
     return small
 
 
 def slim_with_plan(
-    model: nn.Module, example_inputs: Any, budget: MacBudget | None = None
+    model: nn.Module, example_inputs: Any, budget: MacBudget | None = None, more_examples: Sequence[Any] = ()
 ) -> tuple[nn.Module, SlimPlan]:
     """:func:`slim`, with the plan whose :meth:`SlimPlan.spec` rebuilds the structure."""
     if not masked_layers(model):
         raise ValueError(f"{type(model).__name__} carries no mask: nothing says what to remove (see mask_model)")
-    budget = budget or MacBudget(model, example_inputs)
+    budget = budget or MacBudget(model, example_inputs, more_examples=more_examples)
     problem = ""
     for whole_tensors in (False, True):
         plan = plan_slim(model, budget, whole_tensors)
         small = apply_plan(copy.deepcopy(model), plan)
-        problem = difference(model, small, example_inputs)
-        # Rounding can turn the order of proposals around; in float64 it does not.
-        if not problem or not difference_in_double(model, small, example_inputs):
+        problems = [_real_difference(model, small, example) for example in (example_inputs, *more_examples)]
+        if not any(problems):
             return small, plan
+        problem = next(filter(None, problems))
         logger.warning("narrow tensors do not suit %s (%s): keeping their widths", type(model).__name__, problem)
     raise RuntimeError(f"the slimmed {type(model).__name__} does not compute what the masked one does: {problem}")
+
+
+def _real_difference(model: nn.Module, small: nn.Module, example: Any) -> str:
+    """:func:`difference`, unless it is rounding that turned the order of proposals around: in float64 it does not."""
+    problem = difference(model, small, example)
+    return problem if problem and difference_in_double(model, small, example) else ""
 
 
 def _positions(on: Tensor, here: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
+import mmitp.pruning.graph as graph_module
 from mmitp.pruning import MacBudget, mask_model, masked_layers, slim
+from mmitp.pruning.check import check_slimming
 
 STE = 0.2099871708  # dM_b/dM at M = 1
 
@@ -300,3 +302,96 @@ def test_fvcore_counts_the_same_before_and_after_slimming() -> None:
     assert budget.dense_macs == fvcore_macs(net, x)
     off(net, **{"4": [0, 5], "5": [1], "8": [0, 1, 2, 3, 9], "10": [0, 1, 2]})
     assert budget.kept_macs() == fvcore_macs(slim(net, x, budget), x) < budget.dense_macs
+
+
+class Hidden(nn.Module):
+    """``a`` is read through ``mix`` by a branch that starts closed, and by ``r`` alone otherwise."""
+
+    def __init__(self, mix: Callable[[Tensor], Tensor], start: float) -> None:
+        super().__init__()
+        self.stem, self.a, self.o, self.r = point(3, 8), point(8, 8), point(8, 4), point(8, 4)
+        self.norm = nn.BatchNorm2d(4)
+        nn.init.constant_(self.norm.weight, start)
+        self.mix = mix
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(F.relu(self.stem(x)))
+        return self.r(y) + self.norm(self.o(self.mix(y)))
+
+
+@pytest.mark.parametrize("start", [0.0, 1e-6])
+def test_the_check_sees_through_layers_that_start_closed(start: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    # flip mistaken for an operation that treats channels one by one
+    monkeypatch.setattr(graph_module, "_UNARY", graph_module._UNARY | {"flip"})
+    net = mask_model(Hidden(lambda y: y.flip(1), start))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    budget = MacBudget(net, torch.randn(2, 3, 4, 4))
+    assert budget.unfollowed == {"a": "its outputs are read in a way the channel graph did not see"}
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda m, y, t: y.clamp(min=t),
+        lambda m, y, t: y.clip(max=t),
+        lambda m, y, t: torch.clamp_max(y, t),
+        lambda m, y, t: torch.where(y > 0, t, y),
+        lambda m, y, t: torch.fmax(y, t),
+    ],
+)
+def test_a_tensor_argument_is_read_channel_by_channel(op: Callable[..., Tensor]) -> None:
+    net = mask_model(
+        Net(lambda m, x: [m.o(op(m, m.s(x), t := m.t(x))), m.r(t)], s=point(3, 8), t=point(3, 8), o=point(8, 4),
+            r=point(8, 4)),
+        exclude=["s", "t"],
+    )  # fmt: skip
+    budget = MacBudget(net, torch.randn(1, 3, 4, 4), check=False)
+    off(net, o=[0, 1], r=[0, 2])
+    # only channel 0 of t is read by neither; s lacks what o drops
+    assert {row.name: row.out_kept for row in budget.table()} == {"s": 6, "t": 7, "o": 4, "r": 4}
+
+
+class BySize(nn.Module):
+    """Large images, and batches, take a path of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.far = point(3, 8), point(8, 8), point(8, 4), point(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.b(F.relu(self.a(x))))
+        z = self.c(y)
+        if x.shape[-1] > 4:
+            z = z + y.mean(1, keepdim=True)
+        return z + self.far(y) if len(x) > 1 else z
+
+
+def by_size() -> BySize:
+    net = mask_model(BySize().eval())
+    off(net, b=[0, 1], c=[0, 1, 2], far=[2])
+    return net
+
+
+#: name -> further example, and how many channels of ``b`` it leaves: all are averaged, or all but one are read
+FURTHER = {"size": (torch.randn(1, 3, 8, 8), 8), "batch": (torch.randn(2, 3, 4, 4), 7)}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_more_examples_keep_what_any_of_them_needs(name: str) -> None:
+    (more, left), x, net = FURTHER[name], torch.randn(1, 3, 4, 4), by_size()
+    budget = MacBudget(net, x, more_examples=[more])
+    assert budget.dense_macs == 16 * (3 * 8 + 8 * 8 + 8 * 4)  # of the first example alone
+    assert {r.name: r.out_kept for r in budget.table()}["b"] == left
+    small = slim(net, x, budget, more_examples=[more])
+    for example in (x, more):
+        torch.testing.assert_close(small(example), net(example), rtol=1e-5, atol=1e-6)
+    assert check_slimming(by_size(), x, more_examples=[more]).passed
+
+
+def test_one_example_shows_one_path_and_another_one_is_compared() -> None:
+    net, x = by_size(), torch.randn(1, 3, 4, 4)
+    budget = MacBudget(net, x)
+    assert {r.name: r.out_kept for r in budget.table()}["b"] == 5
+    with pytest.raises(RuntimeError, match="does not compute what the masked one does"):
+        slim(net, x, budget, more_examples=[FURTHER["size"][0]])

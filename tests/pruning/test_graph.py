@@ -447,6 +447,9 @@ FOLLOWED: dict[str, Callable[[], nn.Module]] = {
     "tokens": lambda: net(tokens, l1=nn.Linear(8, 12), l2=nn.Linear(12, 8)),
     "stacked": lambda: net(stacked, **eights("d", "d2")),
     "stacked_into_channels": lambda: net(stacked_into_channels),
+    "clamped_by_another": lambda: net(
+        lambda m, x: back(m, (h := front(m, x)).clamp(min=m.d(h)).clip(max=m.d2(h))), **eights("d", "d2")
+    ),
     "maximum_of_two": lambda: net(maximum_of_two, **eights("d", "d2")),
     "padded_channels": lambda: net(padded_channels),
     "channel_pad": lambda: net(
@@ -537,7 +540,9 @@ def test_followed_nets_slim_to_the_budget(name: str, prove: Callable[..., MacBud
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_cannot_be_followed_stays_whole_and_right(name: str, prove: Callable[..., MacBudget]) -> None:
-    budget = prove(WHOLE[name](), torch.randn(2, 3, 8, 8), keeps=(0.2,))
+    # a batched product of a constant; in evaluation the spectral norm is u . (W v) of a weight of 8 rows
+    extra = {"einsum": 2 * 64 * 8 * 8, "spectral_norm": 8 * 72 + 8}.get(name, 0)
+    budget = prove(WHOLE[name](), torch.randn(2, 3, 8, 8), keeps=(0.2,), extra=extra)
     assert {row.name: row for row in budget.table()}["a"].out_kept == 8
     assert [reason for reason in budget.unfollowed.values() if "did not run" not in reason]
 
@@ -547,4 +552,7 @@ def test_a_channel_pad_that_also_pads_the_image_keeps_its_width(prove: Callable[
         return back(m, m.r(m.p(x.repeat(1, 3, 1, 1)[:, :8]))) + back(m, m.r(m.p(front(m, x))))
 
     budget = prove(net(run, p=ChannelPad(8, 12), r=conv(12, 8)), torch.randn(2, 3, 8, 8))
-    assert list(budget.unfollowed.values()) == ["'p' pads a tensor whose channels are not followed"]
+    assert list(budget.unfollowed.values()) == [
+        "'p' pads a tensor whose channels are not followed",
+        "reads the model's input: its mask is held open, all input channels stay",
+    ]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmitp.pruning.latency as latency
@@ -133,3 +134,23 @@ def test_remainders_are_never_negative() -> None:
     assert latency._nonnegative(a, torch.tensor([1.0, 3.0, 5.0], dtype=torch.float64)).tolist() == pytest.approx(
         [22 / 14, 0]
     )
+
+
+def test_functions_and_attention_are_measured_with_the_rest() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.w = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 1), nn.Parameter(torch.randn(8, 1, 3, 3))
+            self.att, self.fc = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.conv2d(self.b(F.relu(self.a(x))), self.w, padding=1, groups=8)
+            t = y.flatten(2).transpose(1, 2)
+            return self.fc(self.att(t, t, t, need_weights=False)[0])
+
+    model, x = mask_model(Net()), torch.zeros(1, 3, 16, 16)
+    table = measure_latency(model, x, rounds=2, networks=3)
+    assert list(table["layers"]) == ["a", "b", "fc"]
+    budget = MacBudget(model, x, cost=LatencyCost(table, margin=0))
+    assert budget.dense_cost > 0
+    assert budget.ratio().item() == pytest.approx(1, abs=1e-3)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,6 +17,7 @@ from mmitp.attacks.arguments import check_arguments
 from mmitp.engine.attack import ImageBatch, class_labels, samples_of, training_loss, unwrap
 from mmitp.engine.hooks.adversarial_hook import AdversarialHook
 from mmitp.pruning.rng import kept_rng
+from mmitp.pruning.verify import eval_mode
 from mmitp.registry import HOOKS
 
 Action = Literal["warn", "restore", "switch", "restore_switch", "stop"]
@@ -159,7 +159,7 @@ class CollapseGuardHook(Hook):
         model = unwrap(runner.model)
         alpha = self.alpha if self.alpha is not None else eps / 4
         # Losses that draw (two-stage detectors sample proposals) draw the same at every probe, and not from the run's.
-        with _evaluating(model), kept_rng(0):
+        with eval_mode(model), kept_rng(0):
             single, chance, images = self._result(
                 model, lambda *batch: attack.perturb(model, *batch, generator=_generator(batch))
             )
@@ -280,17 +280,6 @@ def _draw(loader: Any, batches: int) -> list[Any]:
 def _generator(batch: tuple[Any, Any]) -> torch.Generator:
     """The same random starts at every probe, so that results compare."""
     return torch.Generator(ImageBatch.find(batch[0]).images.device).manual_seed(0)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _stateful(runner: Runner) -> dict[str, nn.Module]:
