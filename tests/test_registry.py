@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import pkgutil
 import re
@@ -26,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 ASK = """
 import json, os, sys
 import mmitp
-import mmdet.models, mmdet.datasets, mmpretrain.models, mmpretrain.datasets
+import mmdet.models, mmpretrain.models
 import mmengine.registry as parents
 from mmitp import registry
 
@@ -54,9 +53,7 @@ def registered() -> dict[str, list[str]]:
     names = {}
     for name in registry.__all__:
         members = getattr(registry, name).module_dict
-        names[name] = sorted(
-            key for key, member in members.items() if inspect.getmodule(member).__name__[:6] == "mmitp."
-        )
+        names[name] = sorted(key for key, member in members.items() if member.__module__.startswith("mmitp."))
     return {name: members for name, members in names.items() if members}
 
 
@@ -65,7 +62,7 @@ def mentioned() -> set[str]:
     files = [*ROOT.glob("configs/**/*"), *ROOT.glob("docs/*.md"), *ROOT.glob("*.md"), *ROOT.glob("benchmarks/*")]
     files += ROOT.glob("mmitp/**/*.py")
     text = "\n".join(path.read_text(encoding="utf-8") for path in files if path.suffix in (".py", ".md"))
-    return set(re.findall(r"""(?:type|of)=["']mmitp\.(\w+)["']""", text))
+    return set(re.findall(r"""["']mmitp\.([A-Z]\w*|take_batch)["']""", text))
 
 
 def test_every_registered_class_resolves_by_its_registry_alone() -> None:
@@ -80,4 +77,4 @@ def test_every_registered_class_resolves_by_its_registry_alone() -> None:
 def test_every_name_in_configs_and_documentation_is_registered() -> None:
     known = {key for members in registered().values() for key in members}
     assert {"PruneHook", "MaskedModel", "KittiDataset", "take_batch"} <= mentioned()
-    assert mentioned() - known == set()
+    assert mentioned() - known == {"X"}  # "any name" in a docstring
