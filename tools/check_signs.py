@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
 from mmitp.engine.cli import command, parser
+from mmitp.engine.results import check_writable
 from mmitp.engine.signs import check_signs, read_run
 from mmitp.visualization import plot_hw_losses
 
@@ -21,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("work_dirs", nargs="+", metavar="WORK_DIR")
     options.add_argument("--plot", help="picture of L_HW over the time of all runs")
     args = options.parse_args(argv)
+    if args.plot:
+        check_writable(args.plot)
     runs = [read_run(folder) for folder in args.work_dirs]
     for run in runs:
         print(f"{run.name}: psi* {run.target:g}, b {run.b}, window {run.begin:g} to {run.end:g}, M from {run.init:g}")

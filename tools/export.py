@@ -16,6 +16,7 @@ import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compile
 from mmitp.engine.cli import command, parser, positive
 from mmitp.engine.config import load_config
 from mmitp.engine.export import export_checkpoint
+from mmitp.engine.results import check_writable
 
 
 @command
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     options.add_argument("--batch", type=positive, metavar="N", help="fixed batch size; default: any")
     args = options.parse_args(argv)
+    check_writable(args.out)
     print(export_checkpoint(load_config(args.config), args.checkpoint, args.out, args.shape, args.batch).text())
 
 

@@ -7,10 +7,12 @@ OUT/config.py and OUT/weights.pth load with tools/test.py, and with init_detecto
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
 from mmitp.engine.cli import command, parser, positive
 from mmitp.engine.config import load_config
+from mmitp.engine.results import check_writable
 from mmitp.engine.slimming import slim_checkpoint
 
 
@@ -24,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--shape", type=positive, nargs=2, metavar=("H", "W"), help="input size the MACs are stated for"
     )
     args = options.parse_args(argv)
+    check_writable(Path(args.out) / "config.py")
     print(slim_checkpoint(load_config(args.config), args.checkpoint, args.out, args.shape).text())
 
 

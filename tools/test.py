@@ -22,7 +22,7 @@ from mmitp.engine.config import load_config
 from mmitp.engine.data_paths import check_data
 from mmitp.engine.results import check_writable, provenance, write_results
 from mmitp.engine.robust_eval import EvalAttack, build_test_runner, evaluate, tested_images
-from mmitp.engine.run import device_of
+from mmitp.engine.run import check_launcher, device_of
 
 
 @command
@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.error("--score-thr is --objective own's")
     settings = EvalAttack(name=args.name, **given) if args.name else None
 
+    check_launcher(args.launcher)
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     if not cfg.get("test_dataloader") or not cfg.get("test_evaluator"):
         raise ValueError(f"{args.config} has no test_dataloader or no test_evaluator: there is nothing to test on")

@@ -14,7 +14,7 @@ from mmitp.engine.checkpoint import read_checkpoint
 from mmitp.engine.cli import command, parser
 from mmitp.engine.config import load_config
 from mmitp.engine.data_paths import check_data
-from mmitp.engine.run import build_runner
+from mmitp.engine.run import build_runner, check_launcher
 
 
 @command
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = options.parse_args(argv)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
 
+    check_launcher(args.launcher)
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     if not cfg.get("train_dataloader") or not cfg.get("train_cfg"):
         raise ValueError(f"{args.config} has no train_dataloader or no train_cfg: there is nothing to train on")

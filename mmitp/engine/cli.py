@@ -1,7 +1,8 @@
 """The edge of every tool: a user's mistake ends in one paragraph and exit status 2, a defect in a traceback.
 
 A ``main`` decorated with :func:`command` may raise ``ValueError`` (or :class:`UserError`, the tools' own) wherever our
-code checks something; so do files and folders that are missing, protected or full. Nothing heavy is imported here.
+code checks something. Files and folders that are missing, protected or full count too, and so does what mmengine says
+of a config's ``type`` or arguments when it builds them. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 __all__ = ["UserError", "command", "non_negative", "parser", "positive", "torch_device"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+# Where mmengine meets a type that no registry has, or arguments that a class does not take: a config's mistake.
+_BUILDER = ("mmengine", "registry", "build_functions.py")
 
 
 class UserError(ValueError):
@@ -69,24 +72,28 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _explains_itself(error: BaseException, tools: Path) -> bool:
     if isinstance(error, OSError):
         return error.filename is not None or _is_ours(error, tools)
+    if isinstance(error, (KeyError, TypeError)):
+        return _raised_in(error).parts[-3:] == _BUILDER and error.__context__ is None
     return isinstance(error, (ValueError, RuntimeError, ImportError)) and _is_ours(error, tools)
 
 
 def _is_ours(error: BaseException, tools: Path) -> bool:
     """Whether a statement of this package, or of the tool, raised it."""
-    place = error.__traceback__
-    if place is None:
-        return False
-    while place.tb_next is not None:
-        place = place.tb_next
-    file = Path(place.tb_frame.f_code.co_filename)
+    file = _raised_in(error)
     return file.is_absolute() and (_PACKAGE in file.resolve().parents or file.resolve().parent == tools)
+
+
+def _raised_in(error: BaseException) -> Path:
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return Path(place.tb_frame.f_code.co_filename if place is not None else "")
 
 
 def _text(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
-    return str(error)
+    return str(error.args[0]) if isinstance(error, KeyError) else str(error)
 
 
 def positive(text: str) -> int:

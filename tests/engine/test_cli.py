@@ -72,6 +72,17 @@ def test_libraries_that_wrap_our_error_do_not_hide_it(capsys: pytest.CaptureFixt
     assert answer(wrapped, capsys)[1] == "test_cli.py: no such option: take another\n"
 
 
+def test_what_mmengine_says_of_a_config_is_the_users(capsys: pytest.CaptureFixture[str]) -> None:
+    from mmengine.registry import HOOKS
+
+    status, text = answer(lambda: HOOKS.build(dict(type="mmitp.PruneHok")), capsys)
+    assert (status, text.count("\n")) == (2, 1)
+    assert "PruneHok is not in the" in text
+    status, text = answer(lambda: HOOKS.build(dict(type="mmitp.PruneHook", targett=0.5)), capsys)
+    assert (status, text.count("\n")) == (2, 1)
+    assert "unexpected keyword argument 'targett'" in text
+
+
 def lacking() -> None:
     {}["key"]  # type: ignore[index]
 
@@ -141,10 +152,13 @@ CIFAR = str(Path(__file__).parents[2] / "configs" / "cifar10" / "resnet20_cifar1
         ("train", ["text.txt"], "text.txt cannot be read as a config"),
         ("train", [CIFAR], "train_dataloader: no folder"),
         ("train", [CIFAR, "--cfg-options", "optim_wraper.x=1"], "the nearest is 'optim_wrapper'"),
+        ("train", [CIFAR, "--launcher", "pytorch"], "RANK, WORLD_SIZE, MASTER_ADDR not set"),
         ("train", ["empty.py"], "there is nothing to train on"),
         ("test", ["empty.py", "text.txt"], "there is nothing to test on"),
         ("test", [CIFAR, "nofile.pth"], "no checkpoint file 'nofile.pth'"),
         ("slim", [CIFAR, "nofile.pth", "out"], "not 'mmitp.MaskedModel'"),
+        ("slim", [CIFAR, "nofile.pth", "text.txt"], "cannot be written"),
+        ("export", [CIFAR, "nofile.pth", "."], "is a folder"),
         ("export", [CIFAR, "nofile.pth", "out.onnx"], "no checkpoint file 'nofile.pth'"),
         ("prune_report", ["empty.py"], "describes no model"),
         ("prune_report", ["mmdet::no/such_config"], "mmdet has no config"),
