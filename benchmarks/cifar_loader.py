@@ -26,7 +26,7 @@ def fast_loader(args: argparse.Namespace) -> DataLoader:
         dict(
             batch_size=args.batch_size,
             num_workers=0,
-            collate_fn=dict(type="take_batch"),
+            collate_fn=dict(type="mmitp.take_batch"),
             sampler=dict(type="DefaultSampler", shuffle=True),
             dataset=dict(type="mmitp.FastCIFAR10", data_root=args.data_root, split="train"),
         ),

@@ -4,11 +4,15 @@
 only when a module named here is imported later, or has been before:
 
 ``mmcv._ext``
-    Missing (mmcv installed without a compiler) or not loadable: a module takes its place in which nms, soft nms,
-    RoIAlign and the focal loss are plain torch, and every other operator raises an error that says what to do.
+    Missing (mmcv installed without a compiler) or not loadable: a module takes its place in which nms and RoIAlign are
+    torchvision's or plain torch, soft nms and the focal loss plain torch, and every other operator raises an error
+    that says what to do.
 ``mmcv.ops.modulated_deform_conv``, ``mmcv.ops.deform_conv``
     The deformable convolutions go through :func:`mmitp.ops.modulated_deform_conv2d`, which picks the fastest exact
     implementation for the device.
+``mmcv.ops.roi_align``
+    Without compiled operators of mmcv's own, RoIAlign goes to torchvision's where that runs (tried once for each kind
+    of device), gradient and all.
 ``torchvision.extension``
     A C++ library that does not load (built against another torch): the two operator schemas without which torchvision
     cannot be imported are declared. With a matching build nothing is touched.
@@ -28,6 +32,7 @@ only when a module named here is imported later, or has been before:
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.abc
 import importlib.machinery
 import logging
@@ -57,10 +62,35 @@ def mended() -> list[str]:
 # --- mmcv._ext -------------------------------------------------------------------------------------------------------
 
 
-def _nms(boxes: Any, scores: Any, iou_threshold: float, offset: int) -> Any:
-    from mmitp.ops.nms import nms
+@functools.cache
+def _torchvision_ops(device: str) -> ModuleType | None:
+    """``torchvision.ops`` if its compiled operators run on a kind of device (``'cpu'``, ``'cuda'``), else ``None``.
 
-    return nms(boxes, scores, iou_threshold, offset)
+    Whether they do is found by trying: torchvision may be absent, built against another torch, or without CUDA.
+    """
+    import torch
+
+    try:
+        ops = importlib.import_module("torchvision.ops")
+        box = torch.tensor([[0.0, 0, 2, 2]], device=device)
+        kept = ops.nms(box, box[:, 0], 0.5)
+        ops.roi_align(box.view(1, 1, 2, 2), [box], 1)
+        return ops if kept.tolist() == [0] else None
+    except Exception as error:  # whatever goes wrong there, the plain operators do the work
+        logger.debug("torchvision's operators do not run on %s: %s", device, error)
+        return None
+
+
+def _nms(boxes: Any, scores: Any, iou_threshold: float, offset: int) -> Any:
+    ops = _torchvision_ops(boxes.device.type)
+    if ops is None:
+        from mmitp.ops.nms import nms
+
+        return nms(boxes, scores, iou_threshold, offset)
+    boxes = boxes.detach().float()
+    if offset:  # pixels counted inclusively: width x2 - x1 + 1, in intersections too
+        boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
+    return ops.nms(boxes, scores.detach().float(), iou_threshold)
 
 
 def _softnms(
@@ -153,8 +183,8 @@ def _missing_op(name: str) -> Any:
     def missing(*args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(
             f"mmcv's operator '{name}' needs its compiled extension (mmcv._ext), which is not installed, and mmitp has "
-            "no plain-torch version of it. Install an mmcv built with operators (MMCV_WITH_OPS=1), or use a model "
-            "without this operator."
+            "no plain-torch version of it. Install an mmcv with compiled operators (mmitp's README says how), or use a "
+            "model without this operator."
         )
 
     missing.__name__ = name
@@ -170,8 +200,8 @@ class _PlainExt(importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         vars(module).update(_OPS, __getattr__=_missing_op, __doc__="mmcv's operators in plain torch, by mmitp.compat.")
         _say(
-            "mmcv has no compiled operators here: nms, soft_nms, roi_align, focal loss and the deformable convolutions "
-            "run as plain torch, other operators raise an error when called."
+            "mmcv has no compiled operators here: nms and roi_align are torchvision's where those run, else plain "
+            "torch, as soft_nms, focal loss and deformable convolutions are; other operators raise errors when called."
         )
 
 
@@ -194,9 +224,12 @@ def _plain_if_unloadable(spec: importlib.machinery.ModuleSpec) -> None:
 # --- after the import of a module -------------------------------------------------------------------------------------
 
 
+def _plain(ext: ModuleType) -> bool:
+    return isinstance(getattr(ext.__spec__, "loader", None), _PlainExt)
+
+
 def _compiled_for_cuda(ext: ModuleType) -> bool:
-    plain = isinstance(getattr(ext.__spec__, "loader", None), _PlainExt)
-    return not plain and ext.get_compiling_cuda_version() != "not available"
+    return not _plain(ext) and ext.get_compiling_cuda_version() != "not available"
 
 
 def _replace(module: ModuleType, name: str, function: Callable[..., Any]) -> None:
@@ -216,6 +249,32 @@ def _as_kernels_read(field: Any, size: tuple[int, int]) -> Any:
         return field
     n, channels = field.shape[:2]
     return field.flatten(1)[:, : channels * size[0] * size[1]].reshape(n, channels, *size)
+
+
+def _mend_roi_align(module: ModuleType) -> None:
+    if not _plain(module.ext_module):
+        return
+    original = module.roi_align
+
+    def roi_align(
+        input: Any,
+        rois: Any,
+        output_size: Any,
+        spatial_scale: float = 1.0,
+        sampling_ratio: int = 0,
+        pool_mode: str = "avg",
+        aligned: bool = True,
+    ) -> Any:
+        """mmcv's RoIAlign by torchvision's operator, forward and backward, where that runs and pools the same way."""
+        ops = _torchvision_ops(input.device.type) if pool_mode == "avg" else None
+        if ops is None:
+            return original(input, rois, output_size, spatial_scale, sampling_ratio, pool_mode, aligned)
+        # torchvision has no kernels for bfloat16, nor for half precision on the CPU.
+        x = input if input.element_size() >= 4 else input.float()
+        pooled = ops.roi_align(x, rois.to(x.dtype), output_size, spatial_scale, sampling_ratio, aligned)
+        return pooled.to(input.dtype)
+
+    _replace(module, "roi_align", roi_align)
 
 
 def _mend_modulated_deform_conv(module: ModuleType) -> None:
@@ -356,6 +415,7 @@ def _mend_ssd(module: ModuleType) -> None:
 
 
 _AFTER: dict[str, Callable[[ModuleType], None]] = {
+    "mmcv.ops.roi_align": _mend_roi_align,
     "mmcv.ops.modulated_deform_conv": _mend_modulated_deform_conv,
     "mmcv.ops.deform_conv": _mend_deform_conv,
     "torchvision.extension": _mend_torchvision,

@@ -1,11 +1,12 @@
 """Child registries of mmengine's with scope ``mmitp``: ``type='mmitp.X'`` in any config resolves by itself.
 
 Each registry names the package whose import registers its classes (``locations``); mmengine imports it at the first
-look-up.
+look-up. A class therefore has to be imported by that package, which a test checks for all of them.
 """
 
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import METRICS as MMENGINE_METRICS
@@ -22,6 +23,7 @@ from mmengine.registry import Registry
 __all__ = [
     "DATASETS",
     "DATA_SAMPLERS",
+    "FUNCTIONS",
     "HOOKS",
     "LOOPS",
     "METRICS",
@@ -44,6 +46,7 @@ MODELS = _child(MMENGINE_MODELS, "mmitp.models")
 TASK_UTILS = _child(MMENGINE_TASK_UTILS, "mmitp.models")
 DATASETS = _child(MMENGINE_DATASETS, "mmitp.datasets")
 DATA_SAMPLERS = _child(MMENGINE_DATA_SAMPLERS, "mmitp.datasets")
+FUNCTIONS = _child(MMENGINE_FUNCTIONS, "mmitp.datasets")
 TRANSFORMS = _child(MMENGINE_TRANSFORMS, "mmitp.datasets")
 HOOKS = _child(MMENGINE_HOOKS, "mmitp.engine.hooks")
 LOOPS = _child(MMENGINE_LOOPS, "mmitp.engine")

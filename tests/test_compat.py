@@ -74,7 +74,7 @@ def test_missing_operator_says_what_to_do():
     ext = pytest.importorskip("mmcv.ops.nms").ext_module
     if ext.__spec__.origin != "mmitp.compat":
         pytest.skip("mmcv has compiled operators here")
-    with pytest.raises(NotImplementedError, match=r"'ball_query_forward'.*MMCV_WITH_OPS"):
+    with pytest.raises(NotImplementedError, match=r"'ball_query_forward'.*compiled operators \(mmitp's README"):
         ext.ball_query_forward()
 
 
@@ -105,6 +105,106 @@ def test_mmcv_functions_run_without_compiled_operators():
     dets, kept = mmcv.ops.nms(boxes.numpy(), scores.numpy(), 0.5, score_threshold=0.75, max_num=1)
     assert isinstance(dets, np.ndarray)
     assert kept.tolist() == [0]
+
+
+def torchvision_like(called, works=("cpu",)):
+    """torchvision.ops as it is where its library loads, by its documentation, for the devices it was built for."""
+    from types import ModuleType
+
+    from mmitp.ops.roi_align import roi_align as plain_roi_align
+
+    def check(x):
+        if x.device.type not in works:
+            raise NotImplementedError("Could not run 'torchvision::nms' with arguments from this backend")
+
+    def nms(boxes, scores, iou_threshold):
+        check(boxes)
+        assert boxes.dtype == scores.dtype == torch.float32
+        called.append("nms")
+        kept = []
+        for i in scores.argsort(descending=True, stable=True).tolist():
+            b = boxes[[i, *kept]]
+            wh = (torch.minimum(b[0, 2:], b[1:, 2:]) - torch.maximum(b[0, :2], b[1:, :2])).clamp(min=0)
+            area = (b[:, 2:] - b[:, :2]).prod(1)
+            if not (wh.prod(1) / (area[0] + area[1:] - wh.prod(1)) > iou_threshold).any():
+                kept.append(i)
+        return torch.tensor(kept, dtype=torch.long)
+
+    def roi_align(input, boxes, output_size, spatial_scale=1.0, sampling_ratio=-1, aligned=False):
+        check(input)
+        called.append("roi_align")
+        if isinstance(boxes, list):
+            boxes = torch.cat([torch.cat([box.new_full((len(box), 1), i), box], 1) for i, box in enumerate(boxes)])
+        size = (output_size, output_size) if isinstance(output_size, int) else output_size
+        return plain_roi_align(input, boxes, size, spatial_scale, max(sampling_ratio, 0), aligned)
+
+    module = ModuleType("torchvision.ops")
+    vars(module).update(nms=nms, roi_align=roi_align)
+    return module
+
+
+@pytest.fixture
+def plain_mmcv(monkeypatch):
+    """mmcv.ops without compiled operators, and nothing known of torchvision's."""
+    ops = pytest.importorskip("mmcv.ops")
+    from mmitp import compat
+
+    if sys.modules["mmcv._ext"].__spec__.origin != "mmitp.compat":
+        pytest.skip("mmcv has compiled operators here")
+    compat._torchvision_ops.cache_clear()
+    yield ops
+    compat._torchvision_ops.cache_clear()
+
+
+@needs_stack
+@pytest.mark.parametrize("offset", [0, 1])
+def test_nms_is_torchvisions_where_its_operators_run(plain_mmcv, monkeypatch, offset):
+    from mmitp.ops.nms import nms
+
+    called = []
+    monkeypatch.setitem(sys.modules, "torchvision.ops", torchvision_like(called))
+    corner = torch.randint(0, 30, (200, 2)).float()
+    boxes = torch.cat([corner, corner + torch.randint(0, 20, (200, 2))], 1)  # whole numbers: ties, and empty boxes
+    scores = torch.randint(0, 40, (200,)) / 40
+    for threshold in (0.0, 0.3, 0.7):
+        _, kept = plain_mmcv.nms(boxes.double(), scores, threshold, offset)
+        assert called[-1] == "nms"
+        assert kept.tolist() == nms(boxes, scores, threshold, offset).tolist()
+    assert plain_mmcv.nms(boxes[:0], scores[:0], 0.5)[1].tolist() == []
+
+
+@needs_stack
+def test_roi_align_is_torchvisions_with_its_own_gradient(plain_mmcv, monkeypatch):
+    called = []
+    x = torch.randn(2, 3, 8, 9, requires_grad=True)
+    rois = torch.tensor([[0, 1.0, 2, 13, 9], [1, 0, 0, 17, 15], [1, 5, 5, 5.5, 5.2]])
+    layers = [plain_mmcv.RoIAlign((2, 3), 0.5, ratio, aligned=aligned) for ratio in (0, 2) for aligned in (True, False)]
+    plain = [layer(x, rois) for layer in layers]
+    gradients = [torch.autograd.grad(out.square().sum(), x)[0] for out in plain]
+    from mmitp import compat
+
+    compat._torchvision_ops.cache_clear()
+    monkeypatch.setitem(sys.modules, "torchvision.ops", torchvision_like(called))
+    for layer, expected, gradient in zip(layers, plain, gradients, strict=True):
+        out = layer(x, rois)
+        assert out.grad_fn.name() != "RoIAlignFunctionBackward"
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(torch.autograd.grad(out.square().sum(), x)[0], gradient)
+    assert called.count("roi_align") == 1 + len(layers)  # one to try
+    half = layers[0](x.detach().half(), rois.half())
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), plain[0], atol=2e-2, rtol=2e-2)
+
+
+@needs_stack
+@pytest.mark.parametrize("trouble", ["absent", "other device"])
+def test_plain_operators_stay_where_torchvisions_do_not_run(plain_mmcv, monkeypatch, trouble):
+    module = None if trouble == "absent" else torchvision_like([], works=("cuda",))
+    monkeypatch.setitem(sys.modules, "torchvision.ops", module)
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 9]])
+    assert plain_mmcv.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5)[1].tolist() == [0, 2]
+    pooled = plain_mmcv.RoIAlign((1, 1), sampling_ratio=1)(torch.ones(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 4, 4]]))
+    assert pooled.item() == 1
 
 
 @needs_stack

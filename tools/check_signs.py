@@ -6,22 +6,25 @@ Reads the logs (*/vis_data/scalars.json) and pruning.json of every folder. '-' m
 the run (no drop of the learning rate, another b), or that the run has not got there.
 """
 
-import argparse
+import sys
+from collections.abc import Sequence
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
+from mmitp.engine.cli import command, parser
+from mmitp.engine.results import check_writable
 from mmitp.engine.signs import check_signs, read_run
 from mmitp.visualization import plot_hw_losses
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work_dirs", nargs="+", metavar="WORK_DIR")
-    parser.add_argument("--plot", help="picture of L_HW over the time of all runs")
-    args = parser.parse_args()
-    try:
-        runs = [read_run(folder) for folder in args.work_dirs]
-    except ValueError as error:
-        parser.exit(2, f"{error}\n")
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parser(__doc__)
+    options.add_argument("work_dirs", nargs="+", metavar="WORK_DIR")
+    options.add_argument("--plot", help="picture of L_HW over the time of all runs")
+    args = options.parse_args(argv)
+    if args.plot:
+        check_writable(args.plot)
+    runs = [read_run(folder) for folder in args.work_dirs]
     for run in runs:
         print(f"{run.name}: psi* {run.target:g}, b {run.b}, window {run.begin:g} to {run.end:g}, M from {run.init:g}")
         for sign in check_signs(run):
@@ -31,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

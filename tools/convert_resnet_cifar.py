@@ -5,19 +5,24 @@
 The key map is documented at mmitp.models.resnet_cifar.convert_resnet_cifar.
 """
 
-import argparse
+import sys
+from collections.abc import Sequence
 
 import mmitp  # noqa: F401  (makes the OpenMMLab stack importable without compiled operators)
+from mmitp.engine.cli import command, parser
+from mmitp.engine.results import check_writable
 from mmitp.models.resnet_cifar import convert_resnet_cifar_file
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="the public checkpoint")
-    parser.add_argument("target", help="the file to write")
-    args = parser.parse_args()
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parser(__doc__)
+    options.add_argument("source", help="the public checkpoint")
+    options.add_argument("target", help="the file to write")
+    args = options.parse_args(argv)
+    check_writable(args.target)
     convert_resnet_cifar_file(args.source, args.target)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

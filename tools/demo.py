@@ -8,11 +8,11 @@ measured first, so that the whole takes about the same time on a fast and on a s
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ import torch
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
 from mmitp.datasets.scenes import write_scenes
+from mmitp.engine.cli import command, non_negative, parser
 from mmitp.engine.config import load_config
-from mmitp.engine.run import build_runner
+from mmitp.engine.results import check_writable, provenance, write_results
+from mmitp.engine.robust_eval import tested_images
+from mmitp.engine.run import build_runner, device_of
 from mmitp.engine.slimming import slim_checkpoint
 from mmitp.visualization import plot_budget, plot_channels, save_gt_vs_pred
 
@@ -35,13 +38,20 @@ DIFFICULTIES = ("easy", "moderate", "hard")
 def prepare_scenes(folder: Path) -> None:
     """Generates the scenes unless the very same ones are there already."""
     stamp = folder / "scenes.json"
-    if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == SCENES:
+    if (folder / "training" / "image_2").is_dir() and stamp.is_file() and _stamped(stamp) == SCENES:
         print(f"scenes: {folder} is there already")
         return
     print(f"scenes: generating {SCENES['frames']} frames in {folder}", flush=True)
     start = time.perf_counter()
     write_scenes(folder, SCENES["frames"], SCENES["seed"], tuple(SCENES["size"]), SCENES["val_fraction"])  # type: ignore[arg-type]
     print(f"scenes: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def _stamped(stamp: Path) -> Any:
+    try:
+        return json.loads(stamp.read_text(encoding="utf-8"))
+    except ValueError:  # cut off, or somebody else's
+        return None
 
 
 def seconds_per_step(overrides: list[str], work_dir: Path) -> tuple[float, int]:
@@ -63,8 +73,10 @@ def seconds_per_step(overrides: list[str], work_dir: Path) -> tuple[float, int]:
     return min(times[1:]), len(loader)
 
 
-def evaluate(config: str, checkpoint: str, overrides: list[str], work_dir: Path, picture: Path | None = None) -> Any:
-    """AP of a checkpoint on the held-out scenes; draws a few frames if a picture is asked for."""
+def evaluate(
+    config: str, checkpoint: str, overrides: list[str], work_dir: Path, picture: Path | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """AP of a checkpoint on the held-out scenes, and with what; draws a few frames if a picture is asked for."""
     cfg = load_config(config, overrides, str(work_dir))
     cfg.load_from = checkpoint
     runner = build_runner(cfg)
@@ -78,7 +90,10 @@ def evaluate(config: str, checkpoint: str, overrides: list[str], work_dir: Path,
             if len(results) >= 8:
                 break
         save_gt_vs_pred(runner.test_dataloader.dataset, results, picture, n=6)
-    return metrics
+    images = tested_images(runner.test_loop.dataloader)
+    return metrics, provenance(
+        config=config, checkpoint=checkpoint, device=device_of(runner.model), images=images, seed=runner.seed
+    )
 
 
 def scalars(work_dir: Path) -> list[dict[str, Any]]:
@@ -88,14 +103,15 @@ def scalars(work_dir: Path) -> list[dict[str, Any]]:
     return [row for row in rows if "ops_kept" in row and "iter" in row]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=6.0, help="training time aimed at")
-    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/demo"))
-    parser.add_argument("--data", type=Path, default=Path("data/scenes"), help="where the scenes are generated")
-    args = parser.parse_args()
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser(__doc__)
+    options.add_argument("--minutes", type=non_negative, default=6.0, help="training time aimed at")
+    options.add_argument("--work-dir", type=Path, default=Path("work_dirs/demo"))
+    options.add_argument("--data", type=Path, default=Path("data/scenes"), help="where the scenes are generated")
+    args = options.parse_args(argv)
     work_dir: Path = args.work_dir
-    work_dir.mkdir(parents=True, exist_ok=True)
+    out = check_writable(work_dir / "summary.json")
 
     prepare_scenes(args.data)
     data = f"{args.data.as_posix()}/"
@@ -114,19 +130,20 @@ def main() -> None:
         f"custom_hooks.0.end={max(epochs * 7 // 10, 2)}",
         f"default_hooks.checkpoint.interval={epochs}",
     ]
-    command = [sys.executable, str(ROOT / "tools" / "train.py"), str(CONFIG), "--work-dir", str(work_dir)]
-    command += ["--cfg-options", *overrides, *schedule]
-    print("training:", " ".join(command[1:]), flush=True)
+    training = [sys.executable, str(ROOT / "tools" / "train.py"), str(CONFIG), "--work-dir", str(work_dir)]
+    training += ["--cfg-options", *overrides, *schedule]
+    print("training:", " ".join(training[1:]), flush=True)
     start = time.perf_counter()
-    subprocess.run(command, check=True)
+    if status := subprocess.run(training).returncode:
+        return status  # it has said why
     train_seconds = time.perf_counter() - start
 
     checkpoint = str(work_dir / f"epoch_{epochs}.pth")
     cfg = load_config(str(CONFIG), overrides + schedule)
     slimmed = slim_checkpoint(cfg, checkpoint, str(work_dir / "slim"))
-    masked_metrics = evaluate(str(CONFIG), checkpoint, overrides + schedule, work_dir / "test_masked")
+    masked_metrics, _ = evaluate(str(CONFIG), checkpoint, overrides + schedule, work_dir / "test_masked")
     picture = work_dir / "gt_vs_pred.png"
-    slim_metrics = evaluate(slimmed.config, slimmed.weights, [], work_dir / "test_slim", picture)
+    slim_metrics, run = evaluate(slimmed.config, slimmed.weights, [], work_dir / "test_slim", picture)
 
     pruning = json.loads((work_dir / "pruning.json").read_text(encoding="utf-8"))
     rows = scalars(work_dir)
@@ -158,7 +175,7 @@ def main() -> None:
         epochs=epochs,
         picture=str(picture),
     )
-    (work_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    written = write_results(out, summary, run)
 
     print("\nAP (R40) on held-out generated scenes    easy   moderate   hard")
     for label, metrics, name in (
@@ -173,8 +190,9 @@ def main() -> None:
     print(f"parameters: {slimmed.params_slim:,} of {slimmed.params_dense:,}")
     print(f"slimmed network: {slimmed.config}, {slimmed.weights}")
     print(f"pictures: {picture}, {work_dir / 'budget.png'}, {work_dir / 'channels.png'}")
-    print(f"summary: {work_dir / 'summary.json'}")
+    print("summary:", "\n".join(written))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

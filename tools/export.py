@@ -9,28 +9,30 @@ the outputs agree with torch to 1e-4 of each output's largest value, at two batc
 pip install "mmitp[export]".
 """
 
-import argparse
 import sys
+from collections.abc import Sequence
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
+from mmitp.engine.cli import command, parser, positive
 from mmitp.engine.config import load_config
 from mmitp.engine.export import export_checkpoint
+from mmitp.engine.results import check_writable
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="config of the checkpoint; of a slimmed network, its own config.py")
-    parser.add_argument("checkpoint", help="weights, with or without masks")
-    parser.add_argument("out", help="file to write: .onnx, .pt2 or .pt")
-    parser.add_argument("--shape", type=int, nargs=2, metavar=("H", "W"), help="input size; default: the training's")
-    parser.add_argument("--batch", type=int, metavar="N", help="fixed batch size; default: any")
-    args = parser.parse_args()
-    try:
-        report = export_checkpoint(load_config(args.config), args.checkpoint, args.out, args.shape, args.batch)
-    except (ValueError, RuntimeError) as error:
-        sys.exit(f"export.py: {error}")
-    print(report.text())
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parser(__doc__)
+    options.add_argument("config", help="config of the checkpoint; of a slimmed network, its own config.py")
+    options.add_argument("checkpoint", help="weights, with or without masks")
+    options.add_argument("out", help="file to write: .onnx, .pt2 or .pt")
+    options.add_argument(
+        "--shape", type=positive, nargs=2, metavar=("H", "W"), help="input size; default: the training's"
+    )
+    options.add_argument("--batch", type=positive, metavar="N", help="fixed batch size; default: any")
+    args = options.parse_args(argv)
+    check_writable(args.out)
+    print(export_checkpoint(load_config(args.config), args.checkpoint, args.out, args.shape, args.batch).text())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,50 +3,54 @@
     python tools/profile_latency.py CONFIG --out table.json [--shape H W] [--batch 1] [--threads N] [--device cpu]
 
 CONFIG is a file or a packaged config, with masks or without. The table holds the machine, versions, threads and shape
-it was measured with, and how far it is off on slimmed networks it has not seen.
+it was measured with, and how far it is off on slimmed networks it has not seen. A former table of the same name is
+moved aside.
 """
 
-import argparse
-import json
-import platform
+import sys
+from collections.abc import Sequence
 
-import torch
-
-import mmitp  # makes the OpenMMLab stack importable without compiled operators
+import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
+from mmitp.engine.cli import UserError, command, parser, positive, torch_device
 from mmitp.engine.config import load_config
 from mmitp.engine.example import blank_example
+from mmitp.engine.results import check_writable, provenance, write_results
+from mmitp.engine.run import device_of
 from mmitp.models.report import build_masked, is_detector
 from mmitp.pruning.latency import measure_latency
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="config file, or package::name")
-    parser.add_argument("--out", required=True, help="JSON file to write")
-    parser.add_argument(
-        "--shape", type=int, nargs=2, metavar=("H", "W"), help="input size; 224 224, or 320 320 for detectors"
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parser(__doc__)
+    options.add_argument("config", help="config file, or package::name")
+    options.add_argument("--out", required=True, help="JSON file to write")
+    options.add_argument(
+        "--shape", type=positive, nargs=2, metavar=("H", "W"), help="input size; 224 224, or 320 320 for detectors"
     )
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--threads", type=int, help="threads of torch (CPU)")
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
+    options.add_argument("--batch", type=positive, default=1)
+    options.add_argument("--threads", type=positive, help="threads of torch (CPU)")
+    options.add_argument("--device", default="cpu")
+    args = options.parse_args(argv)
+    check_writable(args.out)
+    device = torch_device(args.device)
+    cfg = load_config(args.config)
     try:
-        model = build_masked(load_config(args.config)).to(args.device)
+        model = build_masked(cfg).to(device)
     except ValueError as error:
-        parser.error(f"{args.config}: {error}")
+        raise UserError(f"{args.config}: {error}") from error
     shape = tuple(args.shape) if args.shape else (320, 320) if is_detector(model) else (224, 224)
     example = blank_example(model, shape, batch=args.batch)
     table = measure_latency(model, example, args.threads, report=lambda line: print(line, flush=True))
-    versions = dict(torch=torch.__version__, mmitp=mmitp.__version__, python=platform.python_version())
-    table.update(versions=versions, shape=list(shape), batch=args.batch)
-    with open(args.out, "w", encoding="utf-8") as file:
-        json.dump(table, file)
+    run = provenance(config=args.config, device=device_of(model))
+    table.update(versions=run["versions"], shape=list(shape), batch=args.batch)
+    lines = write_results(args.out, table, run)
     print("slimmed networks: MACs kept, ms measured, ms by the table")
     for n in table["networks"]:
         kind = "" if n["fitted"] else "  not among those fitted"
         print(f"{n['ratio']:.3f} {n['measured'] / 1e6:9.3f} {n['predicted'] / 1e6:9.3f}{kind}")
-    print(f"wrote {args.out}")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,10 +7,11 @@ iterations on random data, switches masks off at random to about half of the ope
 unless outputs (1e-5 relative) and MACs agree; outputs at a second image size too, where the model takes one.
 """
 
-import argparse
 import sys
+from collections.abc import Sequence
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
+from mmitp.engine.cli import UserError, command, parser, positive
 from mmitp.engine.config import load_config
 from mmitp.engine.example import blank_example, second_example
 from mmitp.models.report import build_masked, is_detector, train_on_noise
@@ -19,27 +20,25 @@ from mmitp.pruning.check import check_slimming
 from mmitp.pruning.report import report_text
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="config file, or package::name")
-    parser.add_argument(
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser(__doc__)
+    options.add_argument("config", help="config file, or package::name")
+    options.add_argument(
         "--shape",
-        type=int,
+        type=positive,
         nargs=2,
         metavar=("H", "W"),
         help="input size; 224 224 for classifiers, 320 320 for detectors",
     )
-    parser.add_argument("--check", action="store_true", help="train, mask, freeze, slim and compare")
-    parser.add_argument("--linear", action="store_true", help="mask linear layers too (transformers, ConvNeXt)")
-    args = parser.parse_args()
-    try:
-        cfg = load_config(args.config)
-    except ValueError as error:
-        parser.error(str(error))
+    options.add_argument("--check", action="store_true", help="train, mask, freeze, slim and compare")
+    options.add_argument("--linear", action="store_true", help="mask linear layers too (transformers, ConvNeXt)")
+    args = options.parse_args(argv)
+    cfg = load_config(args.config)
     try:
         model = build_masked(cfg, args.linear)
     except ValueError as error:
-        parser.exit(2, f"{args.config}: {error}; see --linear\n" if not args.linear else f"{args.config}: {error}\n")
+        raise UserError(f"{args.config}: {error}" + ("" if args.linear else "; see --linear")) from error
     shape = tuple(args.shape) if args.shape else (320, 320) if is_detector(model) else (224, 224)
     example = blank_example(model, shape)
     print(f"{type(model).__name__} of {args.config} at {shape[0]}x{shape[1]}, batch 1")
@@ -51,7 +50,7 @@ def main() -> int:
     try:
         losses = train_on_noise(model, shape)
     except NotImplementedError as error:  # distilled networks that mmpretrain can only run
-        parser.exit(2, f"{args.config}: --check needs a training step, and this model has none: {error}\n")
+        raise UserError(f"{args.config}: --check needs a training step, and this model has none: {error}") from error
     print("losses on random data: " + ", ".join(f"{loss:.4g}" for loss in losses))
     outcome = check_slimming(model, example, more_examples=more)
     print(f"MACs at ratio {outcome.ratio:.4f}: {outcome.macs_budget:,} by the budget, {outcome.macs_counted:,} counted")

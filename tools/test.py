@@ -5,42 +5,53 @@ python tools/test.py CONFIG CHECKPOINT --attack pgd --steps 20 --restarts 1 --ep
 python tools/test.py CONFIG CHECKPOINT --attack autoattack --eps 8 --max-images 1000
 python tools/test.py CONFIG CHECKPOINT --attack fgsm --eps 0 2 4 8         # a sweep, with its curve
 
-Sizes are in pixels/255 of the image before normalisation. docs/robustness.md explains the attacks.
+Sizes are in pixels/255 of the image before normalisation. docs/robustness.md explains the attacks. Result files say
+what they were measured with (under "run"); a former file of the same name is moved aside, never overwritten.
 """
 
 import argparse
-import json
 import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
 from mmitp.engine.checkpoint import read_checkpoint
+from mmitp.engine.cli import command, non_negative, parser, positive
 from mmitp.engine.config import load_config
-from mmitp.engine.robust_eval import EvalAttack, build_test_runner, evaluate
+from mmitp.engine.data_paths import check_data
+from mmitp.engine.results import check_writable, provenance, write_results
+from mmitp.engine.robust_eval import EvalAttack, build_test_runner, evaluate, tested_images
+from mmitp.engine.run import check_launcher, device_of
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="config file, or mmdet::... / mmpretrain::...")
-    parser.add_argument("checkpoint", help="weights to evaluate")
-    parser.add_argument("--work-dir", help="where logs go (default: work_dirs/<config name>)")
-    parser.add_argument(
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parser(__doc__)
+    options.add_argument("config", help="config file, or mmdet::... / mmpretrain::...")
+    options.add_argument("checkpoint", help="weights to evaluate")
+    options.add_argument("--work-dir", help="where logs go (default: work_dirs/<config name>)")
+    options.add_argument(
         "--json",
         metavar="OUT",
-        help="write the metrics as JSON (with --attack by default WORK_DIR/robustness.json); a sweep's curve beside it",
+        help="write the metrics as JSON (with --attack by default WORK_DIR/robustness_ATTACK_CHECKPOINT.json); a "
+        "sweep's curve beside it",
     )
-    parser.add_argument("--max-images", type=int, metavar="N", help="test N images, spread evenly over the test set")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings to override")
-    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    group = parser.add_argument_group("attack")
+    options.add_argument(
+        "--max-images", type=positive, metavar="N", help="test N images, spread evenly over the test set"
+    )
+    options.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings to override")
+    options.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
+    options.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    group = options.add_argument_group("attack")
     group.add_argument("--attack", dest="name", choices=("fgsm", "fgsm_rs", "pgd", "autoattack"))
     group.add_argument("--eps", type=float, nargs="+", help="size or sizes, pixels/255")
     attack = [
         group.add_argument(
             "--alpha", type=float, help="step, pixels/255 (default: eps/4 for pgd, 1.25 eps for fgsm_rs)"
         ),
-        group.add_argument("--steps", type=int, help="pgd's steps (default 20)"),
-        group.add_argument("--restarts", type=int, help="pgd's random starts; the worst counts (default 1)"),
+        group.add_argument("--steps", type=positive, help="pgd's steps (default 20)"),
+        group.add_argument("--restarts", type=positive, help="pgd's random starts; the worst counts (default 1)"),
         group.add_argument("--norm", choices=("linf", "l2"), help="ball of the attack (default linf)"),
         group.add_argument(
             "--objective",
@@ -48,52 +59,60 @@ def main() -> None:
             help="detectors: raise the training loss on the ground truth (default) or on the detector's own "
             "detections, or make objects vanish or appear",
         ),
-        group.add_argument("--score-thr", type=float, help="least score of a detection for 'own' (default 0.3)"),
+        group.add_argument("--score-thr", type=non_negative, help="least score of a detection for 'own' (default 0.3)"),
         group.add_argument("--seed", type=int, help="of the random starts (default 0)"),
-        group.add_argument("--pixel-range", type=float, help="full white before normalisation (default 255)"),
+        group.add_argument("--pixel-range", type=non_negative, help="full white before normalisation (default 255)"),
     ]
-    args = parser.parse_args()
+    args = options.parse_args(argv)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    if "://" not in args.checkpoint:
-        try:
-            read_checkpoint(args.checkpoint)  # before the test set is
-        except ValueError as error:
-            parser.error(str(error))
     given = {a.dest: getattr(args, a.dest) for a in attack if getattr(args, a.dest) is not None}
     if (args.name is None) != (args.eps is None) or (given and args.name is None):
-        parser.error("--attack and --eps go together, and the attack's options with them")
+        options.error("--attack and --eps go together, and the attack's options with them")
     if args.name != "pgd" and {"steps", "restarts"} & given.keys():
-        parser.error("--steps and --restarts are --attack pgd's")
+        options.error("--steps and --restarts are --attack pgd's")
     if args.objective != "own" and args.score_thr is not None:
-        parser.error("--score-thr is --objective own's")
+        options.error("--score-thr is --objective own's")
+    settings = EvalAttack(name=args.name, **given) if args.name else None
+    if settings is not None:
+        settings.check(args.eps)  # before anything is read
 
-    try:
-        cfg = load_config(args.config, args.cfg_options, args.work_dir)
-        attack_settings = EvalAttack(name=args.name, **given) if args.name else None
-        if attack_settings is not None:
-            attack_settings.check(args.eps)  # before the test set is read
-    except ValueError as error:
-        parser.error(str(error))
-    if args.json:
-        os.makedirs(os.path.dirname(args.json) or ".", exist_ok=True)
+    check_launcher(args.launcher)
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    if not cfg.get("test_dataloader") or not cfg.get("test_evaluator"):
+        raise ValueError(f"{args.config} has no test_dataloader or no test_evaluator: there is nothing to test on")
+    if "://" not in args.checkpoint:
+        read_checkpoint(args.checkpoint)  # before the test set is
+    check_data(cfg, ("test_dataloader", "test_evaluator"))
+    out = args.json
+    if settings is not None and out is None:
+        network = Path(args.checkpoint)
+        name = f"robustness_{settings.slug()}_{network.resolve().parent.name}_{network.stem}.json"
+        out = os.path.join(cfg.work_dir, name)
+    if out is not None:
+        check_writable(out)
+    run = provenance(config=args.config, checkpoint=args.checkpoint, options=args.cfg_options or None)
+
     cfg.launcher = args.launcher
     cfg.load_from = args.checkpoint
     runner = build_test_runner(cfg, args.max_images)
-    if attack_settings is None:
+    run |= dict(
+        device=device_of(runner.model),
+        seed=runner.seed,
+        images=tested_images(runner.test_loop.dataloader),
+        of_images=len(runner.test_loop.dataloader.dataset),
+    )
+    if settings is None:
         metrics = runner.test()
-        if args.json and runner.rank == 0:
-            with open(args.json, "w", encoding="utf-8") as file:
-                json.dump({k: float(v) for k, v in metrics.items()}, file, indent=1)
-        return
-    try:
-        report = evaluate(runner, attack_settings, args.eps)
-    except ValueError as error:
-        parser.error(str(error))
-    if runner.rank == 0:
+        lines = write_results(out, metrics, run) if out is not None and runner.rank == 0 else []
+    else:
+        report = evaluate(runner, settings, args.eps)
+        if runner.rank != 0:
+            return
         print(report.table())
-        for path in report.save(args.json or os.path.join(cfg.work_dir, "robustness.json")):
-            print(path)
+        lines = report.save(out, run)
+    for line in lines:
+        print(line)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

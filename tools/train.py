@@ -6,28 +6,37 @@ python tools/train.py configs/centernet_kitti_prune50.py [--work-dir DIR] [--res
 
 import argparse
 import os
+import sys
+from collections.abc import Sequence
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
+from mmitp.engine.checkpoint import read_checkpoint
+from mmitp.engine.cli import command, parser
 from mmitp.engine.config import load_config
-from mmitp.engine.run import build_runner
+from mmitp.engine.data_paths import check_data
+from mmitp.engine.run import build_runner, check_launcher
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="config file, or mmdet::... / mmpretrain::...")
-    parser.add_argument("--work-dir", help="where logs and checkpoints go (default: work_dirs/<config name>)")
-    parser.add_argument("--resume", nargs="?", const="auto", help="resume from the newest checkpoint, or from this one")
-    parser.add_argument("--amp", action="store_true", help="train with automatic mixed precision")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings to override")
-    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parser(__doc__)
+    options.add_argument("config", help="config file, or mmdet::... / mmpretrain::...")
+    options.add_argument("--work-dir", help="where logs and checkpoints go (default: work_dirs/<config name>)")
+    options.add_argument(
+        "--resume", nargs="?", const="auto", help="resume from the newest checkpoint, or from this one"
+    )
+    options.add_argument("--amp", action="store_true", help="train with automatic mixed precision")
+    options.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings to override")
+    options.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
+    options.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    args = options.parse_args(argv)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
 
-    try:
-        cfg = load_config(args.config, args.cfg_options, args.work_dir)
-    except ValueError as error:
-        parser.error(str(error))
+    check_launcher(args.launcher)
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    if not cfg.get("train_dataloader") or not cfg.get("train_cfg"):
+        raise ValueError(f"{args.config} has no train_dataloader or no train_cfg: there is nothing to train on")
+    check_data(cfg, ("train_dataloader", "val_dataloader", "val_evaluator"))
     cfg.launcher = args.launcher
     if args.amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
@@ -35,8 +44,10 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
+    if cfg.get("load_from") and "://" not in cfg.load_from:
+        read_checkpoint(cfg.load_from)  # before the training set is
     build_runner(cfg).train()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Data sets and transforms; importing the package registers them where OpenMMLab is installed.
+"""Data sets, samplers and transforms; importing the package registers them where OpenMMLab is installed.
 
 :mod:`mmitp.datasets.scenes` needs numpy and OpenCV alone.
 """
@@ -6,8 +6,9 @@
 from importlib.util import find_spec
 
 if find_spec("mmengine") is not None:
-    from mmitp.datasets.cifar import FastCIFAR10
+    from mmitp.datasets.cifar import FastCIFAR10, take_batch
     from mmitp.datasets.kitti import KittiDataset
+    from mmitp.datasets.samplers import EvenSubset
     from mmitp.datasets.transforms import ScaleShiftCrop
 
-    __all__ = ["FastCIFAR10", "KittiDataset", "ScaleShiftCrop"]
+    __all__ = ["EvenSubset", "FastCIFAR10", "KittiDataset", "ScaleShiftCrop", "take_batch"]

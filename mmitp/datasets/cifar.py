@@ -4,7 +4,7 @@ Every image is stored once with its border, so a random crop is a window of that
 windows of a whole batch. The data loader then only passes lists of indices about::
 
     train_dataloader = dict(
-        batch_size=256, num_workers=0, collate_fn=dict(type='take_batch'),
+        batch_size=256, num_workers=0, collate_fn=dict(type='mmitp.take_batch'),
         sampler=dict(type='DefaultSampler', shuffle=True),
         dataset=dict(type='mmitp.FastCIFAR10', data_root='data/cifar10', split='train'))
 """
@@ -19,11 +19,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.registry import FUNCTIONS
+from mmengine import MessageHub
+from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from mmitp.registry import DATASETS
+from mmitp.registry import DATASETS, FUNCTIONS
 
 __all__ = ["CIFAR10_CLASSES", "FastCIFAR10", "load_cifar10", "take_batch"]
 
@@ -100,12 +101,13 @@ class FastCIFAR10(Dataset):
     """CIFAR-10 for mmpretrain's ``ImageClassifier``: whole batches at once, uint8, ready for ``ClsDataPreprocessor``.
 
     A batch is ``dict(inputs=uint8 N x 3 x 32 x 32 RGB, data_samples=[DataSample, ...])``; the loader needs
-    ``collate_fn=dict(type='take_batch')``. With ``augment``, each image is cropped at random after padding with
+    ``collate_fn=dict(type='mmitp.take_batch')``. With ``augment``, each image is cropped at random after padding with
     ``padding`` zeros and mirrored with probability one half.
 
-    The draws are a function of ``seed`` and of the indices in the batch. Every epoch of a shuffling sampler has its
-    own, and they depend neither on the number of workers nor on how many batches were read before: a resumed run
-    continues exactly. (Under a sampler that does not shuffle, each epoch repeats them.)
+    The draws are a function of ``seed``, of the Runner's epoch, and of the indices in the batch. They depend neither on
+    the number of workers nor on how many batches were read before: a resumed run continues exactly. A batch that comes
+    again within an epoch (an endless sampler, or a loop without a Runner) draws anew each time, by a count that each
+    process keeps for itself.
 
     Args:
         data_root: the folder that holds ``cifar-10-batches-py``.
@@ -145,18 +147,34 @@ class FastCIFAR10(Dataset):
         # N x 3 x rows x columns x 32 x 32: a view in which [n, :, y, x] is the window with its corner at (y, x).
         self._windows = self.bordered.unfold(2, 32, 1).unfold(3, 32, 1)
         self.metainfo = {"classes": CIFAR10_CLASSES}
+        self._epoch = 0
+        self._reads: dict[int, int] = {}  # how often each batch has been read in this epoch
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def draw(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows and columns of the crops' corners (0 to 2 * padding, pixels) and mirror flags, one of each per index."""
-        key = np.array([self.seed % 2**64, *indices], dtype=np.uint64).tobytes()
-        digest = hashlib.blake2b(key, digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+    def draw(self, indices: Sequence[int], epoch: int = 0, again: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows and columns of the crops' corners (0 to 2 * padding, pixels) and mirror flags, one of each per index.
+
+        Args:
+            indices: of the batch.
+            epoch: the Runner's.
+            again: how often this batch has come before in that epoch.
+        """
+        seed = _digest([self.seed % 2**64, epoch, again, *indices])
+        generator = torch.Generator().manual_seed(seed)
         corners = torch.randint(0, 2 * self.padding + 1, (2, len(indices)), generator=generator)
         mirror = torch.rand(len(indices), generator=generator) < 0.5
         return corners[0], corners[1], mirror
+
+    def _draw_next(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        epoch = int(MessageHub.get_current_instance().get_info("epoch", 0))
+        if epoch != self._epoch:
+            self._epoch, self._reads = epoch, {}
+        batch = _digest(indices)
+        again = self._reads.get(batch, 0)
+        self._reads[batch] = again + 1
+        return self.draw(indices, epoch, again)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         """Read one batch (torch's batched fetching calls this)."""
@@ -168,7 +186,7 @@ class FastCIFAR10(Dataset):
             )
         chosen = torch.as_tensor(indices, device=device)
         if self.augment:
-            row, column, mirror = (t.to(device, non_blocking=True) for t in self.draw(indices))
+            row, column, mirror = (t.to(device, non_blocking=True) for t in self._draw_next(indices))
             images = self._windows[chosen, :, row, column]
             images = torch.where(mirror[:, None, None, None], images.flip(3), images)
         else:
@@ -181,6 +199,13 @@ class FastCIFAR10(Dataset):
         return {"inputs": batch["inputs"][0], "data_samples": batch["data_samples"][0]}
 
 
+def _digest(numbers: Sequence[int]) -> int:
+    """64 bits (with sign) that depend on every number."""
+    data = np.array(numbers, dtype=np.uint64).tobytes()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
+
+
+@MMENGINE_FUNCTIONS.register_module()  # configs written up to 0.1.0 say 'take_batch'
 @FUNCTIONS.register_module()
 def take_batch(batch: dict[str, Any]) -> dict[str, Any]:
     """Collate function of data sets that hand over whole batches: passes the batch on."""

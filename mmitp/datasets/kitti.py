@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
 from PIL import Image
 
 from mmitp.evaluation import kitti_ap
@@ -46,7 +49,8 @@ class KittiDataset(BaseDataset):
     Objects of the chosen classes are trained on, whatever their size, occlusion or truncation (CenterNet's practice on
     KITTI). Regions in which a detector is neither trained nor punished come as instances with ``ignore_flag`` 1: vans
     and trucks carry the label of Car, sitting persons that of Pedestrian, and DontCare regions the label -1, which
-    stands for every class. mmdet packs them as ``ignored_instances``. Anything else is background.
+    stands for every class. mmdet packs them as ``ignored_instances``. Anything else is background; class names that
+    KITTI does not have at all (``Vehicle``, a misspelt ``Caar``) are counted and warned of.
 
     A sample's ``img_id`` is the frame's id as KITTI writes it, such as ``'000123'``. Images are read from
     ``training/image_2`` (.png, .jpg) and labels from ``training/label_2`` unless ``data_prefix`` says otherwise;
@@ -67,7 +71,8 @@ class KittiDataset(BaseDataset):
 
     Raises:
         FileNotFoundError: split file, folder, image or label file missing; says which, and where it was looked for.
-        ValueError: a malformed label or split file (with line number), an unknown class or split.
+        ValueError: a malformed label or split file (with line number), an unknown class or split, a split or filter
+            that leaves no frame.
     """
 
     METAINFO: dict = {  # noqa: RUF012
@@ -108,6 +113,7 @@ class KittiDataset(BaseDataset):
                 raise FileNotFoundError(f"no folder {folder.absolute()} with KITTI's {what}: {_ADVICE}")
         classes = [str(name) for name in self.metainfo["classes"]]
         data_list, missing = [], []
+        unknown: Counter[str] = Counter()
         for frame in self._frames(images):
             image = next((p for p in (images / (frame + suffix) for suffix in _SUFFIXES) if p.is_file()), None)
             if image is None:
@@ -119,7 +125,9 @@ class KittiDataset(BaseDataset):
                 if not label.is_file():
                     missing.append(label)
                     continue
-                instances = _instances(kitti_ap.read_ground_truth(label), classes)
+                truth = kitti_ap.read_ground_truth(label)
+                unknown.update(kitti_ap.unknown_classes([truth]))
+                instances = _instances(truth, classes)
             with Image.open(image) as file:
                 width, height = file.size
             data_list.append(
@@ -131,13 +139,21 @@ class KittiDataset(BaseDataset):
                 f"{len(missing)} of the frames of {source} lack a file, the first: {missing[0].absolute()} "
                 f"(images may be {' or '.join(_SUFFIXES)}): {_ADVICE}"
             )
+        if unknown:
+            print_log(f"{labels}: labels {kitti_ap.describe_unknown(unknown)}", logger="current", level=logging.WARNING)
         return data_list
 
     def filter_data(self) -> list[dict]:
         """Leaves out frames without an object where ``filter_cfg`` asks for it."""
         if self.test_mode or not (self.filter_cfg or {}).get("filter_empty_gt", False):
             return self.data_list
-        return [info for info in self.data_list if any(not i["ignore_flag"] for i in info["instances"])]
+        kept = [info for info in self.data_list if any(not i["ignore_flag"] for i in info["instances"])]
+        if not kept:
+            raise ValueError(
+                f"filter_empty_gt leaves none of {len(self.data_list)} frames: no object of "
+                f"{', '.join(self.metainfo['classes'])} is labelled in {self.data_prefix.get('label_path')}"
+            )
+        return kept
 
     def get_cat_ids(self, idx: int) -> list[int]:
         """Labels of the objects of sample ``idx``, ignored ones left out."""
@@ -154,6 +170,11 @@ class KittiDataset(BaseDataset):
         if self.split is None:
             return frames
         train, val = seeded_split(frames, self.split_seed)
+        if not train or not val:
+            raise ValueError(
+                f"split {self.split!r} needs at least 3 frames to leave some on either side, and {images.absolute()} "
+                f"has {len(frames)}: leave split out to use all of them"
+            )
         return train if _SPLITS[self.split] else val
 
 

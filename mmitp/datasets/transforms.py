@@ -33,7 +33,8 @@ class ScaleShiftCrop(BaseTransform):
 
     Args:
         size: width and height of the result in pixels.
-        prob: probability of a perturbation; 0 for testing.
+        prob: probability of a perturbation, drawn from Python's generator, which data loaders seed in every worker; 0
+            for testing, which draws nothing.
         scale: standard deviation and bound of the relative window size, in [0, 1).
         shift: standard deviation of the relative position.
         fill: value of pixels outside the image, in the image's channel order.
@@ -96,7 +97,8 @@ class ScaleShiftCrop(BaseTransform):
 
     def _draw(self) -> tuple[float, float, float]:
         """Relative size of the window and its relative displacement."""
-        if random.random() >= self.prob:
+        # A test (prob 0) draws nothing: without workers it would move the training's random sequence.
+        if self.prob == 0 or random.random() >= self.prob:
             return 1.0, 0.0, 0.0
         zoom = 1.0 + min(1.0, max(-1.0, random.gauss(0, 1))) * self.scale
         moves = [min(2.0, max(-2.0, random.gauss(0, 1))) * self.shift for _ in range(2)]

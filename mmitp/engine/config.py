@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine import Config
 from mmengine.config import DictAction
 from mmengine.hub import get_config
+from mmengine.logging import print_log
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    HOOKS,
+    LOOPS,
+    METRICS,
+    MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    TASK_UTILS,
+    TRANSFORMS,
+    VISBACKENDS,
+    VISUALIZERS,
+)
+from mmengine.runner import Runner
+
+# Keys of a config's first level that stand in none: what Runner.from_cfg reads, and what any config may have.
+_TOP = {*inspect.signature(Runner.__init__).parameters, "runner_type", "compile"} - {"self", "cfg"}
+# Where the classes are that a training config names.
+_REGISTRIES = (
+    HOOKS, OPTIMIZERS, OPTIM_WRAPPERS, OPTIM_WRAPPER_CONSTRUCTORS, PARAM_SCHEDULERS, DATASETS, DATA_SAMPLERS,
+    TRANSFORMS, METRICS, LOOPS, VISUALIZERS, VISBACKENDS, MODELS, TASK_UTILS,
+)  # fmt: skip
 
 
 def load_config(source: str, options: Sequence[str] = (), work_dir: str | None = None) -> Config:
@@ -16,29 +45,105 @@ def load_config(source: str, options: Sequence[str] = (), work_dir: str | None =
 
     Args:
         source: path of a file, or ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'`` and the like.
-        options: overrides, ``'a.b=value'``.
+        options: overrides, ``'a.b=value'``. A key that the config lacks is added if its class or the Runner takes it
+            (or its class cannot be told, and no key of the config looks like it).
         work_dir: overrides the config's; by default ``work_dirs/<config name>``.
 
     Raises:
-        ValueError: there is no such config, or an option is not of the form ``key=value``.
+        ValueError: there is no such config or it cannot be read; an option is not of the form ``key=value``, or has a
+            key that nothing takes (the nearest existing one is named).
     """
     if "::" in source:
-        package, name = source.split("::", 1)
-        try:
-            cfg = get_config(f"{package}::{name if name.endswith('.py') else name + '.py'}", pretrained=False)
-        except FileNotFoundError as error:
-            raise ValueError(f"{package} has no config {name!r}") from error
+        cfg = _packaged(*source.split("::", 1))
     elif os.path.isfile(source):
-        cfg = Config.fromfile(source)
+        try:
+            cfg = Config.fromfile(source)
+        except Exception as error:  # the file is a program: anything may go wrong in it
+            raise ValueError(f"{source} cannot be read as a config: {type(error).__name__}: {error}") from error
     else:
         raise ValueError(f"no config file {source!r} (a packaged one is named like 'mmdet::folder/name.py')")
-    overrides: dict[str, Any] = {}
     for option in options:
         key, sep, value = option.partition("=")
-        if not sep:
+        if not sep or not all(key.split(".")):
             raise ValueError(f"--cfg-options takes key=value, got {option!r}")
-        overrides[key] = DictAction._parse_iterable(value)
-    cfg.merge_from_dict(overrides)
+        _check_key(cfg, key)
+        try:
+            cfg.merge_from_dict({key: DictAction._parse_iterable(value)})
+        except (AssertionError, AttributeError, KeyError, RecursionError, TypeError) as error:  # brackets, dicts
+            raise ValueError(
+                f"--cfg-options {option} does not fit the config: {error} (dicts are set key by key, or in a file)"
+            ) from error
     name = os.path.splitext(os.path.basename(source.split("::")[-1]))[0]
     cfg.work_dir = work_dir or cfg.get("work_dir") or os.path.join("work_dirs", name)
     return cfg
+
+
+def _packaged(package: str, name: str) -> Config:
+    try:
+        return get_config(f"{package}::{name if name.endswith('.py') else name + '.py'}", pretrained=False)
+    except FileNotFoundError as error:
+        raise ValueError(f"{package} has no config {name!r}") from error
+    except Exception as error:  # no such package, or the config's own
+        raise ValueError(f"{package}::{name} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _check_key(cfg: Config, key: str) -> None:
+    """Refuses the key of an override that nothing would read.
+
+    Raises:
+        ValueError: with the nearest key that exists.
+    """
+    node: Any = cfg._cfg_dict
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        here = ".".join(parts[:depth])
+        if isinstance(node, (list, tuple)):
+            if not part.isdecimal() or int(part) >= len(node):
+                raise ValueError(
+                    f"--cfg-options {key}: {here} is a list of {len(node)} without an entry {part!r} (counted from 0)"
+                )
+            node = node[int(part)]
+            continue
+        if not isinstance(node, Mapping):
+            raise ValueError(f"--cfg-options {key}: {here} is {node!r}, which has no {part!r}")
+        if part not in node:
+            _check_new(cfg, node, part, key, here)
+            return
+        node = node[part]
+
+
+def _check_new(cfg: Config, node: Mapping[str, Any], part: str, key: str, here: str) -> None:
+    """Refuses a key that is new to a part of the config, unless what reads that part takes it or may take it."""
+    if here:
+        known, open_ended = _accepted(node.get("type"), cfg.get("default_scope") or "mmengine")
+    else:
+        known, open_ended = _TOP, False
+    if part in known:
+        return
+    near = difflib.get_close_matches(part, {*map(str, node), *known}, 1, 0.8 if open_ended else 0.0)
+    if near:
+        where = f"{here} ({_name(node['type'])})" if here and "type" in node else here or "the config"
+        raise ValueError(f"--cfg-options {key}: {where} has no {part!r}; the nearest is {near[0]!r}")
+    print_log(f"--cfg-options {key}: new to the config", logger="current", level=logging.WARNING)
+
+
+def _accepted(kind: Any, scope: str) -> tuple[set[str], bool]:
+    """The keyword arguments of what a config's ``type`` names, and whether there may be more."""
+    try:
+        parameters = inspect.signature(kind if callable(kind) else _find(kind, scope)).parameters.values()
+    except (TypeError, ValueError):  # not found, or a built-in that does not say
+        return set(), True
+    return {p.name for p in parameters}, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _find(name: Any, scope: str) -> Any:
+    """What a ``type`` names, in whichever registry has it."""
+    for root in _REGISTRIES if isinstance(name, str) else ():
+        with root.switch_scope_and_registry(scope) as registry:
+            if (found := registry.get(name)) is not None:
+                return found
+    return None
+
+
+def _name(kind: Any) -> str:
+    return kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))

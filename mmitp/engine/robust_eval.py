@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from mmengine import Config
-from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.dist import all_gather_object, get_rank
 from mmengine.runner import Runner
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 
 from mmitp.attacks import (
     NormalizedClassifier,
@@ -29,6 +28,7 @@ from mmitp.attacks import (
 )
 from mmitp.attacks.arguments import Norm
 from mmitp.attacks.gradient import LossFn
+from mmitp.datasets import EvenSubset
 from mmitp.engine.attack import (
     ImageBatch,
     PixelUnits,
@@ -41,9 +41,9 @@ from mmitp.engine.attack import (
     unwrap,
 )
 from mmitp.engine.checkpoint import FitHook
+from mmitp.engine.results import set_aside, write_results
 from mmitp.engine.run import build_runner
 from mmitp.pruning.rng import kept_rng
-from mmitp.registry import DATA_SAMPLERS
 from mmitp.visualization import plot_robustness
 
 AttackName = Literal["fgsm", "fgsm_rs", "pgd", "autoattack"]
@@ -123,6 +123,12 @@ class EvalAttack:
         if not eps or len(set(eps)) != len(eps):
             raise ValueError(f"eps needs at least one size, none twice, got {list(eps)}")
         return doubts
+
+    def slug(self) -> str:
+        """The attack as a part of a file's name: ``pgd20-linf``, ``pgd50x10-l2-own``."""
+        count = f"{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "") if self.name == "pgd" else ""
+        objective = f"-{self.objective}" if self.objective != "truth" else ""
+        return f"{self.name}{count}-{self.norm}{objective}"
 
     def describe(self) -> str:
         """The attack in one line."""
@@ -328,7 +334,7 @@ class RobustReport:
     Attributes:
         attack: the attack.
         eps: its sizes, pixels/255.
-        clean: the test's metrics without attack.
+        clean: the test's metrics without attack; those that are no single number stay out of table and curve.
         attacked: the same metrics, one dict a size.
         images: images tested.
         total: images of the test set.
@@ -339,18 +345,23 @@ class RobustReport:
 
     attack: EvalAttack
     eps: list[float]
-    clean: dict[str, float]
-    attacked: list[dict[str, float]]
+    clean: dict[str, Any]
+    attacked: list[dict[str, Any]]
     images: int
     total: int
     seconds: list[float]
     largest: list[float]
     flags: list[str]
 
+    def numbers(self) -> list[str]:
+        """Names of the metrics that are one number, clean and under every attack."""
+        columns = [self.clean, *self.attacked]
+        return [name for name in self.clean if all(isinstance(column[name], float) for column in columns)]
+
     def table(self) -> str:
         """Metrics by rows; clean and each eps by columns."""
         rows = [["", "clean", *(f"eps {eps:g}/255" for eps in self.eps)]]
-        for name in self.clean:
+        for name in self.numbers():
             rows.append([name, *(f"{column[name]:.4g}" for column in [self.clean, *self.attacked])])
         rows.append(["largest change /255", "", *(f"{value:.4g}" for value in self.largest)])
         rows.append(["seconds", *(f"{value:.1f}" for value in self.seconds)])
@@ -364,20 +375,29 @@ class RobustReport:
             flags = ["AutoAttack raised no flag"]
         return "\n".join([f"{self.attack.describe()}; {share}", *lines, *flags])
 
-    def save(self, path: str | Path) -> list[Path]:
-        """Write the figures as JSON and, for more than one eps, their curve beside it (``.png``)."""
+    def save(self, path: str | Path, run: Mapping[str, Any] | None = None) -> list[str]:
+        """Writes the figures as JSON and, for more than one eps, their curve beside it (``.png``).
+
+        Args:
+            path: of the JSON; former files of the names move aside (:mod:`mmitp.engine.results`).
+            run: what was measured with, from :func:`~mmitp.engine.results.provenance`.
+
+        Returns:
+            What was written, a line each.
+        """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        lines = write_results(path, asdict(self), run or {})
         # A KITTI evaluation gives 19 figures, of which the benchmark ranks by these; COCO's are -1 where no object is.
-        names = [name for name in self.clean if name.endswith("R40_moderate")] or list(self.clean)[:6]
-        names = [name for name in names if self.clean[name] != -1]
+        names = [name for name in self.numbers() if self.clean[name] != -1]
+        names = [name for name in names if name.endswith("R40_moderate")] or names[:6]
         if len(self.eps) == 1 or not names:
-            return [path]
+            return lines
         points = sorted({0.0: self.clean, **dict(zip(self.eps, self.attacked, strict=True))}.items())
         curves = {name: [metrics[name] for _, metrics in points] for name in names}
-        return [path, plot_robustness([eps for eps, _ in points], curves, path.with_suffix(".png"),
-                                      title=self.attack.describe())]  # fmt: skip
+        picture = path.with_suffix(".png")
+        moved = set_aside(picture)
+        plot_robustness([eps for eps, _ in points], curves, picture, title=self.attack.describe())
+        return [*lines, f"wrote {picture}", *([f"the former {picture.name} is now {moved}"] if moved else [])]
 
 
 def evaluate(runner: Runner, attack: EvalAttack, eps: Sequence[float]) -> RobustReport:
@@ -396,7 +416,7 @@ def evaluate(runner: Runner, attack: EvalAttack, eps: Sequence[float]) -> Robust
         runner.logger.warning(doubt)
     _check_kind(runner, attack)
     start = time.perf_counter()
-    results = [_numbers(runner.test())]
+    results = [_figures(runner.test())]
     seconds = [time.perf_counter() - start]
     loader = runner.test_loop.dataloader
     logs = []
@@ -404,7 +424,7 @@ def evaluate(runner: Runner, attack: EvalAttack, eps: Sequence[float]) -> Robust
         start = time.perf_counter()
         # Not runner.test(): before_run would run again, and averaged weights (EMA) be taken anew.
         with attacked(runner.model, attack, size, loader.dataset) as log:
-            results.append(_numbers(runner.test_loop.run()))
+            results.append(_figures(runner.test_loop.run()))
         seconds.append(time.perf_counter() - start)
         logs.append(log)
     gathered = all_gather_object(logs)
@@ -416,7 +436,7 @@ def evaluate(runner: Runner, attack: EvalAttack, eps: Sequence[float]) -> Robust
         eps=[float(size) for size in eps],
         clean=clean,
         attacked=attacked_results,
-        images=len(loader.sampler) if isinstance(loader.sampler, EvenSubset) else len(loader.dataset),
+        images=tested_images(loader),
         total=len(loader.dataset),
         seconds=seconds,
         largest=[max(part[i].largest for part in gathered) for i in range(len(eps))],
@@ -428,6 +448,8 @@ def _check_kind(runner: Runner, attack: EvalAttack) -> None:
     """Whether the attack is for what the test set's samples carry: its first one is asked."""
     if attack.name != "autoattack" and attack.objective == "truth":
         return
+    if attack.name == "autoattack" and find_spec("pyautoattack") is None:
+        raise ValueError('AutoAttack needs its authors\' package: pip install "mmitp[autoattack]"')
     dataset = runner.test_loop.dataloader.dataset
     if not len(dataset):
         return
@@ -440,52 +462,34 @@ def _check_kind(runner: Runner, attack: EvalAttack) -> None:
         raise ValueError(_FOR_CLASSIFIERS)
 
 
-def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    try:
-        return {name: float(value) for name, value in metrics.items()}
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"a figure under attack has to be one number, and the test's metrics {metrics} are not ({error}): leave "
-            "lists and tables out of test_evaluator"
-        ) from error
+def tested_images(loader: Any) -> int:
+    """How many images of its data set a test's loader reads, all processes together."""
+    return len(loader.sampler) if isinstance(loader.sampler, EvenSubset) else len(loader.dataset)
 
 
-def _complete(results: Sequence[dict[str, float]], coco: tuple[str, ...]) -> list[dict[str, float]]:
+def _figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers as floats; what is none (a list of classes' figures, a matrix) as it is."""
+    figures = {}
+    for name, value in metrics.items():
+        try:
+            figures[name] = value if isinstance(value, str) else float(value)
+        except (TypeError, ValueError, RuntimeError):
+            figures[name] = value
+    return figures
+
+
+def _complete(results: Sequence[dict[str, Any]], coco: tuple[str, ...]) -> list[dict[str, Any]]:
     """The same names in every result.
 
     mmdet's COCO metrics (names that begin with one of ``coco``) give no figure at all where nothing is detected, as an
     attack may achieve: that is an AP of 0, or their -1 where there is no such object. Others' gaps become NaN.
     """
     names = {name: value for metrics in results for name, value in metrics.items()}
-    absent = {name: min(value, 0.0) if name.startswith(coco) else math.nan for name, value in names.items()}
+    absent = {
+        name: min(value, 0.0) if name.startswith(coco) and isinstance(value, float) else math.nan
+        for name, value in names.items()
+    }
     return [{name: metrics.get(name, absent[name]) for name in names} for metrics in results]
-
-
-@DATA_SAMPLERS.register_module()
-class EvenSubset(Sampler):
-    """``images`` of a data set, spread evenly over it and in its order (test sets may be sorted by class).
-
-    Args:
-        dataset: the data set.
-        images: how many.
-        seed: not used; a runner gives it to every sampler.
-
-    Raises:
-        ValueError: for no images or more than there are, or in a distributed test.
-    """
-
-    def __init__(self, dataset: Any, images: int, seed: int | None = None) -> None:
-        if not 1 <= images <= len(dataset):
-            raise ValueError(f"cannot take {images} of {len(dataset)} test images")
-        if get_world_size() > 1:
-            raise ValueError("a subset of the test images is tested by one process: leave the launcher out")
-        self.indices = [i * len(dataset) // images for i in range(images)]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
 
 def build_test_runner(cfg: Config, max_images: int | None = None) -> Runner:

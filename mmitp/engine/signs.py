@@ -54,19 +54,23 @@ class Sign(NamedTuple):
 def read_run(work_dir: str | Path) -> PruningRun:
     """Reads config, scalars (those of resumed runs too) and ``pruning.json`` of a work folder.
 
+    A log's last line that a kill has cut off is left out.
+
     Raises:
-        ValueError: the folder holds no log, or none of a run with PruneHook.
+        ValueError: the folder holds no log, or none of a run with PruneHook; a file of it is damaged.
     """
     folder = Path(work_dir)
     logs = sorted(folder.glob("*/vis_data/scalars.json"))
     if not logs:
         raise ValueError(f"{folder} holds no */vis_data/scalars.json: give the --work-dir of a training run")
-    cfg = Config.fromfile(str(logs[-1].with_name("config.py")))
+    config = logs[-1].with_name("config.py")
+    if not config.is_file():
+        raise ValueError(f"no {config}, which the run's settings are read from")
+    cfg = Config.fromfile(str(config))
     hook = next((h for h in cfg.get("custom_hooks", []) if str(h.get("type")).endswith("PruneHook")), None)
     lines: dict[int, dict[str, Any]] = {}
     for log in logs:
-        for text in log.read_text(encoding="utf-8").splitlines():
-            line = json.loads(text)
+        for line in _logged(log):
             if "L_HW" in line:
                 lines[line["step"]] = line
     if hook is None or not lines:
@@ -87,8 +91,25 @@ def read_run(work_dir: str | Path) -> PruningRun:
         times=[s / length for s in steps],
         hw_loss=[lines[s]["L_HW"] for s in steps],
         lr=[lines[s]["lr"] for s in steps],
-        frozen=json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None,
+        frozen=_record(report.read_text(encoding="utf-8"), str(report)) if report.is_file() else None,
     )
+
+
+def _logged(log: Path) -> list[dict[str, Any]]:
+    texts = [text for text in log.read_text(encoding="utf-8").split("\n") if text.strip()]
+    if texts and not texts[-1].endswith("}"):
+        texts.pop()
+    return [_record(text, f"{log}, record {number}") for number, text in enumerate(texts, 1)]
+
+
+def _record(text: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is damaged: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} holds a {type(record).__name__} where a record is expected")
+    return record
 
 
 def _epoch_length(lines: list[dict[str, Any]]) -> float:

@@ -11,7 +11,9 @@ Only numpy is imported. Boxes are ``(x1, y1, x2, y2)`` in pixels, float64, with 
 
 from __future__ import annotations
 
+import codecs
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from math import isfinite
@@ -28,14 +30,17 @@ __all__ = [
     "Detections",
     "GroundTruth",
     "as_json",
+    "describe_unknown",
     "evaluate",
     "evaluate_folders",
     "format_table",
     "list_frames",
     "read_detections",
+    "read_folders",
     "read_ground_truth",
     "read_split",
     "result_folder",
+    "unknown_classes",
     "write_detections",
 ]
 
@@ -44,6 +49,9 @@ Int64Array = NDArray[np.int64]
 
 CLASSES = ("Car", "Pedestrian", "Cyclist")
 """The classes the benchmark evaluates, in its order."""
+
+LABELLED = (*CLASSES, "Van", "Truck", "Person_sitting", "Tram", "Misc", "DontCare")
+"""All class names that KITTI's label files have."""
 
 DIFFICULTIES = ("easy", "moderate", "hard")
 """The order of every triple of figures in this module."""
@@ -117,6 +125,28 @@ class ClassAP:
 # Files
 
 
+_OTHER_ENCODINGS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def _lines(path: str | os.PathLike[str]) -> list[bytes]:
+    """The lines of a text file, whatever editor of whatever system wrote it.
+
+    Line ends may be of any system, and a UTF-8 byte order mark is left out: neither is part of a name.
+
+    Raises:
+        ValueError: the file is no UTF-8 or ASCII text.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        data = file.read()
+    if data.startswith(_OTHER_ENCODINGS) or b"\0" in data:
+        raise ValueError(
+            f"{os.fspath(path)} is not UTF-8 text (UTF-16, as some Windows programs write it, or no text at all): "
+            "save it as UTF-8"
+        )
+    return data.removeprefix(codecs.BOM_UTF8).splitlines()
+
+
 def _rows(
     path: str | os.PathLike[str], what: str, columns: int, used: Callable[[list[float]], tuple[float, ...]]
 ) -> tuple[list[str], Float64Array]:
@@ -124,11 +154,9 @@ def _rows(
 
     Read as bytes, because C's white space and digits are ASCII while Python's ``str`` knows more of both.
     """
-    with open(path, "rb") as file:
-        data = file.read()
     names: list[str] = []
     table: list[tuple[float, ...]] = []
-    for number, line in enumerate(data.split(b"\n"), 1):
+    for number, line in enumerate(_lines(path), 1):
         name, *numbers = line.split() or [b""]
         if not name:
             continue
@@ -151,7 +179,7 @@ def _rows(
                     problem = "the numbers of the box and its score or truncation must be finite"
         if problem:
             raise ValueError(f"{os.fspath(path)}, line {number}: {problem}")
-        names.append(name.decode("latin-1"))
+        names.append(name.decode("utf-8", "replace"))
         table.append(kept)
     return names, np.array(table, dtype=np.float64)
 
@@ -202,20 +230,44 @@ def write_detections(path: str | os.PathLike[str], detections: Detections) -> No
 
 
 def read_split(path: str | os.PathLike[str]) -> list[str]:
-    """Frame ids of a split file, one a line; raises ValueError for an empty or repeating one."""
+    """Frame ids of a split file, one a line: the names of label and image files without folder and ending.
+
+    Raises:
+        ValueError: no ids in the file, one twice, two on a line, or a line that can be no such name; or no UTF-8 text.
+        FileNotFoundError: no such file.
+    """
     frames: list[str] = []
     seen: set[str] = set()
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        frame = line.strip()
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            frame = line.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            raise ValueError(f"{os.fspath(path)}, line {number}: not UTF-8 text, save the file as UTF-8") from None
         if not frame:
             continue
-        if frame in seen or len(frame.split()) != 1:
+        if frame in seen or len(frame.split()) != 1 or not frame.isprintable() or "/" in frame or "\\" in frame:
             raise ValueError(f"{os.fspath(path)}, line {number}: expected one new frame id a line, got {frame!r}")
         seen.add(frame)
         frames.append(frame)
     if not frames:
         raise ValueError(f"{os.fspath(path)}: no frame ids in the split file")
     return frames
+
+
+def unknown_classes(frames: Iterable[GroundTruth | Detections]) -> Counter[str]:
+    """Class names that KITTI does not have (see :data:`LABELLED`), in any case, and how many objects bear each.
+
+    The benchmark's rules make background of such labels and pass over such detections.
+    """
+    known = {name.lower() for name in LABELLED}
+    return Counter(name for frame in frames for name in frame.names if name.lower() not in known)
+
+
+def describe_unknown(count: Mapping[str, int]) -> str:
+    """What :func:`unknown_classes` found, in words that go on from "labels" or "detections"."""
+    named = ", ".join(f"{name} ({number})" for name, number in sorted(count.items(), key=lambda item: -item[1])[:10])
+    more = f" and {len(count) - 10} more" if len(count) > 10 else ""
+    return f"of classes that KITTI does not have count as background: {named}{more}; it has {', '.join(LABELLED)}"
 
 
 def result_folder(dt_dir: str | os.PathLike[str]) -> Path:
@@ -542,9 +594,25 @@ def evaluate_folders(
         ValueError: a missing file or folder, or a malformed line.
     """
     chosen = list_frames(gt_dir, dt_dir) if frames is None else list(frames)
+    return evaluate(*read_folders(gt_dir, dt_dir, chosen), classes)
+
+
+def read_folders(
+    gt_dir: str | os.PathLike[str], dt_dir: str | os.PathLike[str], frames: Sequence[str]
+) -> tuple[list[GroundTruth], list[Detections]]:
+    """Labels and results of some frames, in their order.
+
+    Args:
+        gt_dir: as in :func:`evaluate_folders`.
+        dt_dir: as in :func:`evaluate_folders`.
+        frames: frame ids.
+
+    Raises:
+        ValueError: a missing file, or a malformed line.
+    """
     results = result_folder(dt_dir)
     ground_truth, detections = [], []
-    for frame in chosen:
+    for frame in frames:
         try:
             ground_truth.append(read_ground_truth(os.path.join(gt_dir, f"{frame}.txt")))
             detections.append(read_detections(os.path.join(results, f"{frame}.txt")))
@@ -553,7 +621,7 @@ def evaluate_folders(
                 f"{error.filename} is missing: each frame needs a label file and a result file "
                 "(an empty one where nothing was detected)"
             ) from None
-    return evaluate(ground_truth, detections, classes)
+    return ground_truth, detections
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ A 3x3 stem with 16 channels, three stages of ``n`` basic blocks with 16, 32 and 
 network is a backbone: pooling and the classifier are mmpretrain's ``GlobalAveragePooling`` and ``LinearClsHead``.
 """
 
+import pickle
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -176,6 +177,21 @@ def convert_resnet_cifar(checkpoint: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def convert_resnet_cifar_file(source: str, target: str) -> None:
-    """Write the converted checkpoint as ``{'state_dict': ...}`` (see :func:`convert_resnet_cifar`)."""
-    checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    """Write the converted checkpoint as ``{'state_dict': ...}`` (see :func:`convert_resnet_cifar`).
+
+    Raises:
+        ValueError: the source is missing, no checkpoint of tensors, or not of such a network.
+    """
+    try:
+        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"no checkpoint file {source!r}") from error
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, IsADirectoryError) as error:
+        raise ValueError(f"{source} is not a checkpoint, or a damaged one: {str(error).splitlines()[0]}") from error
+    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{source} holds a {type(state).__name__}, not a checkpoint's state dict")
+    absent = {"conv1.weight", "linear.weight"} - {str(key).removeprefix("module.") for key in state}
+    if absent:
+        raise ValueError(f"{source} lacks {', '.join(sorted(absent))}: it is no CIFAR ResNet's checkpoint")
     torch.save({"state_dict": convert_resnet_cifar(checkpoint)}, target)

@@ -12,6 +12,7 @@ import torch
 from mmitp.datasets.cifar import CIFAR10_CLASSES, FastCIFAR10, load_cifar10
 
 pytest.importorskip("mmpretrain")
+from mmengine import MessageHub
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 
@@ -106,6 +107,39 @@ def test_same_seed_and_epoch_repeat_and_another_epoch_or_seed_differs(root: Path
     dataset = FastCIFAR10(str(root), seed=1, device="cpu")
     assert sorted(order) == sorted(other) == list(range(200))
     assert not torch.equal(dataset.draw(order[:16])[0], dataset.draw(other[:16])[0])
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 50])
+def test_every_epoch_crops_anew_and_a_resumed_one_like_the_first_run(
+    root: Path, batch_size: int, shuffle: bool
+) -> None:
+    """At batch size 1, or without shuffling, the indices of a batch alone say nothing of the epoch."""
+    hub = MessageHub.get_current_instance()
+
+    def epochs(numbers: range) -> list[dict[int, torch.Tensor]]:
+        built = loader(root, batch_size=batch_size, shuffle=shuffle, seed=1)
+        seen = []
+        for number in numbers:
+            hub.update_info("epoch", number)  # as the Runner does
+            built.sampler.set_epoch(number)
+            images = torch.cat([batch["inputs"] for batch in built])
+            seen.append(dict(zip(built.sampler, images, strict=True)))
+        return seen
+
+    try:
+        first, second, third = epochs(range(3))
+        changed = sum(not torch.equal(first[i], second[i]) for i in range(200))
+        assert changed > 180  # two of 162 draws agree once in 162
+        assert all(torch.equal(image, third[i]) for i, image in epochs(range(2, 3))[0].items())
+    finally:
+        hub.update_info("epoch", 0)
+
+
+def test_one_image_read_again_is_cropped_anew_without_a_runner(root: Path) -> None:
+    dataset = FastCIFAR10(str(root), seed=1, device="cpu")
+    reads = torch.stack([dataset[5]["inputs"] for _ in range(20)])
+    assert len(torch.unique(reads.flatten(1), dim=0)) > 10
 
 
 def test_epoch_order_is_the_samplers(root: Path) -> None:

@@ -124,6 +124,48 @@ def test_the_data_set_uses_the_seeded_split(tmp_path):
     assert [len(part) for part in parts] == [6, 2]
 
 
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("split", ["train75", "val25"])
+def test_a_seeded_split_of_too_few_frames_is_refused(tmp_path, frames, split):
+    root = _write(tmp_path, {f"{i:06d}": LABELS for i in range(frames)})
+    with pytest.raises(ValueError, match=rf"'{split}' needs at least 3 frames .*image_2 has {frames}"):
+        KittiDataset(data_root=str(root), split=split)
+
+
+def test_a_filter_or_split_file_that_leaves_nothing_is_refused(root):
+    (root / "training/label_2/000003.txt").write_text("")
+    with pytest.raises(ValueError, match=r"none of 3 frames: no object of Cyclist"):
+        KittiDataset(data_root=str(root), metainfo=dict(classes=("Cyclist",)), filter_cfg=dict(filter_empty_gt=True))
+    (root / "ImageSets/train.txt").write_text("\ufeff\r\n")
+    with pytest.raises(ValueError, match=r"train\.txt: no frame ids"):
+        KittiDataset(data_root=str(root), ann_file="ImageSets/train.txt")
+
+
+def test_byte_order_marks_and_windows_line_ends_change_nothing(root):
+    plain = KittiDataset(data_root=str(root), ann_file="ImageSets/train.txt")
+    for path in (*(root / "training/label_2").iterdir(), root / "ImageSets/train.txt"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    marked = KittiDataset(data_root=str(root), ann_file="ImageSets/train.txt")
+    assert len(marked) == 3
+    assert [marked.get_data_info(i) for i in range(3)] == [plain.get_data_info(i) for i in range(3)]
+    (root / "ImageSets/train.txt").write_bytes("000003\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"train\.txt is not UTF-8 text"):
+        KittiDataset(data_root=str(root), ann_file="ImageSets/train.txt")
+
+
+def test_class_names_that_kitti_does_not_have_are_counted_once_a_data_set(root, monkeypatch):
+    said = []
+    monkeypatch.setattr("mmitp.datasets.kitti.print_log", lambda text, **_: said.append(text))
+    KittiDataset(data_root=str(root))
+    assert said == []
+    for frame, text in (("000003", "Vehicle"), ("000007", "Vehicle"), ("000011", "Caar")):
+        (root / f"training/label_2/{frame}.txt").write_text(f"{text} 0.00 0 0 10 10 30 20 {TAIL}\n")
+    KittiDataset(data_root=str(root))
+    assert len(said) == 1
+    assert "label_2: labels of classes that KITTI does not have" in said[0]
+    assert "Vehicle (2), Caar (1)" in said[0]
+
+
 def test_missing_data_is_named_with_where_it_was_looked_for(root, tmp_path):
     def build(**kwargs):
         return KittiDataset(**{"data_root": str(root), "ann_file": "ImageSets/train.txt", **kwargs})

@@ -104,6 +104,13 @@ def test_perturbations_happen_with_the_given_probability_and_follow_the_seed():
     np.testing.assert_array_equal(never["homography_matrix"], np.eye(3))
 
 
+def test_a_test_draws_no_random_numbers():
+    """Without workers it would move the random sequence of the training that it interrupts."""
+    before = random.getstate()
+    ScaleShiftCrop((64, 32)).transform(_results([], shape=(32, 64)))
+    assert random.getstate() == before
+
+
 def test_images_without_annotations_are_transformed():
     out = TRANSFORMS.build({"type": "mmitp.ScaleShiftCrop", "size": (20, 10)}).transform(
         {"img": np.zeros((10, 40, 3), np.uint8)}

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -299,18 +298,12 @@ def test_a_detector_that_finds_nothing_more_has_an_ap_of_0(
     for metrics in report.attacked:
         assert metrics["coco/bbox_mAP"] == metrics["coco/bbox_mAP_50"] == 0.0
         assert metrics["coco/bbox_mAP_l"] == report.clean["coco/bbox_mAP_l"] == -1.0
-    assert report.save(tmp_path / "out.json") == [tmp_path / "out.json", tmp_path / "out.png"]
+    assert report.save(tmp_path / "out.json") == [f"wrote {tmp_path / 'out.json'}", f"wrote {tmp_path / 'out.png'}"]
 
     monkeypatch.setattr(runner, "test", dict)
     empty = evaluate(runner, EvalAttack("fgsm", objective="own"), [1.0, 2.0])
     assert "nothing was detected" in empty.table()
-    assert empty.save(tmp_path / "empty.json") == [tmp_path / "empty.json"]
-
-
-def test_figures_that_are_no_numbers_are_refused_before_the_attack() -> None:
-    runner: Any = SimpleNamespace(test=lambda: {"precision_classwise": [0.1, 0.2]})
-    with pytest.raises(ValueError, match="has to be one number"):
-        evaluate(runner, EvalAttack("fgsm"), [1.0])
+    assert empty.save(tmp_path / "empty.json") == [f"wrote {tmp_path / 'empty.json'}"]
 
 
 def test_a_detector_without_a_training_loss_in_eval_mode_is_named(coco: Path, tmp_path: Path) -> None:

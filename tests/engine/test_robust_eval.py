@@ -24,7 +24,8 @@ from mmpretrain.structures import DataSample
 
 import mmitp.engine.robust_eval as robust_eval
 from mmitp.attacks import NormalizedClassifier, autoattack_accuracy
-from mmitp.engine.robust_eval import AttackLog, EvalAttack, EvenSubset, RobustReport, attacked, evaluate
+from mmitp.datasets import EvenSubset
+from mmitp.engine.robust_eval import AttackLog, EvalAttack, RobustReport, attacked, evaluate
 from mmitp.pruning import freeze_masks, mask_model, randomize_masks, slim
 
 MEAN, STD = [125.0, 120.0, 110.0], [60.0, 62.0, 64.0]
@@ -298,11 +299,19 @@ def test_the_report_is_a_table_and_a_sweep_draws_a_curve(tmp_path: Path) -> None
     assert lines[2].split() == ["accuracy/top1", "81.5", "60.25", "40.65"]
     pytest.importorskip("matplotlib")
     written = report.save(tmp_path / "out" / "robust.json")
-    assert [path.name for path in written] == ["robust.json", "robust.png"]
-    saved = json.loads(written[0].read_text())
+    folder = tmp_path / "out"
+    assert written == [f"wrote {folder / 'robust.json'}", f"wrote {folder / 'robust.png'}"]
+    saved = json.loads((folder / "robust.json").read_text())
     assert saved["attacked"][1] == {"accuracy/top1": 40.65}
     assert saved["attack"]["steps"] == 7
-    assert written[1].stat().st_size > 0
+    assert (folder / "robust.png").stat().st_size > 0
+    again = report.save(folder / "robust.json", dict(seed=3))
+    assert [line.split()[0] for line in again] == ["wrote", "the", "wrote", "the"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "robust.json", "robust.png", "robust_2.json", "robust_2.png",
+    ]  # fmt: skip
+    assert json.loads((folder / "robust_2.json").read_text()) == saved
+    assert json.loads((folder / "robust.json").read_text())["run"] == dict(seed=3)
 
 
 @pytest.mark.parametrize(
@@ -312,6 +321,8 @@ def test_the_report_is_a_table_and_a_sweep_draws_a_curve(tmp_path: Path) -> None
         (dict(norm="l1"), "norm must be one of"),
         (dict(objective="targeted"), "objective must be one of"),
         (dict(steps=0), "at least 1"),
+        (dict(alpha=float("nan")), "alpha not negative"),
+        (dict(pixel_range=float("inf")), "both finite"),
         (dict(name="fgsm_rs", norm="l2"), "l-inf attack"),
         (dict(name="fgsm", alpha=1.0), "takes no alpha"),
         (dict(name="autoattack", objective="own"), "for classifiers"),

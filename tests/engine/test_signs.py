@@ -129,3 +129,22 @@ def test_the_tool_prints_signs_and_draws_all_runs(tmp_path, monkeypatch, capsys)
     assert "  -  b = 10 misses 0.2: not frozen yet" in out
     picture = (tmp_path / "l.svg").read_text()
     assert "<!-- one -->" in picture and "<!-- two -->" in picture
+
+
+def test_damaged_files_are_named_and_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
+    folder = write(tmp_path, PUBLISHED_LOSS, PUBLISHED_LR, ratio_before=0.17, b=50)
+    log = folder / "a" / "vis_data" / "scalars.json"
+    whole = log.read_text()
+    log.write_text(whole + '\n\n{"L_HW": 0.1, "st')
+    assert read_run(folder).hw_loss == PUBLISHED_LOSS
+    log.write_text(whole[:10] + "\n" + whole)
+    with pytest.raises(ValueError, match=r"scalars\.json, record 1 is damaged"):
+        read_run(folder)
+    log.write_text(whole)
+    for text, says in (('{"target": 0.5, ', "is damaged"), ("[]", "holds a list")):
+        (folder / "pruning.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"pruning\.json {says}"):
+            read_run(folder)
+    (log.parent / "config.py").unlink()
+    with pytest.raises(ValueError, match=r"no .*config\.py"):
+        read_run(folder)

@@ -36,13 +36,17 @@ def test_table_and_json(folders, tmp_path):
     assert ["Car", "R40", "100.00", "100.00", "100.00"] in [line.split() for line in done.stdout.splitlines()]
     assert ["Cyclist", "R11", "-", "-", "-"] in [line.split() for line in done.stdout.splitlines()]
     perfect = [pytest.approx(100)] * 3
-    assert json.loads(out.read_text()) == {"Car": {"R11": perfect, "R40": perfect}, "Pedestrian": None, "Cyclist": None}
+    written = json.loads(out.read_text())
+    made = written.pop("run")
+    assert written == {"Car": {"R11": perfect, "R40": perfect}, "Pedestrian": None, "Cyclist": None}
+    assert (made["images"], made["labels"], made["detections"]) == (41, str(folders[0]), str(folders[1]))
+    assert {"python", "mmitp", "numpy"} <= made["versions"].keys()
 
 
 def test_classes_in_any_case(folders, tmp_path):
     out = tmp_path / "ap.json"
     assert run(*folders, "--classes", "car", "CYCLIST", "--json", out).returncode == 0
-    assert list(json.loads(out.read_text())) == ["Car", "Cyclist"]
+    assert list(json.loads(out.read_text())) == ["Car", "Cyclist", "run"]
 
 
 def test_split_chooses_frames_and_results_may_lie_in_data(folders, tmp_path):
@@ -73,7 +77,7 @@ def test_missing_result_file_is_an_error_that_names_it(folders, tmp_path, with_s
     split = tmp_path / "val.txt"
     split.write_text("000004\n000005\n")
     done = run(*folders, *(["--split", split] if with_split else []))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert str(folders[1] / "000005.txt") in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -83,14 +87,14 @@ def test_result_without_label_is_an_error_but_other_text_files_are_not(folders):
     assert run(*folders).returncode == 0
     (folders[1] / "000099.txt").write_text("")
     done = run(*folders)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert str(folders[1] / "000099.txt") in done.stderr
 
 
 def test_malformed_line_is_reported_with_file_and_line(folders):
     (folders[1] / "000005.txt").write_text(RESULT.format("Car", 0.5) + "Car 1 2\n")
     done = run(*folders)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert f"{folders[1] / '000005.txt'}, line 2: 3 columns" in done.stderr
 
 
@@ -99,21 +103,67 @@ def test_missing_folder(folders, position):
     arguments = list(folders)
     arguments[position] = folders[position] / "nowhere"
     done = run(*arguments)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "nowhere is not a folder" in done.stderr
 
 
 def test_missing_split_and_unknown_class(folders):
     done = run(*folders, "--split", "nowhere.txt")
-    assert (done.returncode, "nowhere.txt" in done.stderr) == (1, True)
+    assert (done.returncode, "nowhere.txt" in done.stderr) == (2, True)
     done = run(*folders, "--classes", "Tram")
-    assert (done.returncode, "'Tram' is not an evaluated class" in done.stderr) == (1, True)
+    assert (done.returncode, "'Tram' is not an evaluated class" in done.stderr) == (2, True)
 
 
 def test_json_that_cannot_be_written(folders, tmp_path):
-    done = run(*folders, "--json", tmp_path / "nowhere" / "ap.json")
-    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
-    assert "nowhere" in done.stderr
+    (tmp_path / "file").write_text("")
+    done = run(*folders, "--json", tmp_path / "file" / "ap.json")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "cannot be written" in done.stderr
+    assert "frames" not in done.stdout  # said before the work
+    assert run(*folders, "--json", tmp_path / "new" / "ap.json").returncode == 0
+    assert (tmp_path / "new" / "ap.json").is_file()
+
+
+@pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b""], ids=["byte order mark", "plain"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["unix", "windows"])
+def test_text_files_of_any_editor_give_the_same_figures(folders, tmp_path, mark, end):
+    """The first line of a marked file was lost: an AP of 100 became that of the other objects."""
+    split, out = tmp_path / "val.txt", tmp_path / "ap.json"
+    split.write_text("".join(f"{i:06d}\n" for i in range(41)))
+    for path in (*folders[0].iterdir(), *folders[1].iterdir(), split):
+        path.write_bytes(mark + path.read_bytes().replace(b"\n", end))
+    assert run(*folders, "--split", split, "--json", out).returncode == 0
+    assert json.loads(out.read_text())["Car"]["R40"] == [pytest.approx(100)] * 3
+
+
+@pytest.mark.parametrize("which", ["label", "result", "split"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_other_encodings_are_named(folders, tmp_path, which, encoding):
+    split = tmp_path / "val.txt"
+    split.write_text("000000\n000001\n")
+    path = dict(label=folders[0] / "000000.txt", result=folders[1] / "000000.txt", split=split)[which]
+    path.write_bytes(path.read_text().encode(encoding))
+    done = run(*folders, "--split", split)
+    assert (done.returncode, "Traceback" in done.stderr, done.stderr.count("\n")) == (2, False, 1)
+    assert f"{path} is not UTF-8 text" in done.stderr
+
+
+def test_unknown_class_names_are_counted_and_named(folders):
+    known = [LABEL.format(name) for name in ("Misc", "TRAM", "Person_sitting", "dontcare")]
+    (folders[0] / "000003.txt").write_text(LABEL.format("Vehicle") * 2 + LABEL.format("Caar") + "".join(known))
+    done = run(*folders)
+    assert done.returncode == 0
+    assert done.stderr.count("warning") == 1
+    assert "labels of classes that KITTI does not have count as background: Vehicle (2), Caar (1); it" in done.stderr
+    (folders[1] / "000004.txt").write_text(RESULT.format("Caar", 0.5))
+    assert f"{folders[1]}: detections of classes that KITTI does not have" in run(*folders).stderr
+
+
+def test_traceback_is_shown_on_request(folders):
+    done = run(*folders, "--split", "nowhere.txt", "--traceback")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("eval_kitti.py: nowhere.txt: No such file")
 
 
 def test_imports_neither_openmmlab_nor_torch(folders):

@@ -162,6 +162,16 @@ def test_two_processes_give_the_figures_of_one(label_dir, tmp_path):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
 
 
+def test_unknown_class_names_are_warned_of_once(label_dir, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("mmitp.evaluation.metrics.kitti_metric.print_log", lambda text, **_: said.append(text))
+    (label_dir / "000000.txt").write_text((label_dir / "000000.txt").read_text().replace("Car", "Vehicle"))
+    metric = evaluator(label_dir=str(label_dir))
+    run(metric, cars())
+    run(metric, cars())
+    assert len([text for text in said if "Vehicle (1)" in text]) == 1
+
+
 def test_mistakes_are_named(label_dir, tmp_path):
     with pytest.raises(ValueError, match=r"000077\.txt does not exist"):
         run(evaluator(label_dir=str(label_dir)), [sample(77)])

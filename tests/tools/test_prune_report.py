@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.model import BaseModel
 
+import mmitp.models.report as report_module
 import mmitp.pruning.check as check_module
 from mmitp.engine.config import load_config
 from mmitp.models.report import build_masked, random_batch
@@ -75,6 +77,44 @@ def test_heads_with_demands_of_their_own_are_followed(
     text = capsys.readouterr().out
     assert "cheapest reachable ratio: 0." in text
     assert dense in text
+
+
+def test_steps_on_noise_do_not_depend_on_the_size_of_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """30 layers that triple the signal: a loss of 9^30, and no learning rate but a tiny one survives its gradient."""
+
+    class Deep(BaseModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(30)])
+            for layer in self.layers:
+                layer.weight.data = 3 * torch.eye(4)
+                layer.bias.data.zero_()
+
+        def forward(self, inputs: torch.Tensor, mode: str = "tensor") -> dict:
+            return dict(loss=self.layers(inputs).square().mean())
+
+    monkeypatch.setattr(report_module, "random_batch", lambda *_: dict(inputs=torch.ones(2, 4)))
+    model = Deep()
+    losses = report_module.train_on_noise(model, (8, 8))
+    assert losses[0] == pytest.approx(9.0**30, rel=1e-5)
+    assert losses[0] > losses[1] > losses[2] > 0.5 * losses[0]
+    assert all(layer.bias.abs().min() > 0 for layer in model.layers)  # a bias left at 0 would hide that it is lost
+
+    def broken(*_: object) -> dict:
+        return dict(inputs=torch.full((2, 4), float("nan")))
+
+    monkeypatch.setattr(report_module, "random_batch", broken)
+    with pytest.raises(RuntimeError, match="is not checked: its loss on noise is nan from its initial weights"):
+        report_module.train_on_noise(model, (8, 8))
+
+
+def test_a_small_step_is_a_thousandth_of_the_tensors_length() -> None:
+    weight, bias, lost = (torch.nn.Parameter(t) for t in (torch.tensor([3.0, 4.0]), torch.zeros(4), torch.ones(2)))
+    weight.grad, bias.grad, lost.grad = torch.tensor([1e30, 0.0]), torch.ones(4), torch.tensor([1.0, float("nan")])
+    report_module.SmallSteps([weight, bias, lost]).step()
+    torch.testing.assert_close(weight.data, torch.tensor([3.0 - 5e-3, 4.0]))
+    torch.testing.assert_close(bias.data, torch.full((4,), -1e-3))
+    assert lost.tolist() == [1, 1]
 
 
 def test_check_of_a_model_that_cannot_train_says_so(

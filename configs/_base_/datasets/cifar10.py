@@ -11,14 +11,14 @@ data_preprocessor = dict(
 train_dataloader = dict(
     batch_size=256,
     num_workers=0,
-    collate_fn=dict(type="take_batch"),
+    collate_fn=dict(type="mmitp.take_batch"),
     sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(type="mmitp.FastCIFAR10", data_root="data/cifar10", split="train"),
 )
 val_dataloader = dict(
     batch_size=500,
     num_workers=0,
-    collate_fn=dict(type="take_batch"),
+    collate_fn=dict(type="mmitp.take_batch"),
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(type="mmitp.FastCIFAR10", data_root="data/cifar10", split="test"),
 )

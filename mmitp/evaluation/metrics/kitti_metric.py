@@ -77,6 +77,7 @@ class KittiMetric(BaseMetric):
         self.outfile_prefix = None if outfile_prefix is None else Path(outfile_prefix)
         self.format_only = format_only
         self._ground_truth: dict[str, kitti_ap.GroundTruth] = {}
+        self._warned: set[str] = set()
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Keeps the predictions of a batch.
@@ -127,9 +128,13 @@ class KittiMetric(BaseMetric):
             raise ValueError(
                 f"none of the classes {sorted(known)} is evaluated by KITTI, which knows {', '.join(kitti_ap.CLASSES)}"
             )
-        ap = kitti_ap.evaluate(
-            [self._labels(frame) for frame in frames], [result.detections for result in results], classes
-        )
+        truth = [self._labels(frame) for frame in frames]
+        unknown = kitti_ap.unknown_classes(truth)
+        if unknown.keys() - self._warned:  # once, not at every validation
+            self._warned |= unknown.keys()
+            said = f"{self.label_dir}: labels {kitti_ap.describe_unknown(unknown)}"
+            print_log(said, logger="current", level=logging.WARNING)
+        ap = kitti_ap.evaluate(truth, [result.detections for result in results], classes)
         print_log(f"KITTI, {len(frames)} frames\n{kitti_ap.format_table(ap)}", logger="current")
         return _metrics(ap)
 

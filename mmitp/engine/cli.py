@@ -1,0 +1,134 @@
+"""The edge of every tool: a user's mistake ends in one paragraph and exit status 2, a defect in a traceback.
+
+A ``main`` decorated with :func:`command` may raise ``ValueError`` (or :class:`UserError`, the tools' own) wherever our
+code checks something. Files and folders that are missing, protected or full count too, and so does what mmengine says
+of a config's ``type`` or arguments when it builds them. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+__all__ = ["UserError", "command", "non_negative", "parser", "positive", "torch_device"]
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# Where mmengine meets a type that no registry has, or arguments that a class does not take: a config's mistake.
+_BUILDER = ("mmengine", "registry", "build_functions.py")
+
+
+class UserError(ValueError):
+    """What the user asked for cannot be done; the text names the file, key or option and says what to do."""
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser with the tool's docstring as its help and the option ``--traceback`` of :func:`command`."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    return made
+
+
+def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
+    """Decorates a tool's ``main(argv)``, which returns an exit status or ``None`` for 0.
+
+    A mistake of the user (see the module) becomes ``tool: text`` on stderr and ``SystemExit(2)``; a check of ours that
+    failed (``RuntimeError``) the same with ``SystemExit(1)``. ``--traceback`` shows the whole. Anything else is a
+    defect and passes.
+    """
+    folder = Path(main.__code__.co_filename).resolve().parent
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv) or 0
+        except Exception as error:
+            known = next((e for e in _chain(error) if _explains_itself(e, folder)), None)
+            if known is None:
+                raise
+            if "--traceback" in (sys.argv[1:] if argv is None else argv):
+                traceback.print_exc()
+            print(f"{Path(main.__code__.co_filename).name}: {_text(known)}", file=sys.stderr)
+            status = 1 if isinstance(known, RuntimeError) else 2
+        raise SystemExit(status)
+
+    return run
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it was raised for or while handling (libraries wrap ours in theirs), outermost first."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+def _explains_itself(error: BaseException, tools: Path) -> bool:
+    if isinstance(error, OSError):
+        return error.filename is not None or _is_ours(error, tools)
+    if isinstance(error, (KeyError, TypeError)):
+        return _raised_in(error).parts[-3:] == _BUILDER and error.__context__ is None
+    return isinstance(error, (ValueError, RuntimeError, ImportError)) and _is_ours(error, tools)
+
+
+def _is_ours(error: BaseException, tools: Path) -> bool:
+    """Whether a statement of this package, or of the tool, raised it."""
+    file = _raised_in(error)
+    return file.is_absolute() and (_PACKAGE in file.resolve().parents or file.resolve().parent == tools)
+
+
+def _raised_in(error: BaseException) -> Path:
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return Path(place.tb_frame.f_code.co_filename if place is not None else "")
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    return str(error.args[0]) if isinstance(error, KeyError) else str(error)
+
+
+def positive(text: str) -> int:
+    """Type of an option that takes a whole number above 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+positive.__name__ = "whole number"  # argparse names the type where int() fails
+
+
+def non_negative(text: str) -> float:
+    """Type of an option that takes a finite number of at least 0."""
+    value = float(text)
+    if not (value >= 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"must be finite and not negative, got {text}")
+    return value
+
+
+non_negative.__name__ = "number"
+
+
+def torch_device(name: str) -> str:
+    """A device's name, if this machine and this build of torch have it.
+
+    Raises:
+        UserError: they do not.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA
+        reason = str(error).splitlines()[0]
+        raise UserError(f"there is no device {name!r} here: {reason} (torch {torch.__version__})") from error
+    return name
