@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -121,6 +121,7 @@ class InTrainPruner:
         on_miss: what :meth:`freeze` does where the trained masks lie above the target: ``'project'`` switches the
             lowest off until it is met, ``'error'`` raises, ``'warn'`` freezes them as they are.
         budget: the model's budget, if there is one already.
+        more_examples: inputs of other sizes or batches that the small network has to be right for as well.
         warn: takes the warnings; by default the module's logger.
 
     Attributes:
@@ -171,6 +172,7 @@ class InTrainPruner:
         cost: str | Mapping[str, Any] | Cost = "macs",
         on_miss: str = "project",
         budget: MacBudget | None = None,
+        more_examples: Sequence[Any] = (),
         warn: Callable[[str], None] = logger.warning,
     ) -> None:
         check_settings(target, b, lr, steps, push, min_keep, divisor, on_miss)
@@ -179,9 +181,12 @@ class InTrainPruner:
         self.push = push or ("balanced" if b == "auto" else "plain")
         self.min_keep, self.fill, self.divisor, self.on_miss = float(min_keep), fill, int(divisor), on_miss
         self.masks: dict[str, MaskedLayer] = masked_layers(model)
-        require_trainable(self.masks)
+        if not self.masks:
+            raise ValueError("the model carries no masks: see mmitp.pruning.mask_model")
+        self.more_examples = list(more_examples)
         self.cost = budget.cost if budget is not None else make_cost(cost)
-        self.budget = budget or MacBudget(model, example, cost=self.cost)
+        self.budget = budget or MacBudget(model, example, cost=self.cost, more_examples=self.more_examples)
+        require_trainable(self.masks)  # those that cannot count are held open by now
         self.frozen = all(layer.mask_frozen for layer in self.masks.values())
         if not self.frozen:
             require_reachable(self.budget, self.target, self.divisor, self.min_keep)
@@ -406,7 +411,7 @@ class InTrainPruner:
                 pruner has done its work then.
         """
         if optimizer is None:
-            return slim(self.model, self.example, self.budget)
+            return slim(self.model, self.example, self.budget, self.more_examples)
         plan = plan_live(self.model, self.example, self.budget)
         if restarted := shrink_live(self.model, plan, optimizer):
             self.warn(
@@ -527,13 +532,11 @@ def check_settings(
 
 
 def require_trainable(masks: Mapping[str, MaskedLayer]) -> None:
-    """Refuses a model without masks, and masks that do not train although they are not frozen.
+    """Refuses masks that do not train although they are not frozen.
 
     Raises:
         ValueError: names the layers.
     """
-    if not masks:
-        raise ValueError("the model carries no masks: see mmitp.pruning.mask_model")
     fixed = [n for n, m in masks.items() if not (m.mask_frozen or m.prune_mask.requires_grad)]
     if fixed:
         raise ValueError(

@@ -77,7 +77,7 @@ def test_out_of_reach_is_an_error_with_the_cheapest_ratio():
     set_masks(net, [1.0] * 8, [1.0] * 8)
     assert lowest_ratio(budget, 4) == 36 / 104
     assert lowest_ratio(budget) == 6 / 104
-    with pytest.raises(ValueError, match=f"multiples of 4.*{36 / 104:.4f}"):
+    with pytest.raises(ValueError, match=f"4 input channel.*{36 / 104:.4f}"):
         project(budget, 35 / 104, divisor=4)
     with pytest.raises(ValueError, match="divisor"):
         project(budget, 0.5, divisor=-1)

@@ -36,7 +36,6 @@ from mmitp.pruning.pruner import (
     mask_layout,
     require_in_optimizer,
     require_same_layout,
-    require_trainable,
 )
 from mmitp.registry import HOOKS
 
@@ -248,7 +247,6 @@ class PruneHook(Hook):
 
     def _build_pruner(self, runner: Runner, data_batch: Any) -> None:
         model = self._model(runner)
-        require_trainable(self.masks)
         example = example_inputs(model, data_batch, self.input_shape)
         shape = torch.tensor(example["inputs"].shape[-2:])
         broadcast(shape)  # batches of different sizes in different processes, but one budget
@@ -271,6 +269,7 @@ class PruneHook(Hook):
             )
             for layer in self.masks.values():
                 layer.unfreeze_mask()
+            budget.hold_masks()
         try:
             self.pruner = InTrainPruner(
                 model, example, self.target, steps=self.window_steps, budget=budget, warn=self._warn, **self.arguments
