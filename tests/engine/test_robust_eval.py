@@ -321,7 +321,6 @@ def test_the_report_is_a_table_and_a_sweep_draws_a_curve(tmp_path: Path) -> None
         (dict(norm="l1"), "norm must be one of"),
         (dict(objective="targeted"), "objective must be one of"),
         (dict(steps=0), "at least 1"),
-        (dict(alpha=float("nan")), "alpha must be finite"),
         (dict(pixel_range=float("inf")), "pixel_range positive and finite"),
         (dict(name="fgsm_rs", norm="l2"), "l-inf attack"),
         (dict(name="fgsm", alpha=1.0), "takes no alpha"),
