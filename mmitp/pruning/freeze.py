@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .budget import MacBudget
 from .divisor import Divisor
 from .layers import masked_layers
-from .masks import first_maxima, ranks
+from .masks import NOT_FINITE, first_maxima, ranks
 from .needs import channel_masked
 
 #: ``fill`` stops once the ratio is within this fraction below the target.
@@ -31,7 +31,7 @@ def freeze_masks(model: nn.Module, patterns: Mapping[str, Tensor] | None = None)
 
     Raises:
         ValueError: the model carries no mask, ``patterns`` names a layer without one, or a pattern is empty, not
-            binary or of another shape (no mask is frozen then).
+            binary, not finite or of another shape (no mask is frozen then).
     """
     layers = masked_layers(model)
     if not layers:
@@ -43,6 +43,8 @@ def freeze_masks(model: nn.Module, patterns: Mapping[str, Tensor] | None = None)
     fixed = {}
     for name, layer in layers.items():
         pattern = by_mask.get(id(layer.prune_mask))
+        if pattern is None and not bool(torch.isfinite(layer.prune_mask).all()):
+            raise ValueError(f"layer {name!r} cannot be frozen: {NOT_FINITE}")
         fixed[name] = layer.binary_mask() if pattern is None else pattern.to(layer.prune_mask)
         if problem := layer.pattern_problem(fixed[name]):
             raise ValueError(f"layer {name!r} cannot be frozen: {problem}")
@@ -178,14 +180,8 @@ def require_finite(budget: MacBudget, masks: Tensor) -> None:
     """
     if bool(torch.isfinite(masks).all()):
         return
-    bad = {name: int((~torch.isfinite(part)).sum()) for name, part in budget.split(masks).items()}
-    bad = {name: n for name, n in bad.items() if n}
-    name, n = next(iter(bad.items()))
-    raise ValueError(
-        f"the mask of layer {name!r} holds {n} values that are not finite ({len(bad)} such layers): the loss or its "
-        "gradient was NaN or infinite. Go back to a checkpoint from before, and lower the learning rate or clip the "
-        "gradients"
-    )
+    bad = [name for name, part in budget.split(masks).items() if not bool(torch.isfinite(part).all())]
+    raise ValueError(f"layer {bad[0]!r} ({len(bad)} in all): {NOT_FINITE}")
 
 
 def floors(budget: MacBudget, min_keep: float) -> Tensor:

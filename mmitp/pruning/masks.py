@@ -22,6 +22,12 @@ GRANULARITIES = ("channel", "weight")
 #: Value of ``prune_pattern`` while the mask still trains.
 TRAINABLE = -1.0
 
+#: What is wrong with a mask that holds NaN or infinity, and what to do.
+NOT_FINITE = (
+    "its mask holds values that are not finite: the loss or its gradient was NaN or infinite. Go back to a checkpoint "
+    "from before, and lower the learning rate or clip the gradients"
+)
+
 #: How far from zero a mask is put at most where its real value has to agree with a pattern again.
 SIDE = 1e-3
 
@@ -237,6 +243,8 @@ class MaskedLayer(nn.Module):
         """
         if pattern is None:
             pattern = self.binary_mask()
+            if not bool(torch.isfinite(self.prune_mask).all()):
+                raise ValueError(f"{type(self).__name__} with weights of {tuple(self.weight.shape)}: {NOT_FINITE}")
         if problem := self.pattern_problem(pattern):
             raise ValueError(f"{type(self).__name__} with weights of {tuple(self.weight.shape)}: {problem}")
         self.prune_pattern.copy_(pattern)

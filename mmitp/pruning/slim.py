@@ -24,6 +24,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .budget import MacBudget
 from .layers import _KINDS, ChannelPad, Conv2dKind, kind_of, masked_layers
+from .masks import NOT_FINITE
 from .needs import carried_channels, channel_masked
 from .reparam import guard_reparameterization
 from .verify import difference, difference_in_double
@@ -424,6 +425,9 @@ def slim_with_plan(
     """:func:`slim`, with the plan whose :meth:`SlimPlan.spec` rebuilds the structure."""
     if not masked_layers(model):
         raise ValueError(f"{type(model).__name__} carries no mask: nothing says what to remove (see mask_model)")
+    for name, layer in masked_layers(model).items():
+        if not layer.mask_frozen and not bool(torch.isfinite(layer.prune_mask).all()):
+            raise ValueError(f"layer {name!r} cannot be slimmed: {NOT_FINITE}")
     budget = budget or MacBudget(model, example_inputs, more_examples=more_examples)
     problem = ""
     for whole_tensors in (False, True):

@@ -18,6 +18,7 @@ from mmitp.pruning import (
     freeze_masks,
     mask_model,
     masked_layers,
+    slim,
 )
 from mmitp.pruning.masks import MaskBank, binarize, first_maxima, ranks, ste_derivative
 
@@ -445,3 +446,14 @@ def test_a_masked_model_compiles_in_one_piece(bank: bool) -> None:
 def test_layers_take_their_input_by_name(layer: nn.Module, x: torch.Tensor) -> None:
     expected = layer(input=x)
     assert torch.equal(mask_model(nn.Sequential(layer), include=["0"])[0](input=x), expected)
+
+
+def test_masks_that_are_not_finite_are_neither_frozen_nor_slimmed() -> None:
+    model = mask_model(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)))
+    masked_layers(model)["2"].prune_mask.data[1] = math.nan
+    for call in (freeze_masks, lambda m: slim(m, torch.zeros(1, 3, 4, 4))):
+        with pytest.raises(ValueError, match="layer '2' cannot be .*not finite"):
+            call(model)
+    with pytest.raises(ValueError, match="not finite"):
+        masked_layers(model)["2"].freeze_mask()
+    assert not any(layer.mask_frozen for layer in masked_layers(model).values())

@@ -189,7 +189,7 @@ def test_other_masks_than_the_checkpoints_are_named():
 def test_what_is_not_finite_is_named_at_once_and_never_frozen():
     net, optimizer, pruner = start()
     pruner.active = True
-    with pytest.raises(ValueError, match="mask of layer 'a' holds 16 values that are not finite"):
+    with pytest.raises(ValueError, match=r"layer 'a' \(2 in all\): its mask holds values that are not finite"):
         train(net, optimizer, 8, poison=3)
     assert pruner.count == 3
     with pytest.raises(ValueError, match="not finite"):
@@ -201,7 +201,7 @@ def test_what_is_not_finite_is_named_at_once_and_never_frozen():
 def test_two_nan_masks_do_not_stop_it_without_a_word():
     net, optimizer, pruner = start()
     net.b.prune_mask.data[3:5] = math.nan
-    with pytest.raises(ValueError, match="layer 'b' holds 2 values"):
+    with pytest.raises(ValueError, match=r"layer 'b' \(1 in all\): its mask holds values"):
         train(net, optimizer, 1)
 
 
