@@ -55,7 +55,7 @@ def stretched(schedulers: list[dict], epochs: int) -> list[dict]:
 @pytest.mark.parametrize("path", PRUNED, ids=name)
 def test_pruned_config_is_the_dense_one_with_masks_and_a_hook(path: Path) -> None:
     pruned, stem = Config.fromfile(path), path.stem
-    base = re.sub(r"_(psi\d+|b\d+|noreg|init03|weight|auto|slim)", "", stem)
+    base = re.sub(r"_(psi\d+|b\d+|noreg|init03|weight|auto|slim|early)", "", stem)
     dense = Config.fromfile(path.with_name(f"{base}.py"))
     model = dict(pruned.model)
     assert model.pop("type") == "mmitp.MaskedModel"
@@ -70,14 +70,16 @@ def test_pruned_config_is_the_dense_one_with_masks_and_a_hook(path: Path) -> Non
     assert round(100 * hook.target) == int(re.search(r"psi(\d+)", stem)[1])
     b = re.search(r"_b(\d+)", stem)
     assert b is None or hook.b == int(b[1])
-    loop = "auto" in stem or "slim" in stem  # the closed loop, without decay on the masks
+    early = "early" in stem  # the recommended recipe
+    loop = "auto" in stem or "slim" in stem or early  # the closed loop, without decay on the masks
     assert hook.b == "auto" or not loop
     epochs = pruned.train_cfg.max_epochs
-    slimmed = "slim" in stem  # its own length: cheaper epochs
+    slimmed = "slim" in stem or early  # its own length: cheaper epochs
     assert hook.get("slim_at_end", False) == slimmed
-    assert epochs == (12 if slimmed else dense.train_cfg.max_epochs)
+    assert epochs >= 11 if slimmed else epochs == dense.train_cfg.max_epochs
     assert pruned.param_scheduler == (stretched(dense.param_scheduler, epochs) if slimmed else dense.param_scheduler)
-    assert (hook.begin, hook.end) == {300: (20, 240), 100: (7, 80), 12: (1, 4), 10: (1, 8), 5: (1, 4)}[epochs]
+    windows = {300: (20, 240), 100: (7, 80), 12: (1, 4), 10: (1, 8), 5: (1, 4)}
+    assert (hook.begin, hook.end) == ((0, 1) if early else windows[epochs])
 
     assert prune.get("init", 1.0) == (0.3 if "init03" in stem else 1.0)
     assert prune.get("granularity", "channel") == ("weight" if "weight" in stem else "channel")
