@@ -59,7 +59,7 @@ class PruneHook(Hook):
 
     Args:
         target: ``psi*``, fraction of the whole model's MACs (or other ``cost``) to keep, in (0, 1).
-        b: weight of ``L_HW`` (S1: 10; 50 for a target of 0.2), or ``'auto'``.
+        b: weight of ``L_HW`` (S1: 10; 50 for a target of 0.2), or ``'auto'``, the default.
         begin, end: the window, in epochs (S1: 20 and 240 of 300), or in iterations with an iteration-based loop.
             Numbers below 1 with a decimal point are parts of the run (``begin=1/15, end=0.8`` are S1's).
         lr: learning rate of Optimizer 2 (S1: 0.01), SGD without momentum.
@@ -98,7 +98,7 @@ class PruneHook(Hook):
     def __init__(
         self,
         target: float,
-        b: float | str = 10.0,
+        b: float | str = "auto",
         begin: float = 20,
         end: float = 240,
         lr: float = 0.01,
