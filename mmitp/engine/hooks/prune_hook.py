@@ -130,6 +130,7 @@ class PruneHook(Hook):
             raise ValueError(f"PruneHook input_shape must be (H, W), got {input_shape}")
         self.target, self.slim_at_end, self.interval = float(target), slim_at_end, interval
         self.window = (begin, end)
+        self.begin, self.end = begin, end  # in whole epochs or iterations once the run's length is known
         self.arguments: dict[str, Any] = dict(
             b=b, lr=lr, push=push, min_keep=min_keep, fill=fill, divisor=int(divisor), on_miss=on_miss
         )
