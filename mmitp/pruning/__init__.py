@@ -12,6 +12,7 @@ from .budget import LayerRow, MacBudget
 from .convert import fold_masks, mask_model, share_masks
 from .deploy import fold_norms
 from .freeze import freeze_masks, project
+from .graph import register_op
 from .layers import (
     MaskedConv2d,
     MaskedConvTranspose2d,
@@ -45,6 +46,7 @@ __all__ = [
     "randomize_masks",
     "register_channelwise",
     "register_kind",
+    "register_op",
     "share_masks",
     "slim",
 ]

@@ -129,7 +129,7 @@ def share_masks(model: nn.Module, example_inputs: Any) -> list[list[str]]:
     if not layers or any(layer.mask_frozen for layer in layers.values()):
         raise ValueError(f"{type(model).__name__} carries no masks, or frozen ones: share them before the training")
     graph = record_graph(model, example_inputs)
-    stream = _components(graph.n_nodes, graph.together)
+    stream = _components(graph.n_nodes, graph.coupled)
     groups: dict[tuple[int, ...], list[tuple[str, MaskedLayer]]] = {}
     for record in graph.layers:
         ids = record.calls[0].in_ids

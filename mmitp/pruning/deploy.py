@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from .graph import _METADATA, shared_parameters
+from .graph import shared_parameters
+from .graph.ops import METADATA
 from .rng import kept_rng
 from .slim import SlimLayer, slim_kind
 from .verify import call_model, difference, difference_in_double, tensors_in
@@ -70,7 +71,7 @@ class _Reads(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", str(func))
         attribute = getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else ""
-        if self.depth == 0 and name not in _METADATA and attribute not in _SHAPE_ONLY:
+        if self.depth == 0 and name not in METADATA and attribute not in _SHAPE_ONLY:
             self.read(name, (args, kwargs))
         return func(*args, **(kwargs or {}))
 

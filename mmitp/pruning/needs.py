@@ -148,7 +148,7 @@ def carried_channels(graph: ChannelGraph, needed: Tensor, whole_tensors: bool = 
         needed: the channels that are needed.
         whole_tensors: every tensor keeps its full width.
     """
-    carried = needed | graph.rigid
+    carried = needed | graph.fixed
     if whole_tensors:
         carried[:] = True
     for record in graph.layers:
@@ -159,7 +159,7 @@ def carried_channels(graph: ChannelGraph, needed: Tensor, whole_tensors: bool = 
         if record.module is not None and not bool(carried[record.out_nodes].any()):
             # A layer of which nothing is needed still has to hand on a tensor of at least one channel.
             carried[record.out_nodes[0]] = True
-    return _spread(graph.together, carried)
+    return _spread(graph.coupled, carried)
 
 
 def _spread(pairs: Tensor, flags: Tensor) -> Tensor:
