@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmitp.pruning import MaskedConvTranspose2d, MaskedLayer, register_kind
 from mmitp.pruning.layers import Conv2dKind, ConvTranspose2dKind, LinearKind
-from mmitp.pruning.slim import SlimLayer, conv_transpose_zeros, conv_zeros, linear_zeros, register_slim, zeros
+from mmitp.pruning.slim_layers import SlimLayer, conv_transpose_zeros, conv_zeros, linear_zeros, zeros
 
 
 class MaskedWrappedConv2d(MaskedLayer, wrappers.Conv2d, nn.Conv2d):
@@ -134,9 +134,7 @@ class WrappedLinearKind(LinearKind):
     masked = MaskedWrappedLinear
 
 
-for _kind in (AdaptivePaddingKind(), WrappedConv2dKind(), WrappedConvTranspose2dKind(), WrappedLinearKind()):
-    register_kind(_kind)
-register_slim(Conv2dAdaptivePadding, SlimConv2dAdaptivePadding)
-register_slim(wrappers.Conv2d, SlimWrappedConv2d)
-register_slim(wrappers.ConvTranspose2d, SlimWrappedConvTranspose2d)
-register_slim(wrappers.Linear, SlimWrappedLinear)
+register_kind(AdaptivePaddingKind(), slim=SlimConv2dAdaptivePadding)
+register_kind(WrappedConv2dKind(), slim=SlimWrappedConv2d)
+register_kind(WrappedConvTranspose2dKind(), slim=SlimWrappedConvTranspose2d)
+register_kind(WrappedLinearKind(), slim=SlimWrappedLinear)

@@ -13,8 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from .graph import shared_parameters
 from .graph.ops import METADATA
+from .layers import slim_kind
 from .rng import kept_rng
-from .slim import SlimLayer, slim_kind
+from .slim_layers import SlimLayer
 from .verify import call_model, difference, difference_in_double, tensors_in
 
 _SHAPE_ONLY = frozenset("shape dtype device ndim layout is_cuda requires_grad".split())
