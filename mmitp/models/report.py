@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmitp.engine.example import image_channels
-from mmitp.models.slim import is_masked
+from mmitp.models.slim_config import is_masked
 from mmitp.pruning.rng import kept_rng
 
 

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mmitp.models  # noqa: F401  registers types
 from mmitp.engine.example import blank_example
 from mmitp.models.masked import MaskedModel
-from mmitp.models.slim import save_slim
+from mmitp.models.slim_config import save_slim
 from mmitp.pruning import (
     MacBudget,
     MaskedConv2d,

@@ -19,8 +19,8 @@ from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from mmitp.engine.example import blank_example, example_inputs
-from mmitp.engine.live import require_same_training, require_slimmable, slim_runner, without_runner_hooks
-from mmitp.models.slim import is_masked, slim_config
+from mmitp.engine.surgery import require_same_training, require_slimmable, slim_runner, without_runner_hooks
+from mmitp.models.slim_config import is_masked, slim_config
 from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, SlimPlan, masked_layers
 from mmitp.pruning.calibration import Calibration
 from mmitp.pruning.cost import Cost, LatencyCost, make_cost

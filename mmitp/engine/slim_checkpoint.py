@@ -11,7 +11,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmitp.engine.checkpoint import known_input, load_fitting, not_final, read_checkpoint
 from mmitp.engine.example import blank_example, second_example
 from mmitp.engine.hooks.prune_hook import STATE_KEY
-from mmitp.models.slim import is_masked, save_slim
+from mmitp.models.slim_config import is_masked, save_slim
 from mmitp.pruning import MacBudget, SlimPlan, apply_plan
 from mmitp.pruning.slim import slim_with_plan
 
