@@ -44,8 +44,22 @@ class LayerRow(NamedTuple):
 class _Tables:
     """Index vectors of the budget, all on one device.
 
-    ``pair``/``inp``/``fixed``: MACs that a (input, output) pair costs, that an input costs while the layer has any
-    output at all, that stay in any case.
+    Literals (entries of masks) and classes (channels that the same literals keep) are those of
+    :class:`~mmitp.pruning.needs.Needs`. Rows are layers, in the order of :attr:`MacBudget.layers`: ``L`` of them, with
+    ``N`` literals.
+
+    Attributes:
+        pair: ``(L,)`` float64, MACs that an (input, output) pair of channels costs.
+        inp: ``(L,)`` float64, MACs that an input costs besides, while the layer computes any output at all.
+        fixed: ``(L,)`` float64, MACs that stay in any case.
+        in_const: ``(L,)`` float64, inputs that no mask can drop.
+        out_const: ``(L,)`` float64, outputs that are always needed.
+        literal_row: ``(N,)`` int64, the row a literal is counted under (the first of those that share its mask).
+        in_row, in_literal: ``(I,)`` int64, row and literal of every masked input (of every row that shares a mask).
+        class_of, class_row: ``(K,)`` int64, class and row of every class of channels that a row computes.
+        class_weight: ``(K,)`` float64, how many outputs of that row they are.
+        pair_class, pair_literal: ``(P,)`` int64, every class with every literal that keeps it.
+        n_classes: number of classes.
     """
 
     pair: Tensor
@@ -53,8 +67,8 @@ class _Tables:
     fixed: Tensor
     in_const: Tensor
     out_const: Tensor
-    literal_row: Tensor  # the layer a mask is counted under (the first of those that share it)
-    in_row: Tensor  # layer and literal of every masked input
+    literal_row: Tensor
+    in_row: Tensor
     in_literal: Tensor
     class_of: Tensor
     class_row: Tensor
@@ -68,18 +82,21 @@ class _Tables:
         return _Tables(**moved)
 
     def needs(self, on: Tensor) -> tuple[Tensor, Tensor]:
-        """How many readers keep each class of channels, and whether any does."""
+        """How many literals that are on keep each class, and whether any does: ``(n_classes,)`` in the type of ``on``.
+
+        ``on``: ``(N,)``, the literals as floats of 0 and 1.
+        """
         readers = on.new_zeros(self.n_classes).index_add_(0, self.pair_class, on[self.pair_literal])
         return readers, (readers > 0).to(on.dtype)
 
     def channels(self, on: Tensor, needed: Tensor) -> tuple[Tensor, Tensor]:
-        """Kept inputs and needed outputs of every layer, from float64 literals."""
+        """Kept inputs and needed outputs of every layer: ``(L,)`` float64 each, from :meth:`needs`."""
         n_in = self.in_const.index_add(0, self.in_row, on[self.in_literal])
         n_out = self.out_const.index_add(0, self.class_row, needed[self.class_of] * self.class_weight)
         return n_in, n_out
 
     def macs(self, on: Tensor) -> Tensor:
-        """MACs of every layer, float64."""
+        """MACs of every layer, ``(L,)`` float64."""
         _, needed = self.needs(on)
         n_in, n_out = self.channels(on, needed)
         return n_in * self.input_price(n_out) + self.fixed

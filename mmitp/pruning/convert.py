@@ -110,8 +110,8 @@ def share_masks(model: nn.Module, example_inputs: Any) -> list[list[str]]:
 
     With masks of their own, a tensor with many readers (a residual stream) keeps what any of them keeps, nearly
     everything, and each reader gathers its part of it. With one mask the stream itself gets narrower and there is
-    nothing to gather. A stream is all tensors whose channels the model's code only carries side by side: a residual
-    sum, its terms and what pooling and normalisation make of it.
+    nothing to gather. A stream is all tensors whose channels are coupled (a dependency group): a residual sum, its
+    terms and what pooling and normalisation make of it.
 
     The layers share one ``prune_mask`` Parameter from then on: optimizers, averaged copies, distributed training,
     budget and freeze see one mask. mmengine's optimizer constructor needs ``bypass_duplicate=True`` in its

@@ -105,6 +105,7 @@ class ParameterCost(Cost):
     def bind(self, budget: MacBudget, model: nn.Module) -> None:
         self.budget = budget
         rows = [self._coefficients(r, s) for r, s in zip(budget.layers, budget.needs.literal_start, strict=True)]
+        # (layers, 4) float64: the coefficients of every layer
         self._rows = {torch.device("cpu"): torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)}
         self.norms: list[tuple[Tensor, int]] = []
         # What is held, or shared, stays whole and is counted with the rest, where every parameter counts once.
@@ -224,6 +225,7 @@ class LatencyCost(Cost):
             scatter=[e["scatter"] for e in entries],
             element=[e["element"] for e in entries],
         )
+        # float64; inputs and outputs (layers, size), ns (layers, size, size), the others (layers,)
         cpu = {key: torch.tensor(value, dtype=torch.float64) for key, value in vectors.items()}
         self._vectors = {torch.device("cpu"): cpu}
         self._tables, self.dense = budget.tables(torch.device("cpu")), 0.0

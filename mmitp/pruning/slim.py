@@ -1,10 +1,10 @@
 """Physical removal of what the masks leave unread: a plain, smaller network that computes the same.
 
-Two questions are kept apart. *Which channels are computed* follows the needs alone, so the MACs equal the budget's
-as an integer. *Which channels a tensor carries* follows from the unchanged code of the model: channels that an
-addition or a shared module ties together are carried while any of them is needed, and tensors whose code has channel
-numbers in it keep their width. A layer that reads less than its input carries gathers; one that computes less than
-its output carries scatters into zeros that nobody reads.
+Two questions are kept apart. *Which channels are computed* follows the needs alone, so the MACs equal the budget's as
+an integer. *Which channels a tensor carries* follows from the unchanged code of the model: channels that an addition or
+a shared module couples (a dependency group) are carried while any of them is needed, and tensors whose code has channel
+numbers in it keep their width. A layer that reads less than its input carries gathers; one that computes less than its
+output carries scatters into zeros that nobody reads.
 """
 
 from __future__ import annotations
@@ -30,7 +30,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class LayerPlan:
-    """What stays of one layer: kept channels (index tensors), and where they sit in the tensors beside it."""
+    """What stays of one layer, and where it sits in the tensors beside it; all index tensors are int64.
+
+    Attributes:
+        in_keep, out_keep: channels of the dense layer that stay.
+        in_index: positions of ``in_keep`` in the input tensor, ``(len(in_keep),)``; None: they are all of it.
+        out_index: positions of ``out_keep`` in the output tensor, ``(len(out_keep),)``; None: they are all of it.
+        out_width: channels of the output tensor.
+    """
 
     in_keep: Tensor
     out_keep: Tensor
@@ -43,7 +50,11 @@ class LayerPlan:
 class SlimPlan:
     """What stays of every layer and per-channel module, by module name.
 
-    Of a :class:`ChannelPad` that is a number of zero channels in front, of channels passed on, and of zeros after them.
+    Attributes:
+        layers: what stays of each layer.
+        norms: kept channels of each norm, ``(kept,)`` int64.
+        pads: of each :class:`ChannelPad` how many zero channels stay in front, how many are passed on, and how many
+            zeros follow.
     """
 
     layers: dict[str, LayerPlan] = field(default_factory=dict)
