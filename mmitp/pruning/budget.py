@@ -170,6 +170,18 @@ class MacBudget:
 
     Raises:
         ValueError: the pass runs no layer that counts or returns no tensor.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mmitp.pruning import MacBudget, mask_model
+        >>> net = mask_model(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)))
+        >>> budget = MacBudget(net, torch.randn(1, 3, 5, 5))
+        >>> budget.dense_macs  # 5 * 5 * (3 * 8 + 8 * 4)
+        1400
+        >>> net[1].prune_mask.data[:4] = -1  # the first layer need not compute what the second does not read
+        >>> budget.kept_macs(), budget.ratio().item(), budget.hw_loss(0.25).item()
+        (700, 0.5, 0.25)
     """
 
     def __init__(

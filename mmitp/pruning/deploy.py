@@ -36,6 +36,16 @@ def fold_norms(model: nn.Module, example_inputs: Any) -> nn.Module:
     Raises:
         RuntimeError: the copy does not compute the same: the model reads the folded layers in a way that cannot be
             seen (nothing wrong is returned).
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mmitp.pruning import fold_norms
+        >>> fold_norms(nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)), torch.randn(1, 3, 5, 5))
+        Sequential(
+          (0): Conv2d(3, 4, kernel_size=(1, 1), stride=(1, 1))
+          (1): Identity()
+        )
     """
     folded = copy.deepcopy(model)
     folded.eval()

@@ -202,7 +202,24 @@ def register_kind(kind: Conv2dKind, slim: type[SlimLayer] | None = None) -> None
 
 
 def register_channelwise(*types: type[nn.Module]) -> None:
-    """Declares module types that treat every channel of their first input by itself and hold no channel parameters."""
+    """Declares module types that treat every channel of their first input by itself and hold no channel parameters.
+
+    By exact type. (For functions there is :func:`~mmitp.pruning.register_op`.)
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mmitp.pruning import MacBudget, mask_model, register_channelwise
+        >>> class Bessel(nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.special.i0e(x)
+        >>> net = mask_model(nn.Sequential(nn.Conv2d(3, 8, 3), Bessel(), nn.Conv2d(8, 4, 3)))
+        >>> MacBudget(net, torch.randn(1, 3, 8, 8)).unfollowed
+        {'1': 'special_i0e is not known to treat channels one by one'}
+        >>> register_channelwise(Bessel)
+        >>> MacBudget(net, torch.randn(1, 3, 8, 8)).unfollowed
+        {}
+    """
     _CHANNELWISE.update(types)
 
 
@@ -247,7 +264,15 @@ register_kind(LinearKind(), slim=SlimLinear)
 
 
 def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
-    """All masked layers of a model by name, each once, in registration order."""
+    """All masked layers of a model by name, each once, in registration order.
+
+    Example:
+        >>> from torch import nn
+        >>> from mmitp.pruning import mask_model, masked_layers
+        >>> net = mask_model(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3)))
+        >>> {name: tuple(layer.prune_mask.shape) for name, layer in masked_layers(net).items()}
+        {'1': (8,), '2': (8,)}
+    """
     return {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
 
 

@@ -216,6 +216,21 @@ def slim(
     Raises:
         ValueError: the model carries no mask.
         RuntimeError: the slimmed model does not compute the same (nothing wrong is returned).
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mmitp.pruning import mask_model, slim
+        >>> net, x = mask_model(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))), torch.randn(1, 3, 5, 5)
+        >>> net[1].prune_mask.data[:3] = -1
+        >>> small = slim(net, x)
+        >>> small
+        Sequential(
+          (0): Conv2d(3, 5, kernel_size=(1, 1), stride=(1, 1))
+          (1): Conv2d(5, 4, kernel_size=(1, 1), stride=(1, 1))
+        )
+        >>> torch.allclose(small(x), net(x), atol=1e-6)
+        True
     """
     small, _ = slim_with_plan(model, example_inputs, budget, more_examples)
     return small
