@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .cost import Cost, CostRatio
 from .graph import ChannelGraph, LayerRecord, record_graph
 from .layers import Conv2dKind, masked_layers
-from .masks import MaskedLayer, binarize_rows, ste_derivative
+from .masks import MaskedLayer, binarize_rows, ste_derivative, weights_of
 from .needs import Needs, channel_masked, solve_needs
 from .verify import compare, frozen_at, outputs, tensors_in
 
@@ -252,9 +252,7 @@ class MacBudget:
             if per_weight:
                 out_const.append(1)
                 continue
-            grouped = len(record.group_nodes) > 0
-            nodes = record.group_nodes if grouped else record.out_nodes
-            width = record.n_out // record.groups if grouped else 1
+            nodes, width = record.output_nodes()
             classes, counts = self.needs.node_class[nodes].unique(return_counts=True)
             out_const.append(int(counts[classes < 0].sum()) * width)
             class_of.append(classes[classes >= 0])
@@ -486,23 +484,19 @@ class MacBudget:
         if not first:
             return outputs(model, example_inputs)
         work: dict[int, int] = {}
-        handles = []
-        for i, record in enumerate(self.layers):
-            if record.module is None or record.kind is None:
-                continue
+        with ExitStack() as hooks:
+            for i, record in enumerate(self.layers):
+                if record.module is None or record.kind is None:
+                    continue
 
-            def count(
-                module: nn.Module, args: Any, kwargs: Any, out: Tensor, i: int = i, kind: Conv2dKind = record.kind
-            ) -> None:
-                x = next(tensors_in((args, kwargs)))
-                work[i] = work.get(i, 0) + kind.pair_macs(module, x, out)
+                def count(
+                    module: nn.Module, args: Any, kwargs: Any, out: Tensor, i: int = i, kind: Conv2dKind = record.kind
+                ) -> None:
+                    x = next(tensors_in((args, kwargs)))
+                    work[i] = work.get(i, 0) + kind.pair_macs(module, x, out)
 
-            handles.append(record.module.register_forward_hook(count, with_kwargs=True))
-        try:
+                hooks.enter_context(record.module.register_forward_hook(count, with_kwargs=True))
             still = outputs(model, example_inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
         for i, macs in work.items():
             if macs != self.layers[i].pair_macs:
                 self.layers[i].note = "its work depends on the data: the recorded pass's MACs stand"
@@ -511,31 +505,27 @@ class MacBudget:
     def _moves(
         self, model: nn.Module, example_inputs: Any, rows: list[int], needed: Tensor, still: dict[str, Tensor]
     ) -> bool:
-        handles = []
         generator = torch.Generator().manual_seed(0)
 
         def noise(like: Tensor) -> Tensor:
             return torch.randn(like.shape, generator=generator).to(like)
 
-        for i in rows:
-            record = self.layers[i]
-            assert record.module is not None
-            assert record.kind is not None
-            drop = ~needed[record.out_nodes]
-            dim = -1 if record.kind.linear else -3
+        with ExitStack() as hooks:
+            for i in rows:
+                record = self.layers[i]
+                assert record.module is not None
+                assert record.kind is not None
+                drop = ~needed[record.out_nodes]
+                dim = -1 if record.kind.linear else -3
 
-            def add_noise(module: nn.Module, args: Any, out: Tensor, drop: Tensor = drop, dim: int = dim) -> Tensor:
-                shape = [1] * out.dim()
-                shape[dim] = -1
-                # of either sign and of no shape: nothing later can be blind to it
-                return out + drop.to(out).view(shape) * (1 + out.abs().amax()) * noise(out)
+                def add_noise(module: nn.Module, args: Any, out: Tensor, drop: Tensor = drop, dim: int = dim) -> Tensor:
+                    shape = [1] * out.dim()
+                    shape[dim] = -1
+                    # of either sign and of no shape: nothing later can be blind to it
+                    return out + drop.to(out).view(shape) * (1 + out.abs().amax()) * noise(out)
 
-            handles.append(record.module.register_forward_hook(add_noise))
-        try:
+                hooks.enter_context(record.module.register_forward_hook(add_noise))
             moved = outputs(model, example_inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
         return bool(compare(still, moved, rtol=1e-5))
 
 
@@ -549,8 +539,8 @@ def _opened(model: nn.Module) -> Iterator[None]:
     """The model for a while with values of ordinary size in place of parameters that are zero or close to it."""
     generator = torch.Generator().manual_seed(0)
     before: list[tuple[Tensor, Tensor]] = []
-    for name, p in model.named_parameters():
-        if name.endswith("prune_mask") or not p.is_floating_point() or not p.numel():
+    for _, p in weights_of(model):
+        if not p.is_floating_point() or not p.numel():
             continue
         closed = p == 0 if float(p.abs().max()) > _CLOSED else torch.ones_like(p, dtype=torch.bool)
         if bool(closed.any()):

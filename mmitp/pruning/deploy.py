@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, _BatchNorm]
             reads.made[id(output)] = (output, module)
             reads.readers[id(output)] = []
 
-    handles = []
+    hooks = ExitStack()
     sources: dict[nn.Module, list[Any]] = {}  # norm -> what its calls read
 
     def note_source(norm: nn.Module, args: Any, kwargs: Any) -> None:
@@ -118,16 +119,12 @@ def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, _BatchNorm]
     for module in model.modules():
         norm = isinstance(module, _BatchNorm)
         if norm or slim_kind(module) is not None:
-            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(leave, with_kwargs=True))
+            hooks.enter_context(module.register_forward_pre_hook(enter, with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(leave, with_kwargs=True))
         if norm:
-            handles.append(module.register_forward_pre_hook(note_source, with_kwargs=True))
-    try:
-        with reads:
-            out = call_model(model, example_inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+            hooks.enter_context(module.register_forward_pre_hook(note_source, with_kwargs=True))
+    with hooks, reads:
+        out = call_model(model, example_inputs)
     reads.read("the model's output", out)
     fate: dict[nn.Module, set[Any]] = {}
     for _, layer in reads.made.values():

@@ -163,15 +163,4 @@ def carried_channels(graph: ChannelGraph, needed: Tensor, whole_tensors: bool = 
         if record.module is not None and not bool(carried[record.out_nodes].any()):
             # A layer of which nothing is needed still has to hand on a tensor of at least one channel.
             carried[record.out_nodes[0]] = True
-    return _spread(graph.coupled, carried)
-
-
-def _spread(pairs: Tensor, flags: Tensor) -> Tensor:
-    flags = flags.clone()
-    a, b = pairs
-    count = -1
-    while (now := int(flags.sum())) != count:
-        count = now
-        flags[a[flags[b]]] = True
-        flags[b[flags[a]]] = True
-    return flags
+    return _spread_backwards(torch.cat([graph.coupled, graph.coupled.flip(0)], 1), carried)

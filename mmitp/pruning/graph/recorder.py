@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 
 from ..layers import ChannelPad, Conv2dKind, is_channelwise, kind_of
-from ..masks import MaskedLayer
+from ..masks import MaskedLayer, weights_of
 from ..products import Product, ProductCounter, unfused
 from ..rng import kept_rng
 from ..verify import call_model, eval_mode, tensors_in
@@ -108,8 +108,55 @@ class _Recorder(TorchFunctionMode):
 
     # -- modules
 
-    def hooks(self) -> _Hooks:
-        return _Hooks(self)
+    def hooks(self) -> ExitStack:
+        """Forward hooks on all modules, which leave with this context."""
+
+        def enter_atom(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if self.depth == 0:
+                self.count_hidden()
+            self.depth += 1
+
+        def leave_atom(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self.depth -= 1
+            if self.depth == 0:
+                self._counter.take()  # its kind has the formula
+                self._counter.take_unknown()
+                with torch._C.DisableTorchFunction(), self.unseen():
+                    self.on_atom(module, args, kwargs, output)
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if self.depth == 0:
+                self.count_hidden()
+            self._ran.add(module)
+            self.labels.stack.append(self.names[module])
+
+        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if self.depth == 0:
+                self.count_hidden()
+            self.labels.stack.pop()
+            if self.depth == 0:
+                with torch._C.DisableTorchFunction(), self.unseen():
+                    # The model's own output is somebody's input: all of it is read.
+                    if module is self.model:
+                        for t in tensors_in(output):
+                            if (ids := self.labels.ids(t)) is not None:
+                                self.labels.read_all(ids)
+                    self.on_module(module, args, kwargs, output)
+
+        hooks = ExitStack()
+        for module in self.names:
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            atom = (
+                kind_of(module) is not None
+                or is_channelwise(module)
+                or isinstance(module, (_BatchNorm, _InstanceNorm, ChannelPad))
+                or type(module) is nn.PReLU
+            )
+            before, after = (enter_atom, leave_atom) if atom else (enter, leave)
+            hooks.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(after, with_kwargs=True))
+        return hooks
 
     def on_atom(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         tensors = list(tensors_in((args, kwargs)))
@@ -370,8 +417,8 @@ class _Recorder(TorchFunctionMode):
             raise ValueError(f"the forward pass of {type(self.model).__name__} ran no convolution or linear layer")
         for record in layers:
             # Masks are read from outside too, by a MaskBank.
-            own = record.module.named_parameters() if record.module is not None else ()
-            if any(id(p) in self._read_parameters for name, p in own if name != "prune_mask"):
+            own = weights_of(record.module) if record.module is not None else ()
+            if any(id(p) in self._read_parameters for _, p in own):
                 self.hold(record, "its weight is also read elsewhere: counted, stays dense (exclude it from masking)")
         called = {record.module for record in layers}
         self._open_useless_masks()
@@ -406,63 +453,3 @@ class _Recorder(TorchFunctionMode):
                 if bool(layer.binary_mask().all()):
                     record.open = True
                     self.labels.unfollowed[record.name] = "its weight does not train: its mask is held open"
-
-
-class _Hooks:
-    """Forward hooks of one recording, removed at its end whatever happens."""
-
-    def __init__(self, recorder: _Recorder) -> None:
-        self.recorder = recorder
-        self.handles: list[Any] = []
-
-    def __enter__(self) -> None:
-        rec = self.recorder
-
-        def enter_atom(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if rec.depth == 0:
-                rec.count_hidden()
-            rec.depth += 1
-
-        def leave_atom(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            rec.depth -= 1
-            if rec.depth == 0:
-                rec._counter.take()  # its kind has the formula
-                rec._counter.take_unknown()
-                with torch._C.DisableTorchFunction(), rec.unseen():
-                    rec.on_atom(module, args, kwargs, output)
-
-        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if rec.depth == 0:
-                rec.count_hidden()
-            rec._ran.add(module)
-            rec.labels.stack.append(rec.names[module])
-
-        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if rec.depth == 0:
-                rec.count_hidden()
-            rec.labels.stack.pop()
-            if rec.depth == 0:
-                with torch._C.DisableTorchFunction(), rec.unseen():
-                    # The model's own output is somebody's input: all of it is read.
-                    if module is rec.model:
-                        for t in tensors_in(output):
-                            if (ids := rec.labels.ids(t)) is not None:
-                                rec.labels.read_all(ids)
-                    rec.on_module(module, args, kwargs, output)
-
-        for module in rec.names:
-            if isinstance(module, torch.jit.ScriptModule):
-                continue
-            atom = (
-                kind_of(module) is not None
-                or is_channelwise(module)
-                or isinstance(module, (_BatchNorm, _InstanceNorm, ChannelPad))
-                or type(module) is nn.PReLU
-            )
-            before, after = (enter_atom, leave_atom) if atom else (enter, leave)
-            self.handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-            self.handles.append(module.register_forward_hook(after, with_kwargs=True))
-
-    def __exit__(self, *exc: Any) -> None:
-        for handle in self.handles:
-            handle.remove()

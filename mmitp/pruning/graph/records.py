@@ -75,6 +75,15 @@ class LayerRecord:
         """MACs of the unpruned layer over all calls."""
         return self.pair_macs * self.n_in * self.n_out // self.groups + self.input_macs * self.n_in + self.own_macs
 
+    def output_nodes(self) -> tuple[Tensor, int]:
+        """The nodes whose needs decide which outputs are computed, and how many outputs each stands for.
+
+        Groups of a grouped convolution, which computes all outputs of a group that lives; else the outputs themselves.
+        """
+        if self.groups > 1 and len(self.group_nodes):
+            return self.group_nodes, self.n_out // self.groups
+        return self.out_nodes, 1
+
     @property
     def mask(self) -> MaskedLayer | None:
         """The layer, if it carries a mask that counts."""
