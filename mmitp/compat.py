@@ -369,7 +369,7 @@ def _mend_fuse_conv_bn(module: ModuleType) -> None:
 
     def _fuse_conv_bn(conv: Any, bn: Any) -> Any:
         from mmitp.pruning.deploy import fold_norm
-        from mmitp.pruning.slim import SlimLayer
+        from mmitp.pruning.slim_layers import SlimLayer
 
         if not isinstance(conv, SlimLayer):
             return original(conv, bn)

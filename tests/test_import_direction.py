@@ -2,7 +2,10 @@
 
 import ast
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import mmitp
 
@@ -24,9 +27,9 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(source, module, is_package=False):
-    """Absolute names of everything that a source imports, wherever in the file."""
-    for node in ast.walk(ast.parse(source)):
+def imported(source, module, is_package=False, nodes=ast.walk):
+    """Absolute names of everything that a source imports, wherever in the file (or among certain nodes of it)."""
+    for node in nodes(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -66,3 +69,33 @@ def test_the_reader_of_imports_finds_hidden_ones():
         "import os\ndef f():\n    from mmengine import x\n    import mmcv.ops\nfrom . import y\nfrom ..models import z"
     )
     assert list(imported(source, "mmitp.ops.nms")) == ["os", "mmitp.ops", "mmitp.models", "mmengine", "mmcv.ops"]
+
+
+def imports_at_module_level(sources):
+    """(Module, whether it is a package) -> those of the same sources that importing it runs before it."""
+    edges = {}
+    for (module, package), source in sources.items():
+        names = set(imported(source, module, package, nodes=lambda tree: tree.body))
+        edges[module, package] = {other for other in sources if other[0] in names}
+    return edges
+
+
+@pytest.mark.parametrize("core", ["pruning", "attacks"])
+def test_no_core_imports_itself_in_a_circle(core):
+    files = sorted((PACKAGE / core).rglob("*.py"))
+    sources = {(module_name(path), path.name == "__init__.py"): path.read_text() for path in files}
+    edges = imports_at_module_level(sources)
+    assert sum(map(len, edges.values())) >= len(files) - 1, "the reader of imports finds next to nothing"
+    TopologicalSorter(edges).prepare()  # raises CycleError, which names the modules
+
+
+def test_a_circle_is_found():
+    sources = {
+        ("p", True): "from .a import x",
+        ("p.a", False): "from .b import x",
+        ("p.b", False): "def f():\n    from .a import x",
+    }
+    TopologicalSorter(imports_at_module_level(sources)).prepare()
+    sources["p.b", False] = "from .a import x"
+    with pytest.raises(CycleError):
+        TopologicalSorter(imports_at_module_level(sources)).prepare()

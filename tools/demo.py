@@ -25,7 +25,7 @@ from mmitp.engine.config import load_config
 from mmitp.engine.results import check_writable, provenance, write_results
 from mmitp.engine.robust_eval import tested_images
 from mmitp.engine.run import build_runner, device_of
-from mmitp.engine.slimming import slim_checkpoint
+from mmitp.engine.slim_checkpoint import slim_checkpoint
 from mmitp.visualization import plot_budget, plot_channels, save_gt_vs_pred
 
 ROOT = Path(__file__).resolve().parent.parent

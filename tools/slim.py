@@ -13,7 +13,7 @@ import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compile
 from mmitp.engine.cli import command, parser, positive
 from mmitp.engine.config import load_config
 from mmitp.engine.results import check_writable
-from mmitp.engine.slimming import slim_checkpoint
+from mmitp.engine.slim_checkpoint import slim_checkpoint
 
 
 @command

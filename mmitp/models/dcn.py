@@ -17,7 +17,7 @@ from torch import Tensor
 from mmitp.ops import modulated_deform_conv2d
 from mmitp.pruning import MaskedLayer, register_kind
 from mmitp.pruning.layers import Conv2dKind, CountedKind
-from mmitp.pruning.slim import SlimLayer, register_slim, zeros
+from mmitp.pruning.slim_layers import SlimLayer, zeros
 
 
 class MaskedDCNv2(MaskedLayer, ModulatedDeformConv2dPack, ModulatedDeformConv2d):
@@ -124,7 +124,6 @@ class DCNv1Kind(CountedKind):
         return offset_macs(layer, out)
 
 
-register_kind(DCNv2Kind())
+register_kind(DCNv2Kind(), slim=SlimDCNv2)
 register_kind(GivenOffsetsKind())
 register_kind(DCNv1Kind())
-register_slim(ModulatedDeformConv2dPack, SlimDCNv2)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmitp.pruning import MaskedConvTranspose2d, MaskedLayer, register_kind
 from mmitp.pruning.layers import Conv2dKind, ConvTranspose2dKind, LinearKind
-from mmitp.pruning.slim import SlimLayer, conv_transpose_zeros, conv_zeros, linear_zeros, register_slim, zeros
+from mmitp.pruning.slim_layers import SlimConv2d, SlimLayer, conv_transpose_zeros, linear_zeros, zeros
 
 
 class MaskedWrappedConv2d(MaskedLayer, wrappers.Conv2d, nn.Conv2d):
@@ -68,13 +68,7 @@ class MaskedConv2dAdaptivePadding(MaskedLayer, Conv2dAdaptivePadding, nn.Conv2d)
 class SlimWrappedConv2d(SlimLayer, wrappers.Conv2d, nn.Conv2d):
     """mmcv's ``Conv2d`` with gather and scatter."""
 
-    kernel_size: Any
-    stride: Any
-    dilation: Any
-
-    def _nothing(self, x: Tensor) -> Tensor:
-        pads = self._reversed_padding_repeated_twice
-        return conv_zeros(x, self.out_width, pads, self.kernel_size, self.stride, self.dilation)
+    _nothing = SlimConv2d._nothing
 
 
 class SlimWrappedConvTranspose2d(SlimLayer, wrappers.ConvTranspose2d, nn.ConvTranspose2d):
@@ -110,7 +104,7 @@ class SlimConv2dAdaptivePadding(SlimLayer, Conv2dAdaptivePadding, nn.Conv2d):
         return zeros(x, *x.shape[:-3], self.out_width, *size)
 
 
-for _name in ("conv_zeros", "conv_transpose_zeros", "linear_zeros"):
+for _name in ("conv_transpose_zeros", "linear_zeros"):
     torch.fx.wrap(_name)  # the names of this module, for torch.fx
 
 
@@ -134,9 +128,7 @@ class WrappedLinearKind(LinearKind):
     masked = MaskedWrappedLinear
 
 
-for _kind in (AdaptivePaddingKind(), WrappedConv2dKind(), WrappedConvTranspose2dKind(), WrappedLinearKind()):
-    register_kind(_kind)
-register_slim(Conv2dAdaptivePadding, SlimConv2dAdaptivePadding)
-register_slim(wrappers.Conv2d, SlimWrappedConv2d)
-register_slim(wrappers.ConvTranspose2d, SlimWrappedConvTranspose2d)
-register_slim(wrappers.Linear, SlimWrappedLinear)
+register_kind(AdaptivePaddingKind(), slim=SlimConv2dAdaptivePadding)
+register_kind(WrappedConv2dKind(), slim=SlimWrappedConv2d)
+register_kind(WrappedConvTranspose2dKind(), slim=SlimWrappedConvTranspose2d)
+register_kind(WrappedLinearKind(), slim=SlimWrappedLinear)

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmitp.engine.example import image_channels
-from mmitp.models.slim import is_masked
+from mmitp.models.slim_config import drop_pretrained, is_masked
 from mmitp.pruning.rng import kept_rng
 
 
@@ -34,7 +34,7 @@ def build_masked(cfg: Config, linear: bool = False) -> nn.Module:
     model = copy.deepcopy(cfg.model)
     if cfg.get("data_preprocessor") is not None:
         model.setdefault("data_preprocessor", copy.deepcopy(cfg.data_preprocessor))  # as the Runner does
-    _without_pretrained(model)
+    drop_pretrained(model)
     if not is_masked(model):
         model = dict(model, type="mmitp.MaskedModel", of=model.type)
     if linear:
@@ -165,17 +165,3 @@ def _boxes(shape: tuple[int, int], classes: int, generator: torch.Generator, ind
     sample.ignored_instances = InstanceData(bboxes=HorizontalBoxes(boxes[:0]), labels=labels[:0])
     sample.gt_sem_seg = PixelData(sem_seg=torch.zeros(1, height, width, dtype=torch.long))
     return sample
-
-
-def _without_pretrained(node: Any) -> None:
-    if isinstance(node, dict):
-        init = node.get("init_cfg")
-        if isinstance(init, dict) and init.get("type") == "Pretrained":
-            node["init_cfg"] = None
-        if isinstance(node.get("pretrained"), str):
-            node["pretrained"] = None
-        for child in node.values():
-            _without_pretrained(child)
-    elif isinstance(node, (list, tuple)):
-        for child in node:
-            _without_pretrained(child)

@@ -1,8 +1,14 @@
 """In-train pruning (CVPRW 2021, S1/S2): trainable masks under an operation budget. torch only.
 
 ``masks`` holds the equations of the mask, ``layers`` and ``convert`` put it on a model, ``graph`` and ``needs`` find
-out who reads whose channels, ``budget`` is the hardware loss, ``freeze`` fixes the masks under the target, ``slim``
-removes what they leave unread. ``verify`` and ``rng`` are what all checks stand on.
+out who reads whose channels, ``budget`` is the hardware loss, ``pruner`` takes the steps of Optimizer 2, ``freeze``
+fixes the masks under the target, ``slim`` removes what they leave unread (``live`` in mid-training). ``verify`` and
+``rng`` are what all checks stand on.
+
+Words: an input channel is *kept* by a layer whose mask entry for it is on, and *needed* while any of its readers keeps
+it. *Coupled* channels stand in one place of tensors that the model's code adds up or normalises together (elsewhere: a
+dependency group); a tensor of the slimmed network *carries* them all while one of them is needed. A *literal* is one
+mask entry in the flat vector of all of them.
 
 For deployment: :func:`slim` and then, if at all, :func:`fold_norms`. Where a masked network goes to code that reads its
 weights (fusion, re-parameterisation, converters), :func:`fold_masks` comes first.
@@ -12,6 +18,7 @@ from .budget import LayerRow, MacBudget
 from .convert import fold_masks, mask_model, share_masks
 from .deploy import fold_norms
 from .freeze import freeze_masks, project
+from .graph import register_op
 from .layers import (
     MaskedConv2d,
     MaskedConvTranspose2d,
@@ -45,6 +52,7 @@ __all__ = [
     "randomize_masks",
     "register_channelwise",
     "register_kind",
+    "register_op",
     "share_masks",
     "slim",
 ]

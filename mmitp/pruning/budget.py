@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .cost import Cost, CostRatio
 from .graph import ChannelGraph, LayerRecord, record_graph
 from .layers import Conv2dKind, masked_layers
-from .masks import MaskedLayer, binarize_rows, ste_derivative
+from .masks import MaskedLayer, binarize_rows, ste_derivative, weights_of
 from .needs import Needs, channel_masked, solve_needs
 from .verify import compare, frozen_at, outputs, tensors_in
 
@@ -44,8 +44,22 @@ class LayerRow(NamedTuple):
 class _Tables:
     """Index vectors of the budget, all on one device.
 
-    ``pair``/``inp``/``fixed``: MACs that a (input, output) pair costs, that an input costs while the layer has any
-    output at all, that stay in any case.
+    Literals (entries of masks) and classes (channels that the same literals keep) are those of
+    :class:`~mmitp.pruning.needs.Needs`. Rows are layers, in the order of :attr:`MacBudget.layers`: ``L`` of them, with
+    ``N`` literals.
+
+    Attributes:
+        pair: ``(L,)`` float64, MACs that an (input, output) pair of channels costs.
+        inp: ``(L,)`` float64, MACs that an input costs besides, while the layer computes any output at all.
+        fixed: ``(L,)`` float64, MACs that stay in any case.
+        in_const: ``(L,)`` float64, inputs that no mask can drop.
+        out_const: ``(L,)`` float64, outputs that are always needed.
+        literal_row: ``(N,)`` int64, the row a literal is counted under (the first of those that share its mask).
+        in_row, in_literal: ``(I,)`` int64, row and literal of every masked input (of every row that shares a mask).
+        class_of, class_row: ``(K,)`` int64, class and row of every class of channels that a row computes.
+        class_weight: ``(K,)`` float64, how many outputs of that row they are.
+        pair_class, pair_literal: ``(P,)`` int64, every class with every literal that keeps it.
+        n_classes: number of classes.
     """
 
     pair: Tensor
@@ -53,8 +67,8 @@ class _Tables:
     fixed: Tensor
     in_const: Tensor
     out_const: Tensor
-    literal_row: Tensor  # the layer a mask is counted under (the first of those that share it)
-    in_row: Tensor  # layer and literal of every masked input
+    literal_row: Tensor
+    in_row: Tensor
     in_literal: Tensor
     class_of: Tensor
     class_row: Tensor
@@ -68,18 +82,21 @@ class _Tables:
         return _Tables(**moved)
 
     def needs(self, on: Tensor) -> tuple[Tensor, Tensor]:
-        """How many readers keep each class of channels, and whether any does."""
+        """How many literals that are on keep each class, and whether any does: ``(n_classes,)`` in the type of ``on``.
+
+        ``on``: ``(N,)``, the literals as floats of 0 and 1.
+        """
         readers = on.new_zeros(self.n_classes).index_add_(0, self.pair_class, on[self.pair_literal])
         return readers, (readers > 0).to(on.dtype)
 
     def channels(self, on: Tensor, needed: Tensor) -> tuple[Tensor, Tensor]:
-        """Kept inputs and needed outputs of every layer, from float64 literals."""
+        """Kept inputs and needed outputs of every layer: ``(L,)`` float64 each, from :meth:`needs`."""
         n_in = self.in_const.index_add(0, self.in_row, on[self.in_literal])
         n_out = self.out_const.index_add(0, self.class_row, needed[self.class_of] * self.class_weight)
         return n_in, n_out
 
     def macs(self, on: Tensor) -> Tensor:
-        """MACs of every layer, float64."""
+        """MACs of every layer, ``(L,)`` float64."""
         _, needed = self.needs(on)
         n_in, n_out = self.channels(on, needed)
         return n_in * self.input_price(n_out) + self.fixed
@@ -153,6 +170,18 @@ class MacBudget:
 
     Raises:
         ValueError: the pass runs no layer that counts or returns no tensor.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mmitp.pruning import MacBudget, mask_model
+        >>> net = mask_model(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)))
+        >>> budget = MacBudget(net, torch.randn(1, 3, 5, 5))
+        >>> budget.dense_macs  # 5 * 5 * (3 * 8 + 8 * 4)
+        1400
+        >>> net[1].prune_mask.data[:4] = -1  # the first layer need not compute what the second does not read
+        >>> budget.kept_macs(), budget.ratio().item(), budget.hw_loss(0.25).item()
+        (700, 0.5, 0.25)
     """
 
     def __init__(
@@ -223,9 +252,7 @@ class MacBudget:
             if per_weight:
                 out_const.append(1)
                 continue
-            grouped = len(record.group_nodes) > 0
-            nodes = record.group_nodes if grouped else record.out_nodes
-            width = record.n_out // record.groups if grouped else 1
+            nodes, width = record.output_nodes()
             classes, counts = self.needs.node_class[nodes].unique(return_counts=True)
             out_const.append(int(counts[classes < 0].sum()) * width)
             class_of.append(classes[classes >= 0])
@@ -457,23 +484,19 @@ class MacBudget:
         if not first:
             return outputs(model, example_inputs)
         work: dict[int, int] = {}
-        handles = []
-        for i, record in enumerate(self.layers):
-            if record.module is None or record.kind is None:
-                continue
+        with ExitStack() as hooks:
+            for i, record in enumerate(self.layers):
+                if record.module is None or record.kind is None:
+                    continue
 
-            def count(
-                module: nn.Module, args: Any, kwargs: Any, out: Tensor, i: int = i, kind: Conv2dKind = record.kind
-            ) -> None:
-                x = next(tensors_in((args, kwargs)))
-                work[i] = work.get(i, 0) + kind.pair_macs(module, x, out)
+                def count(
+                    module: nn.Module, args: Any, kwargs: Any, out: Tensor, i: int = i, kind: Conv2dKind = record.kind
+                ) -> None:
+                    x = next(tensors_in((args, kwargs)))
+                    work[i] = work.get(i, 0) + kind.pair_macs(module, x, out)
 
-            handles.append(record.module.register_forward_hook(count, with_kwargs=True))
-        try:
+                hooks.enter_context(record.module.register_forward_hook(count, with_kwargs=True))
             still = outputs(model, example_inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
         for i, macs in work.items():
             if macs != self.layers[i].pair_macs:
                 self.layers[i].note = "its work depends on the data: the recorded pass's MACs stand"
@@ -482,31 +505,27 @@ class MacBudget:
     def _moves(
         self, model: nn.Module, example_inputs: Any, rows: list[int], needed: Tensor, still: dict[str, Tensor]
     ) -> bool:
-        handles = []
         generator = torch.Generator().manual_seed(0)
 
         def noise(like: Tensor) -> Tensor:
             return torch.randn(like.shape, generator=generator).to(like)
 
-        for i in rows:
-            record = self.layers[i]
-            assert record.module is not None
-            assert record.kind is not None
-            drop = ~needed[record.out_nodes]
-            dim = -1 if record.kind.linear else -3
+        with ExitStack() as hooks:
+            for i in rows:
+                record = self.layers[i]
+                assert record.module is not None
+                assert record.kind is not None
+                drop = ~needed[record.out_nodes]
+                dim = -1 if record.kind.linear else -3
 
-            def add_noise(module: nn.Module, args: Any, out: Tensor, drop: Tensor = drop, dim: int = dim) -> Tensor:
-                shape = [1] * out.dim()
-                shape[dim] = -1
-                # of either sign and of no shape: nothing later can be blind to it
-                return out + drop.to(out).view(shape) * (1 + out.abs().amax()) * noise(out)
+                def add_noise(module: nn.Module, args: Any, out: Tensor, drop: Tensor = drop, dim: int = dim) -> Tensor:
+                    shape = [1] * out.dim()
+                    shape[dim] = -1
+                    # of either sign and of no shape: nothing later can be blind to it
+                    return out + drop.to(out).view(shape) * (1 + out.abs().amax()) * noise(out)
 
-            handles.append(record.module.register_forward_hook(add_noise))
-        try:
+                hooks.enter_context(record.module.register_forward_hook(add_noise))
             moved = outputs(model, example_inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
         return bool(compare(still, moved, rtol=1e-5))
 
 
@@ -520,8 +539,8 @@ def _opened(model: nn.Module) -> Iterator[None]:
     """The model for a while with values of ordinary size in place of parameters that are zero or close to it."""
     generator = torch.Generator().manual_seed(0)
     before: list[tuple[Tensor, Tensor]] = []
-    for name, p in model.named_parameters():
-        if name.endswith("prune_mask") or not p.is_floating_point() or not p.numel():
+    for _, p in weights_of(model):
+        if not p.is_floating_point() or not p.numel():
             continue
         closed = p == 0 if float(p.abs().max()) > _CLOSED else torch.ones_like(p, dtype=torch.bool)
         if bool(closed.any()):

@@ -56,6 +56,16 @@ def mask_model(
     Raises:
         ValueError: no layer matches, the granularity is unknown, a pattern matches no module at all, ``include`` names
             a layer that the example shows cannot carry a mask, or the model already carries masks.
+
+    Example:
+        >>> from torch import nn
+        >>> from mmitp.pruning import mask_model
+        >>> mask_model(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)))
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): ReLU()
+          (2): MaskedConv2d(8, 4, kernel_size=(3, 3), stride=(1, 1), mask=channel (trainable))
+        )
     """
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity must be one of {GRANULARITIES}, got {granularity!r}")
@@ -110,8 +120,8 @@ def share_masks(model: nn.Module, example_inputs: Any) -> list[list[str]]:
 
     With masks of their own, a tensor with many readers (a residual stream) keeps what any of them keeps, nearly
     everything, and each reader gathers its part of it. With one mask the stream itself gets narrower and there is
-    nothing to gather. A stream is all tensors whose channels the model's code only carries side by side: a residual
-    sum, its terms and what pooling and normalisation make of it.
+    nothing to gather. A stream is all tensors whose channels are coupled (a dependency group): a residual sum, its
+    terms and what pooling and normalisation make of it.
 
     The layers share one ``prune_mask`` Parameter from then on: optimizers, averaged copies, distributed training,
     budget and freeze see one mask. mmengine's optimizer constructor needs ``bypass_duplicate=True`` in its
@@ -124,12 +134,29 @@ def share_masks(model: nn.Module, example_inputs: Any) -> list[list[str]]:
 
     Raises:
         ValueError: the model carries no mask, or some are frozen.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mmitp.pruning import mask_model, share_masks
+        >>> class Residual(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.stem, self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+        ...     def forward(self, x):
+        ...         x = self.stem(x)
+        ...         return self.b(x + self.a(x))
+        >>> net = mask_model(Residual())
+        >>> share_masks(net, torch.randn(1, 3, 4, 4))
+        [['a', 'b']]
+        >>> net.a.prune_mask is net.b.prune_mask
+        True
     """
     layers = masked_layers(model)
     if not layers or any(layer.mask_frozen for layer in layers.values()):
         raise ValueError(f"{type(model).__name__} carries no masks, or frozen ones: share them before the training")
     graph = record_graph(model, example_inputs)
-    stream = _components(graph.n_nodes, graph.together)
+    stream = _components(graph.n_nodes, graph.coupled)
     groups: dict[tuple[int, ...], list[tuple[str, MaskedLayer]]] = {}
     for record in graph.layers:
         ids = record.calls[0].in_ids
@@ -162,6 +189,16 @@ def fold_masks(model: nn.Module) -> nn.Module:
     ``conv.weight`` directly (BatchNorm fusion, re-parameterisation, exporters) sees the pruned weights: fold before
     you hand a masked network to other tools. :func:`~mmitp.pruning.fold_norms` is the way to fold BatchNorms, of
     slimmed networks too.
+
+    Example:
+        >>> from torch import nn
+        >>> from mmitp.pruning import fold_masks, mask_model
+        >>> net = mask_model(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)))
+        >>> net[1].prune_mask.data[:3] = -1
+        >>> fold_masks(net)[1]
+        Conv2d(8, 4, kernel_size=(1, 1), stride=(1, 1))
+        >>> (net[1].weight == 0).all((0, 2, 3)).tolist()
+        [True, True, True, False, False, False, False, False]
     """
     for layer in masked_layers(model).values():
         layer.fold()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .graph import shared_parameters
 from .layers import Conv2dKind
-from .masks import ste_derivative
+from .masks import ste_derivative, weights_of
 from .needs import carried_channels, channel_masked
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 #: What a latency table's file must say of itself.
 TABLE_FORMAT = 1
 
-_MASK = "prune_mask"
 _FREE: dict[str, Any] = dict(inputs=[1], outputs=[1], ns=[[0.0]], gather=0.0, scatter=0.0, element=0.0)
 
 
@@ -105,6 +104,7 @@ class ParameterCost(Cost):
     def bind(self, budget: MacBudget, model: nn.Module) -> None:
         self.budget = budget
         rows = [self._coefficients(r, s) for r, s in zip(budget.layers, budget.needs.literal_start, strict=True)]
+        # (layers, 4) float64: the coefficients of every layer
         self._rows = {torch.device("cpu"): torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)}
         self.norms: list[tuple[Tensor, int]] = []
         # What is held, or shared, stays whole and is counted with the rest, where every parameter counts once.
@@ -118,9 +118,7 @@ class ParameterCost(Cost):
             if calls[0] is not None and not (isinstance(norm, nn.PReLU) and norm.num_parameters == 1):
                 self.norms.append((calls[0], _numel(norm) // len(calls[0])))
                 counted |= {id(p) for p in norm.parameters()}
-        self.other = sum(
-            p.numel() for name, p in model.named_parameters() if id(p) not in counted and not name.endswith(_MASK)
-        )
+        self.other = sum(p.numel() for _, p in weights_of(model) if id(p) not in counted)
 
     @staticmethod
     def _coefficients(record: LayerRecord, start: int) -> tuple[float, float, float, float]:
@@ -150,7 +148,7 @@ class ParameterCost(Cost):
 
 
 def _numel(module: nn.Module) -> int:
-    return sum(p.numel() for name, p in module.named_parameters() if not name.endswith(_MASK))
+    return sum(p.numel() for _, p in weights_of(module))
 
 
 def _numel_cut(layer: nn.Module, kind: Conv2dKind, n_in: int, n_out: int) -> float:
@@ -224,6 +222,7 @@ class LatencyCost(Cost):
             scatter=[e["scatter"] for e in entries],
             element=[e["element"] for e in entries],
         )
+        # float64; inputs and outputs (layers, size), ns (layers, size, size), the others (layers,)
         cpu = {key: torch.tensor(value, dtype=torch.float64) for key, value in vectors.items()}
         self._vectors = {torch.device("cpu"): cpu}
         self._tables, self.dense = budget.tables(torch.device("cpu")), 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from .graph import _METADATA, shared_parameters
+from .graph import shared_parameters
+from .graph.ops import METADATA
+from .layers import slim_kind
 from .rng import kept_rng
-from .slim import SlimLayer, slim_kind
+from .slim_layers import SlimLayer
 from .verify import call_model, difference, difference_in_double, tensors_in
 
 _SHAPE_ONLY = frozenset("shape dtype device ndim layout is_cuda requires_grad".split())
@@ -34,6 +37,16 @@ def fold_norms(model: nn.Module, example_inputs: Any) -> nn.Module:
     Raises:
         RuntimeError: the copy does not compute the same: the model reads the folded layers in a way that cannot be
             seen (nothing wrong is returned).
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mmitp.pruning import fold_norms
+        >>> fold_norms(nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)), torch.randn(1, 3, 5, 5))
+        Sequential(
+          (0): Conv2d(3, 4, kernel_size=(1, 1), stride=(1, 1))
+          (1): Identity()
+        )
     """
     folded = copy.deepcopy(model)
     folded.eval()
@@ -70,7 +83,7 @@ class _Reads(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", str(func))
         attribute = getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else ""
-        if self.depth == 0 and name not in _METADATA and attribute not in _SHAPE_ONLY:
+        if self.depth == 0 and name not in METADATA and attribute not in _SHAPE_ONLY:
             self.read(name, (args, kwargs))
         return func(*args, **(kwargs or {}))
 
@@ -93,7 +106,7 @@ def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, _BatchNorm]
             reads.made[id(output)] = (output, module)
             reads.readers[id(output)] = []
 
-    handles = []
+    hooks = ExitStack()
     sources: dict[nn.Module, list[Any]] = {}  # norm -> what its calls read
 
     def note_source(norm: nn.Module, args: Any, kwargs: Any) -> None:
@@ -106,16 +119,12 @@ def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, _BatchNorm]
     for module in model.modules():
         norm = isinstance(module, _BatchNorm)
         if norm or slim_kind(module) is not None:
-            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(leave, with_kwargs=True))
+            hooks.enter_context(module.register_forward_pre_hook(enter, with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(leave, with_kwargs=True))
         if norm:
-            handles.append(module.register_forward_pre_hook(note_source, with_kwargs=True))
-    try:
-        with reads:
-            out = call_model(model, example_inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+            hooks.enter_context(module.register_forward_pre_hook(note_source, with_kwargs=True))
+    with hooks, reads:
+        out = call_model(model, example_inputs)
     reads.read("the model's output", out)
     fate: dict[nn.Module, set[Any]] = {}
     for _, layer in reads.made.values():

@@ -27,6 +27,10 @@ class Divisor:
     Args:
         budget: the model's budget.
         divisor: 8, 16, ...
+
+    Attributes:
+        all_in, all_out: ``(layers,)`` int64, channels of the dense layers; inputs are those of one group.
+        counts_in, counts_out: ``(layers,)`` bool, whether the layer's number of inputs or outputs can change.
     """
 
     def __init__(self, budget: MacBudget, divisor: int) -> None:

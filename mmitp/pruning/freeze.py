@@ -32,6 +32,16 @@ def freeze_masks(model: nn.Module, patterns: Mapping[str, Tensor] | None = None)
     Raises:
         ValueError: the model carries no mask, ``patterns`` names a layer without one, or a pattern is empty, not
             binary, not finite or of another shape (no mask is frozen then).
+
+    Example:
+        >>> from torch import nn
+        >>> from mmitp.pruning import freeze_masks, mask_model
+        >>> net = mask_model(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)))
+        >>> net[1].prune_mask.data[:2] = -0.1
+        >>> freeze_masks(net)[1]
+        MaskedConv2d(4, 2, kernel_size=(1, 1), stride=(1, 1), mask=channel (frozen))
+        >>> net[1].prune_pattern
+        tensor([0., 0., 1., 1.])
     """
     layers = masked_layers(model)
     if not layers:
@@ -97,6 +107,18 @@ def project(
 
     Raises:
         ValueError: even the cheapest pattern (:func:`lowest_ratio`) costs more than the target; a mask is not finite.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mmitp.pruning import MacBudget, freeze_masks, mask_model, project
+        >>> net = mask_model(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)))
+        >>> net[1].prune_mask.data = torch.tensor([0.2, 0.9, 0.1, 0.8])
+        >>> budget = MacBudget(net, torch.randn(1, 3, 5, 5))
+        >>> found = project(budget, 0.5)
+        >>> found.pattern, found.ratio
+        (tensor([False,  True, False,  True]), 0.5)
+        >>> _ = freeze_masks(net, budget.split(found.pattern))
     """
     with torch.no_grad():
         masks = budget.flat_masks().detach().cpu()

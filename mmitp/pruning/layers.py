@@ -1,8 +1,8 @@
 """The masked layers and what the channel graph must know of each kind of layer.
 
-A kind is one small object behind one interface: how many channels go in and out, what a pair of them costs, and how
-the layer looks when some of them are gone. Other packages add theirs with :func:`register_kind`, as the OpenMMLab
-adapter does for the modulated deformable convolution.
+A kind is one small object behind one interface: which class carries the mask, how many channels go in and out, what a
+pair of them costs, and how the layer is cut when some of them are gone. Other packages add theirs with one call of
+:func:`register_kind`, as the OpenMMLab adapter does for the modulated deformable convolution.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .masks import MaskedLayer
+from .slim_layers import SlimConv2d, SlimConvTranspose2d, SlimLayer, SlimLinear
 
 
 class MaskedConv2d(MaskedLayer, nn.Conv2d, _ConvNd):
@@ -168,25 +169,57 @@ class ChannelPad(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, front={self.front}"
 
 
-_KINDS: dict[type[nn.Module], Conv2dKind] = {}
+_KINDS: dict[type[nn.Module], Conv2dKind] = {}  # by dense and by masked type
+_SLIM: dict[type[nn.Module], type[SlimLayer]] = {}  # by dense type
 _CHANNELWISE: set[type[nn.Module]] = set()
 
 
-def register_kind(kind: Conv2dKind) -> None:
+def register_kind(kind: Conv2dKind, slim: type[SlimLayer] | None = None) -> None:
     """Makes a kind of layer known to the conversion, the channel graph, the budget and the slimming.
 
     A masked type derives from :class:`~mmitp.pruning.MaskedLayer`, the dense type *and the dense type's own bases*:
     mmengine's ``init_cfg`` finds the layers to initialise by the names of a class and its direct bases, and would pass
-    by a layer that is a ``Conv2d`` one base further down. It takes the dense type's arguments by the same names.
+    by a layer that is a ``Conv2d`` one base further down. It takes the dense type's arguments by the same names. A slim
+    type derives from :class:`~mmitp.pruning.slim_layers.SlimLayer` and the same bases.
+
+    Args:
+        kind: how to mask, count and cut it.
+        slim: the dense type with gather and scatter, for layers that read or compute a part of a tensor. Needed by
+            kinds that can be masked; None for those that are only counted.
+
+    Raises:
+        ValueError: ``slim`` does not derive from ``SlimLayer`` and from every dense type of the kind.
     """
     for cls in kind.dense:
+        if slim is not None and not (issubclass(slim, SlimLayer) and issubclass(slim, cls)):
+            raise ValueError(f"the slim type {slim.__name__} must derive from SlimLayer and from {cls.__name__}")
+    for cls in kind.dense:
         _KINDS[cls] = kind
+        if slim is not None:
+            _SLIM[cls] = slim
     if not isinstance(kind, CountedKind):
         _KINDS[kind.masked] = kind
 
 
 def register_channelwise(*types: type[nn.Module]) -> None:
-    """Declares module types that treat every channel of their first input by itself and hold no channel parameters."""
+    """Declares module types that treat every channel of their first input by itself and hold no channel parameters.
+
+    By exact type. (For functions there is :func:`~mmitp.pruning.register_op`.)
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mmitp.pruning import MacBudget, mask_model, register_channelwise
+        >>> class Bessel(nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.special.i0e(x)
+        >>> net = mask_model(nn.Sequential(nn.Conv2d(3, 8, 3), Bessel(), nn.Conv2d(8, 4, 3)))
+        >>> MacBudget(net, torch.randn(1, 3, 8, 8)).unfollowed
+        {'1': 'special_i0e is not known to treat channels one by one'}
+        >>> register_channelwise(Bessel)
+        >>> MacBudget(net, torch.randn(1, 3, 8, 8)).unfollowed
+        {}
+    """
     _CHANNELWISE.update(types)
 
 
@@ -205,12 +238,41 @@ def is_channelwise(module: nn.Module) -> bool:
     return type(module) in _CHANNELWISE
 
 
-for _kind in (Conv2dKind(), ConvTranspose2dKind(), LinearKind()):
-    register_kind(_kind)
+def slim_type(dense: type[nn.Module]) -> type[SlimLayer]:
+    """The type with gather and scatter that :func:`register_kind` was given for a dense type.
+
+    Raises:
+        ValueError: it was given none.
+    """
+    if dense not in _SLIM:
+        raise ValueError(
+            f"a {dense.__name__} has to gather or scatter channels once slimmed, and its kind was registered without a "
+            "type that does: register_kind(kind, slim=...)"
+        )
+    return _SLIM[dense]
+
+
+def slim_kind(module: nn.Module) -> Conv2dKind | None:
+    """:func:`kind_of`, for layers with gather and scatter too."""
+    dense = next((dense for dense, slim in _SLIM.items() if type(module) is slim), None)
+    return kind_of(module) if dense is None else _KINDS[dense]
+
+
+register_kind(Conv2dKind(), slim=SlimConv2d)
+register_kind(ConvTranspose2dKind(), slim=SlimConvTranspose2d)
+register_kind(LinearKind(), slim=SlimLinear)
 
 
 def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
-    """All masked layers of a model by name, each once, in registration order."""
+    """All masked layers of a model by name, each once, in registration order.
+
+    Example:
+        >>> from torch import nn
+        >>> from mmitp.pruning import mask_model, masked_layers
+        >>> net = mask_model(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3)))
+        >>> {name: tuple(layer.prune_mask.shape) for name, layer in masked_layers(net).items()}
+        {'1': (8,), '2': (8,)}
+    """
     return {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
 
 

@@ -11,7 +11,7 @@ its last channel (our guard; the paper does not say).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -334,6 +334,11 @@ class MaskedLayer(nn.Module):
     def extra_repr(self) -> str:
         state = "frozen" if self.mask_frozen else "trainable"
         return f"{super().extra_repr()}, mask={self.mask_granularity} ({state})"
+
+
+def weights_of(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of a module by name that are no masks."""
+    return ((name, p) for name, p in module.named_parameters() if name.split(".")[-1] != "prune_mask")
 
 
 class MaskBank:

@@ -1,8 +1,10 @@
 """From the channel graph to the needs of each channel: which mask entries keep it.
 
-A channel is needed while any of its readers keeps it (S2: ``1 - prod(1 - M_b)`` over the readers), so its need is
-an OR over mask entries ("literals"), found once per graph. Channels that a barrier, an unmasked layer or the model's
-output reads are always needed; so are channels that nobody reads at all: leaving them out would be a free saving.
+A channel is needed while any of its readers keeps it (S2: ``1 - prod(1 - M_b)`` over the readers), so its need is an OR
+over mask entries, found once per graph. The entries of all masks in one vector are the *literals* of these expressions,
+and channels with the same expression form a *class*: they come and go together. Channels that a barrier, an unmasked
+layer or the model's output reads are always needed; so are channels that nobody reads at all: leaving them out would be
+a free saving.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ from .graph import ChannelGraph, LayerRecord
 
 @dataclass
 class Needs:
-    """Literals and the classes of nodes that share the same set of them.
+    """Literals (mask entries) and the classes of nodes that share the same set of them.
 
     Attributes:
-        literal_start: per layer the offset of its mask in the vector of literals, or -1 without a mask that counts;
-            layers that share one mask have the same.
+        literal_start: a number a layer, the offset of its mask in the vector of literals, or -1 without a mask that
+            counts; layers that share one mask have the same.
         n_literals: length of that vector.
-        node_class: ``(n_nodes,)``, class of each node, -1 for always needed.
-        pairs: ``(2, E)``: class and literal of it.
+        node_class: ``(n_nodes,)`` int64, class of each node, -1 for always needed.
+        pairs: ``(2, P)`` int64: every class (row 0) with every literal that keeps it (row 1).
         n_classes: number of classes.
         dead: layers (by index) whose output nobody reads; they are held at their full size.
     """
@@ -141,14 +143,16 @@ def _literal_sets(graph: ChannelGraph, always: Tensor, reads: dict[int, set[int]
 
 
 def carried_channels(graph: ChannelGraph, needed: Tensor, whole_tensors: bool = False) -> Tensor:
-    """``(n_nodes,)`` bool: the channels that tensors of the slimmed network hold, needed or not.
+    """``(n_nodes,)`` bool: the channels that tensors of the slimmed network carry, needed or not.
+
+    A tensor carries what is needed, what its code fixes the place of, and what is coupled to either.
 
     Args:
         graph: the model's graph.
-        needed: the channels that are needed.
+        needed: ``(n_nodes,)`` bool, the channels that are needed.
         whole_tensors: every tensor keeps its full width.
     """
-    carried = needed | graph.rigid
+    carried = needed | graph.fixed
     if whole_tensors:
         carried[:] = True
     for record in graph.layers:
@@ -159,15 +163,4 @@ def carried_channels(graph: ChannelGraph, needed: Tensor, whole_tensors: bool = 
         if record.module is not None and not bool(carried[record.out_nodes].any()):
             # A layer of which nothing is needed still has to hand on a tensor of at least one channel.
             carried[record.out_nodes[0]] = True
-    return _spread(graph.together, carried)
-
-
-def _spread(pairs: Tensor, flags: Tensor) -> Tensor:
-    flags = flags.clone()
-    a, b = pairs
-    count = -1
-    while (now := int(flags.sum())) != count:
-        count = now
-        flags[a[flags[b]]] = True
-        flags[b[flags[a]]] = True
-    return flags
+    return _spread_backwards(torch.cat([graph.coupled, graph.coupled.flip(0)], 1), carried)

@@ -9,14 +9,13 @@ from torch import nn
 from .budget import MacBudget
 from .graph import LayerRecord
 from .layers import masked_layers
+from .masks import weights_of
 from .slim import apply_plan, plan_slim
 
 
 def prunable_outputs(budget: MacBudget, record: LayerRecord) -> int:
     """How many output channels of a layer go once their readers drop them."""
-    grouped = len(record.group_nodes) > 0
-    nodes = record.group_nodes if grouped else record.out_nodes
-    width = record.n_out // record.groups if grouped else 1
+    nodes, width = record.output_nodes()
     return int((budget.needs.node_class[nodes] >= 0).sum()) * width
 
 
@@ -79,7 +78,7 @@ def parameter_counts(model: nn.Module, budget: MacBudget) -> tuple[int, int]:
         model: the model ``budget`` was recorded on.
         budget: its budget.
     """
-    dense = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("prune_mask"))
+    dense = sum(p.numel() for _, p in weights_of(model))
     small = apply_plan(copy.deepcopy(model), plan_slim(model, budget))
     zeros = sum(
         int((layer.binary_mask() == 0).sum())

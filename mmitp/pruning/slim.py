@@ -1,245 +1,44 @@
 """Physical removal of what the masks leave unread: a plain, smaller network that computes the same.
 
-Two questions are kept apart. *Which channels are computed* follows the needs alone, so the MACs equal the budget's
-as an integer. *Which channels a tensor carries* follows from the unchanged code of the model: channels that an
-addition or a shared module ties together are carried while any of them is needed, and tensors whose code has channel
-numbers in it keep their width. A layer that reads less than its input carries gathers; one that computes less than
-its output carries scatters into zeros that nobody reads.
+Two questions are kept apart. *Which channels are computed* follows the needs alone, so the MACs equal the budget's as
+an integer. *Which channels a tensor carries* follows from the unchanged code of the model: channels that an addition or
+a shared module couples (a dependency group) are carried while any of them is needed, and tensors whose code has channel
+numbers in it keep their width. A layer that reads less than its input carries gathers; one that computes less than its
+output carries scatters into zeros that nobody reads.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.fx
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .budget import MacBudget
-from .layers import _KINDS, ChannelPad, Conv2dKind, kind_of, masked_layers
+from .layers import ChannelPad, Conv2dKind, kind_of, masked_layers, slim_type
 from .masks import NOT_FINITE
 from .needs import carried_channels, channel_masked
 from .reparam import guard_reparameterization
+from .slim_layers import SlimLayer
 from .verify import difference, difference_in_double
 
 logger = logging.getLogger(__name__)
 
 
-# The functions below are steps of a network to torch.fx (torch.fx.wrap), and TorchScript compiles them.
-
-
-def _channels_last(x: Tensor) -> bool:
-    """Whether the layout is ``channels_last``; never for ONNX, which knows one layout and would transpose."""
-    if not torch.jit.is_scripting():
-        if torch.onnx.is_in_onnx_export():
-            return False
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
-def zeros(x: Tensor, *shape: int) -> Tensor:
-    """Zeros of a shape, in the type and layout of ``x``."""
-    return _zeros(x, list(shape))
-
-
-def _zeros(x: Tensor, shape: list[int]) -> Tensor:
-    out = x.new_zeros(shape)
-    return out.contiguous(memory_format=torch.channels_last) if _channels_last(x) else out
-
-
-def gather(x: Tensor, dim: int, index: Tensor) -> Tensor:
-    """``x.index_select(dim, index)`` that keeps ``channels_last``.
-
-    ``index_select`` returns the default layout, and everything up to the next addition would stay in it: three times
-    slower on the CPU where channels are few (a 3x3 convolution of 16 channels at 32x32, forward and backward).
-    """
-    if _channels_last(x):
-        return x.permute(0, 2, 3, 1).index_select(-1, index).permute(0, 3, 1, 2)
-    return x.index_select(dim, index)
-
-
-def scatter(x: Tensor, dim: int, index: Tensor, width: int) -> Tensor:
-    """``x`` at the positions ``index`` of a tensor of ``width`` channels, zeros elsewhere, in the layout of ``x``."""
-    if _channels_last(x):
-        n, _, h, w = x.shape
-        return x.new_zeros([n, h, w, width]).index_copy_(-1, index, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    shape = list(x.shape)
-    shape[dim] = width
-    return x.new_zeros(shape).index_copy_(dim, index, x)
-
-
-def conv_zeros(
-    x: Tensor, width: int, pads: list[int], kernel: list[int], stride: list[int], dilation: list[int]
-) -> Tensor:
-    """Zeros of a 2d convolution's output shape and the input's layout, without the convolution.
-
-    Args:
-        x: the input, (N, C, H, W) or (C, H, W).
-        width: output channels.
-        pads: left, right, top and bottom, as ``F.pad`` takes them.
-        kernel, stride, dilation: vertical and horizontal.
-    """
-    shape = list(x.shape)
-    shape[-3] = width
-    for i in range(2):
-        reach = dilation[i] * (kernel[i] - 1) + 1
-        shape[i - 2] = (x.shape[i - 2] + pads[2 - 2 * i] + pads[3 - 2 * i] - reach) // stride[i] + 1
-    return _zeros(x, shape)
-
-
-def conv_transpose_zeros(
-    x: Tensor,
-    width: int,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    extra: list[int],
-    dilation: list[int],
-) -> Tensor:
-    """:func:`conv_zeros` of a transposed convolution; ``extra`` is its ``output_padding``."""
-    shape = list(x.shape)
-    shape[-3] = width
-    for i in range(2):
-        reach = dilation[i] * (kernel[i] - 1) + 1
-        shape[i - 2] = (x.shape[i - 2] - 1) * stride[i] - 2 * padding[i] + reach + extra[i]
-    return _zeros(x, shape)
-
-
-def linear_zeros(x: Tensor, width: int) -> Tensor:
-    """Zeros of a linear layer's output shape."""
-    return x.new_zeros(list(x.shape[:-1]) + [width])
-
-
-for _name in ("gather", "scatter", "conv_zeros", "conv_transpose_zeros", "linear_zeros"):
-    torch.fx.wrap(_name)
-
-
-class SlimLayer(nn.Module):
-    """A layer behind a gather of its input channels and before a scatter of its output channels, where needed.
-
-    A type of its own derives from it, the dense type and the dense type's bases (see :func:`register_slim`), and takes
-    the dense type's arguments by the same names.
-
-    Attributes:
-        in_index: buffer of input positions to read, or None to read the whole input.
-        out_index: buffer of positions of the computed channels in an output of ``out_width`` channels, or None.
-        empty: no reader keeps a channel of this layer: it gives zeros and computes nothing.
-    """
-
-    if TYPE_CHECKING:  # TorchScript cannot read annotations that are strings
-        in_index: Tensor | None
-        out_index: Tensor | None
-        out_width: int
-        empty: bool
-    channel_dim = -3
-
-    def wire(self, in_index: Tensor | None, out_index: Tensor | None, out_width: int) -> None:
-        self.register_buffer("in_index", in_index)
-        self.register_buffer("out_index", out_index)
-        self.out_width = out_width
-        self.channel_dim = type(self).channel_dim  # TorchScript sees attributes of the instance only
-        self.empty = out_index is not None and len(out_index) == 0
-
-    def read(self, x: Tensor) -> Tensor:
-        """The channels of the input that the layer reads."""
-        index = self.in_index
-        return x if index is None else gather(x, self.channel_dim, index)
-
-    def write(self, out: Tensor) -> Tensor:
-        """The computed channels in their places."""
-        index = self.out_index
-        return out if index is None else scatter(out, self.channel_dim, index, self.out_width)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not args:  # by the dense type's name for it
-            args = (kwargs.pop(next(iter(inspect.signature(super().forward).parameters))),)
-        x, *args = args  # type: ignore[assignment]
-        x = self.read(x)
-        return self._nothing(x) if self.empty else self.write(super().forward(x, *args, **kwargs))
-
-    def _nothing(self, x: Tensor) -> Tensor:
-        """Zeros in the output's shape and the input's layout, at no cost."""
-        raise NotImplementedError
-
-
-class SlimConv2d(SlimLayer, nn.Conv2d, _ConvNd):
-    """``nn.Conv2d`` with gather and scatter."""
-
-    if TYPE_CHECKING:  # tuples, which TorchScript turns into the lists that functions declare
-        kernel_size: Any
-        stride: Any
-        dilation: Any
-
-    def forward(self, input: Tensor) -> Tensor:
-        x = self.read(input)
-        return self._nothing(x) if self.empty else self.write(self._conv_forward(x, self.weight, self.bias))
-
-    def _nothing(self, x: Tensor) -> Tensor:
-        pads = self._reversed_padding_repeated_twice
-        return conv_zeros(x, self.out_width, pads, self.kernel_size, self.stride, self.dilation)
-
-
-class SlimConvTranspose2d(SlimLayer, nn.ConvTranspose2d, _ConvTransposeNd):
-    """``nn.ConvTranspose2d`` with gather and scatter."""
-
-    if TYPE_CHECKING:  # tuples, which TorchScript turns into the lists that functions declare
-        kernel_size: Any
-        stride: Any
-        dilation: Any
-        padding: Any
-
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        x = self.read(input)
-        extra = self._output_padding(x, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation)
-        if self.empty:
-            geometry = (self.kernel_size, self.stride, self.padding, extra, self.dilation)
-            return conv_transpose_zeros(x, self.out_width, *geometry)
-        out = F.conv_transpose2d(
-            x, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation
-        )
-        return self.write(out)
-
-
-class SlimLinear(SlimLayer, nn.Linear):
-    """``nn.Linear`` with gather and scatter of features."""
-
-    channel_dim = -1
-
-    def forward(self, input: Tensor) -> Tensor:
-        x = self.read(input)
-        return linear_zeros(x, self.out_width) if self.empty else self.write(F.linear(x, self.weight, self.bias))
-
-
-_SLIM: dict[type[nn.Module], type[SlimLayer]] = {
-    nn.Conv2d: SlimConv2d,
-    nn.ConvTranspose2d: SlimConvTranspose2d,
-    nn.Linear: SlimLinear,
-}
-
-
-def register_slim(dense: type[nn.Module], slim: type[SlimLayer]) -> None:
-    """Names the gathering/scattering form of a layer type added with ``register_kind``.
-
-    Derive it from :class:`SlimLayer`, the dense type and the dense type's own bases, as the masked type.
-    """
-    _SLIM[dense] = slim
-
-
-def slim_kind(module: nn.Module) -> Conv2dKind | None:
-    """:func:`~mmitp.pruning.layers.kind_of`, for layers with gather and scatter too."""
-    dense = next((dense for dense, slim in _SLIM.items() if type(module) is slim), None)
-    return kind_of(module) if dense is None else _KINDS[dense]
-
-
 @dataclass
 class LayerPlan:
-    """What stays of one layer: kept channels (index tensors), and where they sit in the tensors beside it."""
+    """What stays of one layer, and where it sits in the tensors beside it; all index tensors are int64.
+
+    Attributes:
+        in_keep, out_keep: channels of the dense layer that stay.
+        in_index: positions of ``in_keep`` in the input tensor, ``(len(in_keep),)``; None: they are all of it.
+        out_index: positions of ``out_keep`` in the output tensor, ``(len(out_keep),)``; None: they are all of it.
+        out_width: channels of the output tensor.
+    """
 
     in_keep: Tensor
     out_keep: Tensor
@@ -252,7 +51,11 @@ class LayerPlan:
 class SlimPlan:
     """What stays of every layer and per-channel module, by module name.
 
-    Of a :class:`ChannelPad` that is a number of zero channels in front, of channels passed on, and of zeros after them.
+    Attributes:
+        layers: what stays of each layer.
+        norms: kept channels of each norm, ``(kept,)`` int64.
+        pads: of each :class:`ChannelPad` how many zero channels stay in front, how many are passed on, and how many
+            zeros follow.
     """
 
     layers: dict[str, LayerPlan] = field(default_factory=dict)
@@ -414,6 +217,21 @@ def slim(
     Raises:
         ValueError: the model carries no mask.
         RuntimeError: the slimmed model does not compute the same (nothing wrong is returned).
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mmitp.pruning import mask_model, slim
+        >>> net, x = mask_model(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))), torch.randn(1, 3, 5, 5)
+        >>> net[1].prune_mask.data[:3] = -1
+        >>> small = slim(net, x)
+        >>> small
+        Sequential(
+          (0): Conv2d(3, 5, kernel_size=(1, 1), stride=(1, 1))
+          (1): Conv2d(5, 4, kernel_size=(1, 1), stride=(1, 1))
+        )
+        >>> torch.allclose(small(x), net(x), atol=1e-6)
+        True
     """
     small, _ = slim_with_plan(model, example_inputs, budget, more_examples)
     return small
@@ -463,7 +281,7 @@ def shrink_layer(layer: nn.Module, kind: Conv2dKind, entry: LayerPlan) -> None:
     if entry.in_index is None and entry.out_index is None:
         return
     layer.slimmed = True  # type: ignore[assignment]
-    layer.__class__ = _SLIM[type(layer)]
+    layer.__class__ = slim_type(type(layer))
     assert isinstance(layer, SlimLayer)
     layer.wire(
         entry.in_index.to(device) if entry.in_index is not None else None,

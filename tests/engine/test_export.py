@@ -16,7 +16,7 @@ from torch import nn
 import mmitp  # noqa: F401
 import mmitp.engine.export as export_module
 from mmitp.engine.export import export_checkpoint
-from mmitp.engine.slimming import slim_checkpoint
+from mmitp.engine.slim_checkpoint import slim_checkpoint
 from mmitp.pruning import freeze_masks, masked_layers
 
 MODELS_DIR = Path(__file__).parents[2] / "configs" / "_base_" / "models"

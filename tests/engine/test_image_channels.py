@@ -17,7 +17,7 @@ from mmitp.engine.checkpoint import known_input
 from mmitp.engine.example import blank_example, image_channels
 from mmitp.engine.export import export_checkpoint
 from mmitp.engine.hooks.prune_hook import STATE_KEY
-from mmitp.engine.slimming import slim_checkpoint
+from mmitp.engine.slim_checkpoint import slim_checkpoint
 from mmitp.models.report import build_masked, random_batch
 from mmitp.pruning import freeze_masks, randomize_masks
 

@@ -14,7 +14,7 @@ import mmitp  # noqa: F401  before mmdet, where compiled operators are missing
 from mmitp.datasets.scenes import write_scenes
 from mmitp.engine.config import load_config
 from mmitp.engine.run import build_runner
-from mmitp.engine.slimming import slim_checkpoint
+from mmitp.engine.slim_checkpoint import slim_checkpoint
 from mmitp.pruning import masked_layers
 
 ROOT = Path(__file__).resolve().parents[2]

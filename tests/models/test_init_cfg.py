@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 import mmitp.models.masked  # noqa: F401  makes the types known
 from mmitp.pruning import MaskedLayer, mask_model, masked_layers
-from mmitp.pruning.layers import _KINDS, CountedKind
-from mmitp.pruning.slim import _SLIM
+from mmitp.pruning.layers import _KINDS, _SLIM, CountedKind
 
 PAIRS = [
     *(

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mmitp.models  # noqa: F401  registers types
 from mmitp.engine.example import blank_example
 from mmitp.models.masked import MaskedModel
-from mmitp.models.slim import save_slim
+from mmitp.models.slim_config import save_slim, slim_config
 from mmitp.pruning import (
     MacBudget,
     MaskedConv2d,
@@ -212,3 +212,12 @@ def test_configs_in_the_newer_style_give_a_slim_config_that_loads(kind: str, tmp
     with DefaultScope.overwrite_default_scope("mmpretrain"):
         again = MODELS.build(loaded.model)
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in small.state_dict().items()}
+
+
+def test_a_slimmed_config_asks_for_no_pretrained_weights():
+    backbone = dict(type="mmdet.ResNet", init_cfg=dict(type="Pretrained", checkpoint="dense.pth"))
+    neck = dict(type="mmdet.FPN", pretrained="torchvision://resnet18")
+    model = dict(type="mmitp.MaskedModel", of="mmdet.FCOS", pretrained="dense.pth", backbone=backbone, parts=[neck])
+    out = slim_config(Config(dict(model=model)), SlimPlan()).model
+    assert [out.pretrained, out.backbone.init_cfg, out.parts[0].pretrained] == [None, None, None]
+    assert out.type == "mmitp.SlimModel"

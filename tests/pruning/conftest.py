@@ -22,8 +22,8 @@ from mmitp.pruning import (
     randomize_masks,
     share_masks,
 )
-from mmitp.pruning.graph import call_model, tensors_in
 from mmitp.pruning.slim import slim_with_plan
+from mmitp.pruning.verify import call_model, tensors_in
 
 aten = torch.ops.aten
 #: what the budget counts of plain layers; products of two activations (attention) are none of it

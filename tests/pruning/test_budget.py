@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-import mmitp.pruning.graph as graph_module
 from mmitp.pruning import MacBudget, mask_model, masked_layers, slim
 from mmitp.pruning.check import check_slimming
+from mmitp.pruning.graph import channelwise
+from mmitp.pruning.graph.ops import HANDLERS
 
 STE = 0.2099871708  # dM_b/dM at M = 1
 
@@ -322,7 +323,7 @@ class Hidden(nn.Module):
 @pytest.mark.parametrize("start", [0.0, 1e-6])
 def test_the_check_sees_through_layers_that_start_closed(start: float, monkeypatch: pytest.MonkeyPatch) -> None:
     # flip mistaken for an operation that treats channels one by one
-    monkeypatch.setattr(graph_module, "_UNARY", graph_module._UNARY | {"flip"})
+    monkeypatch.setitem(HANDLERS, "flip", channelwise)
     net = mask_model(Hidden(lambda y: y.flip(1), start))
     before = {k: v.clone() for k, v in net.state_dict().items()}
     budget = MacBudget(net, torch.randn(2, 3, 4, 4))

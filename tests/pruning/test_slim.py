@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from mmitp.pruning import MacBudget, freeze_masks, mask_model, project, slim
 from mmitp.pruning.layers import kind_of
-from mmitp.pruning.slim import LayerPlan, SlimLayer, gather, scatter, shrink_layer, zeros
+from mmitp.pruning.slim import LayerPlan, shrink_layer
+from mmitp.pruning.slim_layers import SlimLayer, gather, scatter, zeros
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 INDEX = torch.tensor([4, 0, 3])

@@ -310,33 +310,19 @@ class AdversarialHook(Hook):
         """
 
         def attack(loss_fn: LossFn, x: Tensor, eps: Tensor, unit: Tensor, low: Tensor, high: Tensor) -> Tensor:
-            alpha = self.alpha * self.scale * unit
-            if self.attack == "fgsm_rs":
-                return fgsm_rs(loss_fn, x, eps=eps, alpha=alpha, low=low, high=high, generator=generator, check=False)
-            if self.attack == "n_fgsm":
-                return n_fgsm(
-                    loss_fn,
-                    x,
-                    eps=eps,
-                    alpha=alpha,
-                    noise=self.noise,
-                    low=low,
-                    high=high,
-                    generator=generator,
-                    check=False,
-                )
-            return pgd(
-                loss_fn,
-                x,
+            common: dict[str, Any] = dict(
                 eps=eps,
-                alpha=alpha,
-                steps=self.steps,
+                alpha=self.alpha * self.scale * unit,
                 low=low,
                 high=high,
-                norm=self.norm,
                 generator=generator,
                 check=False,
             )
+            if self.attack == "fgsm_rs":
+                return fgsm_rs(loss_fn, x, **common)
+            if self.attack == "n_fgsm":
+                return n_fgsm(loss_fn, x, noise=self.noise, **common)
+            return pgd(loss_fn, x, steps=self.steps, norm=self.norm, **common)
 
         return self._in_pixel_units(attack, model, data, raw)
 

@@ -13,19 +13,20 @@ import torch
 from mmengine.dist import broadcast, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import MMLogger
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
+from mmitp.engine.attack import unwrap
 from mmitp.engine.example import blank_example, example_inputs
-from mmitp.engine.live import require_same_training, require_slimmable, slim_runner, without_runner_hooks
-from mmitp.models.slim import is_masked, slim_config
+from mmitp.engine.surgery import require_same_training, require_slimmable, slim_runner, without_runner_hooks
+from mmitp.models.slim_config import is_masked, slim_config
 from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, SlimPlan, masked_layers
 from mmitp.pruning.calibration import Calibration
 from mmitp.pruning.cost import Cost, LatencyCost, make_cost
 from mmitp.pruning.latency import clock_ratio, processor
 from mmitp.pruning.live import plan_live
+from mmitp.pruning.masks import weights_of
 from mmitp.pruning.pruner import (
     OUTCOME,
     FreezeReport,
@@ -463,7 +464,7 @@ class PruneHook(Hook):
     def _slim(self, runner: Runner) -> None:
         assert self.pruner is not None
         model, budget = self._model(runner), self.pruner.budget
-        params = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("prune_mask"))
+        params = sum(p.numel() for _, p in weights_of(model))
         with without_runner_hooks(model):
             plan = plan_live(model, self.pruner.example, budget)
         macs = dict(macs_dense=budget.dense_macs, macs_kept=budget.kept_macs())
@@ -580,23 +581,17 @@ class PruneHook(Hook):
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
                 for name, layer in masked_layers(hook.ema_model.module).items():
-                    copy_mask(source[name], layer)
+                    layer.prune_mask.data.copy_(source[name].prune_mask.data)
+                    layer.set_pattern(source[name].prune_pattern)
 
     @staticmethod
     def _model(runner: Runner) -> nn.Module:
-        return runner.model.module if is_model_wrapper(runner.model) else runner.model
+        return unwrap(runner.model)
 
 
 def _is_part(value: float) -> bool:
     """Whether a bound of the window is a part of the run, and not a number of epochs."""
     return isinstance(value, float) and 0 < value < 1
-
-
-def copy_mask(source: MaskedLayer, target: MaskedLayer) -> None:
-    """Makes ``target`` mask exactly as ``source`` does."""
-    target.prune_mask.data.copy_(source.prune_mask.data)
-    target.prune_pattern.copy_(source.prune_pattern)
-    target.mask_frozen = source.mask_frozen
 
 
 def format_table(rows: Sequence[LayerRow]) -> str:

@@ -11,8 +11,9 @@ from mmengine.registry import MODELS, init_default_scope
 from mmitp.engine.checkpoint import known_input, load_fitting, not_final, read_checkpoint
 from mmitp.engine.example import blank_example, second_example
 from mmitp.engine.hooks.prune_hook import STATE_KEY
-from mmitp.models.slim import is_masked, save_slim
+from mmitp.models.slim_config import is_masked, save_slim
 from mmitp.pruning import MacBudget, SlimPlan, apply_plan
+from mmitp.pruning.masks import weights_of
 from mmitp.pruning.slim import slim_with_plan
 
 
@@ -68,7 +69,7 @@ def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[
         raise ValueError(f"{checkpoint} does not say which input size its budget was for: give --shape H W")
     model = MODELS.build(cfg.model)
     warning = ""
-    dense = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("prune_mask"))
+    dense = sum(p.numel() for _, p in weights_of(model))
     if slimmed := known.get("slimmed"):  # slim_at_end has done it already
         if size != trained:
             raise ValueError(

@@ -52,7 +52,7 @@ def slim_config(cfg: Config, plan: SlimPlan) -> Config:
     if not is_masked(model):
         raise ValueError(f"expected a config whose model is of type 'mmitp.MaskedModel', got {model.type!r}")
     model.pop("prune", None)
-    _drop_pretrained(model)
+    drop_pretrained(model)
     model.update(type="mmitp.SlimModel", of=type_name(model.of), slim=plan.spec())
     out.custom_hooks = [h for h in out.get("custom_hooks") or [] if not type_name(h["type"]).endswith("PruneHook")]
     imports = dict(out.get("custom_imports") or {})
@@ -83,13 +83,16 @@ def save_slim(small: nn.Module, plan: SlimPlan, cfg: Config, out_dir: str, meta:
     return config, weights
 
 
-def _drop_pretrained(node: Any) -> None:
+def drop_pretrained(node: Any) -> None:
+    """Takes the pre-trained weights out of a model's config, in place: ``init_cfg`` and the older ``pretrained``."""
     if isinstance(node, dict):
         init = node.get("init_cfg")
         if isinstance(init, dict) and init.get("type") == "Pretrained":
             node["init_cfg"] = None
+        if isinstance(node.get("pretrained"), str):
+            node["pretrained"] = None
         for child in node.values():
-            _drop_pretrained(child)
+            drop_pretrained(child)
     elif isinstance(node, Sequence) and not isinstance(node, str):
         for child in node:
-            _drop_pretrained(child)
+            drop_pretrained(child)
