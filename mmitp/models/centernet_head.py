@@ -47,7 +47,7 @@ def _in_cells(boxes: Tensor, feat_shape: tuple[int, ...], img_shape: tuple[int, 
 
 
 def _draw(cell: Tensor, size: Tensor, usable: Tensor, group: Tensor, heatmap: Tensor) -> Tensor:
-    """Draws Gaussians, sigma (2 radius + 1) / 6, zero beyond the radius, into ``heatmap``: where some meet, the maximum.
+    """Draws Gaussians, sigma (2 radius + 1) / 6, zero beyond the radius, into ``heatmap``: the maximum where some meet.
 
     Args:
         cell: centres (x, y) of M boxes, (M, 2).
@@ -137,9 +137,10 @@ class KittiCenterNetHead(CenterNetHead):
         box_weight = targets["wh_offset_target_weight"]
         return dict(
             loss_center_heatmap=self.loss_center_heatmap(heatmap, heatmap_target, weight=weight, avg_factor=count),
-            # Two numbers a target, x and y.
-            loss_wh=self.loss_wh(wh_preds[0], targets["wh_target"], box_weight, avg_factor=2 * count),
-            loss_offset=self.loss_offset(offset_preds[0], targets["offset_target"], box_weight, avg_factor=2 * count),
+            # Two numbers a target, x and y. Cells without one are 0 in both: given a weight, mmdet's losses ask the
+            # device whether any of it is positive.
+            loss_wh=self.loss_wh(wh_preds[0] * box_weight, targets["wh_target"], avg_factor=2 * count),
+            loss_offset=self.loss_offset(offset_preds[0] * box_weight, targets["offset_target"], avg_factor=2 * count),
         )
 
     def get_targets(
