@@ -56,6 +56,7 @@ class LogicalGpu(TorchDispatchMode):
     Attributes:
         device: the GPU, for ``device=`` and ``.to``.
         syncs: what the host has waited for: ``"kind, at place"`` -> how often.
+        mismatches: the errors raised so far. Some code tries and catches: a test asks that there are none.
     """
 
     device = GPU
@@ -63,6 +64,7 @@ class LogicalGpu(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.syncs: Counter[str] = Counter()
+        self.mismatches: list[str] = []
         self._patches = pytest.MonkeyPatch()
 
     def __enter__(self) -> LogicalGpu:
@@ -78,6 +80,7 @@ class LogicalGpu(TorchDispatchMode):
             patch(owner, name, self._make(getattr(owner, name)))
         for owner, name in ((torch, "tensor"), (torch, "as_tensor"), (torch, "from_numpy"), (Tensor, "new_tensor")):
             patch(owner, name, self._make(getattr(owner, name), copies=True))
+        patch(torch, "load", self._load(torch.load))
         patch(mmengine.runner.runner, "get_device", lambda: str(GPU))
         return super().__enter__()
 
@@ -110,7 +113,7 @@ class LogicalGpu(TorchDispatchMode):
         def values(x: Tensor, *args: Any, **kwargs: Any) -> Any:
             if _at(x) == GPU:
                 if name == "numpy":
-                    raise DeviceMismatch(f"numpy() of a tensor of the GPU, at {_place()}")
+                    raise self._mismatch("numpy() of a tensor of the GPU")
                 if x.dim():  # else it is dispatched as item()
                     self._note(name)
             return read(x, *args, **kwargs)
@@ -134,6 +137,18 @@ class LogicalGpu(TorchDispatchMode):
 
         return made
 
+    @staticmethod
+    def _load(load: Callable[..., Any]) -> Callable[..., Any]:
+        def loaded(file: Any, map_location: Any = None, **kwargs: Any) -> Any:
+            there = isinstance(map_location, (str, torch.device)) and torch.device(map_location) == GPU
+            out = load(file, map_location="cpu" if there else map_location, **kwargs)
+            for leaf in tree_leaves(out) if there else ():
+                if isinstance(leaf, Tensor):
+                    _put(leaf, GPU)
+            return out
+
+        return loaded
+
     # -- what it does
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -148,7 +163,7 @@ class LogicalGpu(TorchDispatchMode):
         out = func(*args, **kwargs)
         target = self._label(name, kwargs, tensors, labels)
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and (name == "set_" or id(_storage(tensor)) not in known):
+            if isinstance(tensor, Tensor) and id(_storage(tensor)) not in known and _at(tensor) is None:
                 _put(tensor, target)
         return out
 
@@ -161,7 +176,7 @@ class LogicalGpu(TorchDispatchMode):
         wrong = [t for t in hosts if t.dim() or name in _NO_NUMBERS]
         if wrong:
             shape = tuple(wrong[0].shape)
-            raise DeviceMismatch(f"{name} mixes a tensor of the host, {shape}, with one of the GPU, at {_place()}")
+            raise self._mismatch(f"{name} mixes a tensor of the host, {shape}, with one of the GPU")
 
     def _count(self, name: str, args: tuple, tensors: list[Tensor], labels: list[torch.device | None]) -> None:
         if name in _VALUES and labels[0] == GPU:
@@ -182,13 +197,15 @@ class LogicalGpu(TorchDispatchMode):
     def _label(
         name: str, kwargs: dict, tensors: list[Tensor], labels: list[torch.device | None]
     ) -> torch.device | None:
-        if name == "set_":  # a storage that was not made by an operation, as deepcopy's
-            return labels[0]
         if kwargs.get("device") == GPU:
             return GPU
         if GPU in labels:
             return GPU
         return HOST if HOST in labels else None  # factories that torch itself calls have no label
+
+    def _mismatch(self, what: str) -> DeviceMismatch:
+        self.mismatches.append(f"{what}, at {_place()}")
+        return DeviceMismatch(self.mismatches[-1])
 
     def _note(self, kind: str) -> None:
         self.syncs[f"{kind}, at {_place()}"] += 1

@@ -27,9 +27,11 @@ def test_tensors_are_where_they_were_made_moved_or_computed(gpu, devices):
     here = [host * 2, x.cpu(), x.to("cpu"), x.new_zeros(2, device="cpu"), torch.tensor([1.0]), torch.rand(2)]
     assert {tensor.device for tensor in here} == {devices.HOST}
     assert x.to(gpu.device) is x
-    layer = copy.deepcopy(nn.Conv2d(3, 3, 1).to(gpu.device))
-    layer(torch.ones(1, 3, 2, 2, device=gpu.device)).sum().backward()
-    assert {p.grad.device for p in layer.parameters()} | {p.device for p in layer.parameters()} == {devices.GPU}
+    layers = copy.deepcopy(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).to(gpu.device))
+    layers(torch.ones(1, 3, 2, 2, device=gpu.device)).sum().backward()
+    assert {p.grad.device for p in layers.parameters()} == {devices.GPU}
+    assert {value.device for value in layers.state_dict().values()} == {devices.GPU}
+    assert not gpu.mismatches
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,7 @@ def test_tensors_are_where_they_were_made_moved_or_computed(gpu, devices):
 def test_what_mixes_both_is_an_error_that_names_the_place(gpu, devices, mistake):
     with pytest.raises(devices.DeviceMismatch, match=r"at tests/test_devices\.py:\d+ \(<lambda>\)|at .*test_devices"):
         mistake(torch.zeros(3, device=gpu.device), torch.ones(3))
+    assert len(gpu.mismatches) == 1
 
 
 def test_what_cuda_allows_is_no_error(gpu):
