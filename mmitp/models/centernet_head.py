@@ -78,7 +78,8 @@ class KittiCenterNetHead(CenterNetHead):
 
     Differences from mmdet's:
 
-    - The heat map is clamped to [1e-4, 1 - 1e-4] in the loss.
+    - The heat map is clamped to [1e-4, 1 - 1e-4] in the loss. Its sigmoid and the losses are taken in float32 under
+      automatic mixed precision: between 0.996 and 1 bfloat16 knows no number.
     - Heat-map bias -2.19, biases of the size and offset branches 0; weights as torch initialises them.
     - Gaussian radius: :func:`centernet_gaussian_radius`. A box without area, or whose centre is off the map, is no
       target.
@@ -97,6 +98,12 @@ class KittiCenterNetHead(CenterNetHead):
         for branch in (self.wh_head, self.offset_head):
             for layer in (branch[0], branch[-1]):
                 layer.bias.data.zero_()
+
+    def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Heat map after the sigmoid, sizes and offsets of one map of features ``(N, in_channels, H, W)``."""
+        logits = self.heatmap_head(x)
+        heatmap = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
+        return heatmap, self.wh_head(x), self.offset_head(x)
 
     def loss_by_feat(
         self,

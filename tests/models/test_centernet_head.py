@@ -1,5 +1,6 @@
 """Targets, ignored regions and decoding of the CenterNet head."""
 
+import copy
 import math
 
 import pytest
@@ -236,6 +237,31 @@ def test_loss_values(head):
     assert result["loss_wh"].item() == pytest.approx(0.1 * (3 + 1) / 2)
     assert result["loss_offset"].item() == pytest.approx((0.5 + 0.5) / 2)
     assert result["loss_center_heatmap"].item() == pytest.approx(0.25 * 0.693147, abs=1e-5)
+
+
+@pytest.mark.parametrize("bias", [-2.19, 7.0])
+def test_mixed_precision_has_the_losses_and_gradients_of_float32(head, bias: float):
+    """Scores of 0.1, as in the first steps, and of 0.999, which is 1 in bfloat16 and without a gradient there."""
+    head = copy.deepcopy(head)
+    torch.nn.init.constant_(head.heatmap_head[-1].bias, bias)
+    features = torch.randn(2, 8, 24, 40)
+    truths = [instances((30, 16, 70, 36), (100, 60, 140, 90), labels=[0, 2]), instances((20, 10, 61, 32))]
+    results = []
+    for enabled in (False, True):
+        head.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            maps = head((features,))
+            found = losses(head, maps, truths)
+            head.predict_by_feat(*maps, [META] * 2)
+        assert maps[0][0].dtype == torch.float32
+        assert {loss.dtype for loss in found.values()} == {torch.float32}
+        sum(found.values()).backward()
+        results.append((found, {name: p.grad for name, p in head.named_parameters()}))
+    (exact, gradients), (mixed, mixed_gradients) = results
+    for name, loss in mixed.items():
+        assert loss.item() == pytest.approx(exact[name].item(), rel=0.01)
+    for name, gradient in mixed_gradients.items():
+        assert (gradient - gradients[name]).norm() < 0.05 * gradients[name].norm(), name
 
 
 def test_saturated_heat_map_keeps_the_loss_finite(head):

@@ -100,3 +100,16 @@ def test_waits_of_a_step_of_optimizer_2(devices, b: Any, usual: int, most: int) 
             waits.append(sum(gpu.syncs.values()))
     assert sorted(waits[1:])[20] <= usual  # in the first step the budget's tables go to the device
     assert max(waits[1:]) <= most
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_the_masked_forward_pass_has_no_graph_break(pruned: bool) -> None:
+    model = mask_model(chain())
+    x = torch.randn(2, 3, 12, 12)
+    if pruned:
+        InTrainPruner(model, x[:1], 0.5, b=10.0)
+    expected = model(x)
+    out = torch.compile(model, backend="eager", fullgraph=True)(x)
+    torch.testing.assert_close(out, expected)
+    out.sum().backward()
+    assert all(layer.prune_mask.grad.any() for layer in masked_layers(model).values())
