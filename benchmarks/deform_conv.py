@@ -1,4 +1,4 @@
-"""Time of the modulated deformable convolution: ours, its grid_sample form, torchvision's and mmcv's where present.
+"""Time of the modulated deformable convolution: ours, its grid_sample forms, torchvision's and mmcv's where present.
 
     python benchmarks/deform_conv.py [--device cpu] [--threads 2] [--repeats 15]
 
@@ -32,7 +32,15 @@ def implementations():
         lay = ours._layout(x, offset, mask, weight, 1, 1, 1, 1, 1)
         return ours._by_grid_sample(x, offset, mask, weight, None, lay)
 
-    found = {"mmitp": lambda *a: ours.modulated_deform_conv2d(*a, padding=1), "grid_sample": grid_sample}
+    def by_images(x, offset, mask, weight):
+        lay = ours._layout(x, offset, mask, weight, 1, 1, 1, 1, 1)
+        return ours._by_images(x, offset, mask, weight, None, lay)
+
+    found = {
+        "mmitp": lambda *a: ours.modulated_deform_conv2d(*a, padding=1),
+        "grid_sample": grid_sample,
+        "by images": by_images,
+    }
     try:
         from torchvision.extension import _has_ops
         from torchvision.ops import deform_conv2d

@@ -1,6 +1,9 @@
 """What all tests share: one thread, the same random numbers in every test, and no deadline on a busy machine."""
 
+import importlib.util
 import os
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,3 +20,14 @@ settings.load_profile("mmitp")
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def devices() -> ModuleType:
+    """``tests/devices.py``: a GPU made of labels, for tests of device mismatches and of waits for the device."""
+    spec = importlib.util.spec_from_file_location("mmitp_test_devices", Path(__file__).with_name("devices.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -120,7 +120,7 @@ class FastCIFAR10(Dataset):
             'cpu'.
 
     Raises:
-        ValueError: as :func:`load_cifar10`, and for CUDA images read in a worker process.
+        ValueError: as :func:`load_cifar10`, and for CUDA images read in a worker process or with ``pin_memory=True``.
     """
 
     def __init__(
@@ -191,12 +191,23 @@ class FastCIFAR10(Dataset):
             images = torch.where(mirror[:, None, None, None], images.flip(3), images)
         else:
             images = self.bordered[chosen]
-        return {"inputs": images, "data_samples": self._labelled_samples(self.labels[chosen])}
+        make = dict if device.type == "cpu" else _DeviceBatch
+        return make(inputs=images, data_samples=self._labelled_samples(self.labels[chosen]))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Read one image: ``inputs`` 3 x 32 x 32 and its data sample."""
         batch = self.__getitems__([index])
         return {"inputs": batch["inputs"][0], "data_samples": batch["data_samples"][0]}
+
+
+class _DeviceBatch(dict):
+    """A batch that is on an accelerator already; a data loader with ``pin_memory`` asks it to move."""
+
+    def pin_memory(self) -> None:
+        raise ValueError(
+            "FastCIFAR10 holds its images on the GPU, where there is nothing to pin: set pin_memory=False on the "
+            "dataloader, or device='cpu' on the dataset"
+        )
 
 
 def _digest(numbers: Sequence[int]) -> int:

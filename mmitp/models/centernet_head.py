@@ -1,4 +1,8 @@
-"""mmdet's CenterNet head with CenterNet's own training details and KITTI's regions that do not count."""
+"""mmdet's CenterNet head with CenterNet's own training details and KITTI's regions that do not count.
+
+Targets are made on the boxes' device without asking it for a value: every shape is known from the number of boxes, so
+that a GPU never waits for the host, nor the host for it.
+"""
 
 from typing import Any
 
@@ -6,8 +10,12 @@ import torch
 from mmdet.models.dense_heads import CenterNetHead
 from mmengine.structures import InstanceData
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mmitp.registry import MODELS
+
+# Heat-map cells of single boxes held at a time: 4 MiB, which stay in the cache.
+_CELLS_AT_ONCE = 2**20
 
 
 def centernet_gaussian_radius(sizes: Tensor, min_overlap: float = 0.7) -> Tensor:
@@ -32,14 +40,36 @@ def centernet_gaussian_radius(sizes: Tensor, min_overlap: float = 0.7) -> Tensor
     return torch.minimum(torch.minimum(one_in_one_out, inside), outside).floor().clamp(min=0)
 
 
-def _gaussians(cells: Tensor, radii: Tensor, height: int, width: int) -> Tensor:
-    """Gaussians around ``cells`` (x, y), sigma (2 radius + 1) / 6, zero beyond the radius: (N, height, width)."""
+def _in_cells(boxes: Tensor, feat_shape: tuple[int, ...], img_shape: tuple[int, ...]) -> Tensor:
+    """Boxes ``(..., 4)`` in input pixels as corners ``(..., 2, 2)``, x and y in cells of the map."""
+    x, y = (boxes[..., 0::2] * (feat_shape[3] / img_shape[1]), boxes[..., 1::2] * (feat_shape[2] / img_shape[0]))
+    return torch.stack([x, y], dim=-1)
+
+
+def _draw(cell: Tensor, size: Tensor, usable: Tensor, group: Tensor, heatmap: Tensor) -> Tensor:
+    """Draws Gaussians, sigma (2 radius + 1) / 6, zero beyond the radius, into ``heatmap``: the maximum where some meet.
+
+    Args:
+        cell: centres (x, y) of M boxes, (M, 2).
+        size: their widths and heights in cells, (M, 2).
+        usable: which of them are drawn, (M,).
+        group: image * classes + class of each, (M,).
+        heatmap: (N, classes, H, W), changed in place.
+    """
+    height, width = heatmap.shape[2:]
+    radii = centernet_gaussian_radius(size.flip(1))[:, None]
+    sigma = (2 * radii + 1) / 6
     lines = []
     for axis, length in ((1, height), (0, width)):
-        distance = torch.arange(length, device=cells.device) - cells[:, axis, None]
-        sigma = (2 * radii[:, None] + 1) / 6
-        lines.append((-(distance**2) / (2 * sigma**2)).exp() * (distance.abs() <= radii[:, None]))
-    return lines[0][:, :, None] * lines[1][:, None, :]
+        distance = torch.arange(length, device=cell.device) - cell[:, axis, None]
+        near = (distance.abs() <= radii) & usable[:, None]
+        lines.append((-(distance**2) / (2 * sigma**2)).exp() * near)
+    flat = heatmap.view(-1, height * width)
+    step = max(_CELLS_AT_ONCE // (height * width), 1)
+    for rows, columns, groups in zip(*(part.split(step) for part in (*lines, group)), strict=True):
+        drawn = (rows[:, :, None] * columns[:, None, :]).flatten(1)
+        flat.scatter_reduce_(0, groups[:, None].expand_as(drawn), drawn, "amax")
+    return heatmap
 
 
 @MODELS.register_module()
@@ -48,7 +78,8 @@ class KittiCenterNetHead(CenterNetHead):
 
     Differences from mmdet's:
 
-    - The heat map is clamped to [1e-4, 1 - 1e-4] in the loss.
+    - The heat map is clamped to [1e-4, 1 - 1e-4] in the loss. Its sigmoid and the losses are taken in float32 under
+      automatic mixed precision: between 0.996 and 1 bfloat16 knows no number.
     - Heat-map bias -2.19, biases of the size and offset branches 0; weights as torch initialises them.
     - Gaussian radius: :func:`centernet_gaussian_radius`. A box without area, or whose centre is off the map, is no
       target.
@@ -67,6 +98,12 @@ class KittiCenterNetHead(CenterNetHead):
         for branch in (self.wh_head, self.offset_head):
             for layer in (branch[0], branch[-1]):
                 layer.bias.data.zero_()
+
+    def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Heat map after the sigmoid, sizes and offsets of one map of features ``(N, in_channels, H, W)``."""
+        logits = self.heatmap_head(x)
+        heatmap = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
+        return heatmap, self.wh_head(x), self.offset_head(x)
 
     def loss_by_feat(
         self,
@@ -103,13 +140,14 @@ class KittiCenterNetHead(CenterNetHead):
             heatmap_target,
             batch_img_metas[0]["batch_input_shape"],
         )
-        weight[heatmap_target == 1] = 1
+        weight = weight.masked_fill(heatmap_target == 1, 1)
         box_weight = targets["wh_offset_target_weight"]
         return dict(
             loss_center_heatmap=self.loss_center_heatmap(heatmap, heatmap_target, weight=weight, avg_factor=count),
-            # Two numbers a target, x and y.
-            loss_wh=self.loss_wh(wh_preds[0], targets["wh_target"], box_weight, avg_factor=2 * count),
-            loss_offset=self.loss_offset(offset_preds[0], targets["offset_target"], box_weight, avg_factor=2 * count),
+            # Two numbers a target, x and y. Cells without one are 0 in both: given a weight, mmdet's losses ask the
+            # device whether any of it is positive.
+            loss_wh=self.loss_wh(wh_preds[0] * box_weight, targets["wh_target"], avg_factor=2 * count),
+            loss_offset=self.loss_offset(offset_preds[0] * box_weight, targets["offset_target"], avg_factor=2 * count),
         )
 
     def get_targets(
@@ -119,7 +157,7 @@ class KittiCenterNetHead(CenterNetHead):
         feat_shape: tuple[int, ...],
         img_shape: tuple[int, ...],
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Target maps for N images: all boxes of an image at once.
+        """Target maps for N images: all boxes of the batch at once.
 
         Args:
             gt_bboxes: N tensors (boxes, 4), input pixels.
@@ -132,29 +170,31 @@ class KittiCenterNetHead(CenterNetHead):
             ``wh_offset_target_weight`` (N, 2, H, W), and the number of positive cells, at least 1, as a 0-dim tensor.
         """
         batch, _, height, width = feat_shape
-        like = gt_bboxes[0].float()
-        heatmap = like.new_zeros(batch, self.num_classes, height, width)
-        sizes, offsets, weights = (like.new_zeros(batch, 2, height, width) for _ in range(3))
-        scale = like.new_tensor([width / img_shape[1], height / img_shape[0]])
-        limit = like.new_tensor([width, height])
+        boxes, labels = torch.cat(gt_bboxes).float(), torch.cat(gt_labels).long()
+        image = torch.cat([label.new_full((len(label),), i, dtype=torch.long) for i, label in enumerate(gt_labels)])
+        corners = _in_cells(boxes, feat_shape, img_shape)
+        size = corners[:, 1] - corners[:, 0]
+        centre = corners.mean(dim=1)
+        inside = (centre >= 0).all(1) & (centre[:, 0] < width) & (centre[:, 1] < height)
+        usable = inside & (size > 0).all(1)
+        # The others stay in the batch as boxes that leave no trace.
+        size, centre = (torch.where(usable[:, None], value, 1) for value in (size, centre))
+        cell = centre.floor()
+        # Indexed by both, so that a label that is none of the classes is an error.
+        group = torch.arange(batch * self.num_classes, device=labels.device).view(batch, -1)[image, labels]
+        heatmap = _draw(cell, size, usable, group, boxes.new_zeros(batch, self.num_classes, height, width))
 
-        for image, (boxes, labels) in enumerate(zip(gt_bboxes, gt_labels, strict=True)):
-            corners = boxes.float().reshape(-1, 2, 2) * scale
-            size = corners[:, 1] - corners[:, 0]
-            centre = corners.mean(dim=1)
-            usable = ((size > 0) & (centre >= 0) & (centre < limit)).all(dim=1)
-            size, centre, labels = size[usable], centre[usable], labels[usable]
-            cell = centre.floor()
-            gaussians = _gaussians(cell, centernet_gaussian_radius(size.flip(1)), height, width)
-            for label in labels.unique():
-                heatmap[image, label] = gaussians[labels == label].amax(dim=0)
-            x, y = cell.long().unbind(1)
-            sizes[image, :, y, x] = size.T
-            offsets[image, :, y, x] = (centre - cell).T
-            weights[image, :, y, x] = 1
-
+        x, y = cell.long().unbind(1)
+        place = (image * height + y) * width + x
+        # Of boxes with one cell the last counts; 0 where there is none. All write what that one has to say.
+        number = torch.arange(1, len(boxes) + 1, device=boxes.device) * usable
+        last = number.new_zeros(batch * height * width).scatter_reduce_(0, place, number, "amax")[place]
+        of_box = torch.cat([size, centre - cell, torch.ones_like(size)], dim=1)
+        of_cell = torch.cat([of_box.new_zeros(1, 6), of_box])[last]
+        maps = boxes.new_zeros(3, batch, 2, height, width)
+        maps[:, image, :, y, x] = of_cell.view(-1, 3, 2)
         targets = dict(
-            center_heatmap_target=heatmap, wh_target=sizes, offset_target=offsets, wh_offset_target_weight=weights
+            center_heatmap_target=heatmap, wh_target=maps[0], offset_target=maps[1], wh_offset_target_weight=maps[2]
         )
         return targets, (heatmap == 1).sum().clamp(min=1)
 
@@ -162,19 +202,22 @@ class KittiCenterNetHead(CenterNetHead):
         self, ignored: list[InstanceData | None], heatmap: Tensor, img_shape: tuple[int, ...]
     ) -> Tensor:
         """A map like ``heatmap``: 1 in each cell that an ignored box touches, for the classes concerned, else 0."""
-        height, width = heatmap.shape[2:]
-        cells = torch.zeros_like(heatmap)
-        for image, instances in enumerate(ignored):
-            if instances is None:
-                continue
-            scale = heatmap.new_tensor([width / img_shape[1], height / img_shape[0]])
-            corners = instances.bboxes.float().reshape(-1, 2, 2) * scale
-            starts = corners[:, 0].floor().clamp(min=0).long().tolist()
-            ends = corners[:, 1].ceil().clamp(min=0).long().tolist()
-            for label, (left, top), (right, bottom) in zip(instances.labels.tolist(), starts, ends, strict=True):
-                classes = slice(None) if label < 0 else slice(label, label + 1)
-                cells[image, classes, top:bottom, left:right] = 1
-        return cells
+        _, classes, height, width = heatmap.shape
+        none = heatmap.new_zeros(0, 4), heatmap.new_zeros(0, dtype=torch.long)
+        regions = [none if i is None else (i.bboxes.float(), i.labels.long()) for i in ignored]
+        # Short lists are filled up with boxes without area, which touch nothing.
+        boxes, labels = (pad_sequence(list(parts), batch_first=True) for parts in zip(*regions, strict=True))
+        corners = _in_cells(boxes, heatmap.shape, img_shape)
+        starts, ends = corners[..., 0, :].floor(), corners[..., 1, :].ceil()
+        columns, rows = (
+            (at >= starts[..., axis, None]) & (at < ends[..., axis, None])
+            for axis, at in enumerate(torch.arange(side, device=heatmap.device) for side in (width, height))
+        )
+        concerned = (labels[..., None] < 0) | (labels[..., None] == torch.arange(classes, device=heatmap.device))
+        # How many boxes touch a cell: a product of ones and zeros, (N, classes, H, boxes) by (N, 1, boxes, W).
+        rows_of_class = rows[:, :, None] & concerned[..., None]
+        touching = rows_of_class.permute(0, 2, 3, 1).to(heatmap.dtype) @ columns[:, None].to(heatmap.dtype)
+        return (touching > 0).to(heatmap.dtype)
 
     def _predict_by_feat_single(
         self,

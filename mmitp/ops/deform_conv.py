@@ -2,24 +2,28 @@
 
 On the CPU a tap's bilinear sample is a weighted sum of four rows of the channels-last input, with the modulation inside
 the weights: ``embedding_bag`` gathers whole channel vectors, and one matrix product follows. Rows are taken in blocks
-that stay in the cache, and the backward pass computes them anew, so that memory holds no column matrix. Elsewhere, and
-where the operation is traced or exported, one ``grid_sample`` over all taps does the sampling. Both are exact.
+that stay in the cache, and the backward pass computes them anew, so that memory holds no column matrix. Elsewhere one
+``grid_sample`` over all taps does the sampling, for some images at a time, and again in the backward pass. Where the
+operation is traced or exported it is that one operator for the whole batch. All are exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 # Columns held at a time: 2 MiB in float32, but never fewer rows than keep the matrix product efficient.
 _BLOCK_NUMBERS = 2**19
 _BLOCK_ROWS = 512
+# The same for grid_sample on accelerators: 256 MiB, but never less than an image's.
+_IMAGE_NUMBERS = 2**26
 
 _compiled_cuda: Callable[..., Tensor] | None = None
 
@@ -152,6 +156,24 @@ def _by_grid_sample(
     out = matrix @ columns.reshape(lay.n, lay.groups, (lay.c // lay.groups) * taps, length)
     out = out.reshape(lay.n, lay.o, lay.ho, lay.wo)
     return out if bias is None else out + bias.view(1, -1, 1, 1)
+
+
+def _by_images(
+    x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, lay: _Layout
+) -> Tensor:
+    """:func:`_by_grid_sample` for some images at a time; nothing but the arguments is kept for the backward pass."""
+    arguments = (x, offset, mask, weight, bias)
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
+    images = max(_IMAGE_NUMBERS // (lay.c * lay.taps * lay.ho * lay.wo), 1)
+    masks = [None] * -(-lay.n // images) if mask is None else mask.split(images)
+    parts = []
+    for part, displacement, modulation in zip(x.split(images), offset.split(images), masks, strict=True):
+        inputs = (part, displacement, modulation, weight, bias, replace(lay, n=len(part)))
+        if learns:
+            parts.append(checkpoint(_by_grid_sample, *inputs, use_reentrant=False, preserve_rng_state=False))
+        else:
+            parts.append(_by_grid_sample(*inputs))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @dataclass
@@ -415,7 +437,7 @@ def modulated_deform_conv2d(
         )
         return out.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        return _by_grid_sample(*args, lay).to(x.dtype)
+        return _by_images(*args, lay).to(x.dtype)
 
 
 def _by_grid_sample_or_empty(

@@ -236,3 +236,13 @@ def test_the_real_files_are_read_exactly() -> None:
         hashlib.sha256(images.numpy().tobytes()).hexdigest()
         == "177777c33ba79825320efa646ad04a94bdc3c80e4ebe3bd21724f8cdfd4b9d56"
     )
+
+
+def test_images_on_a_device_refuse_to_be_pinned(root: Path) -> None:
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    there = FastCIFAR10(str(root), "test", device="meta").__getitems__([0, 1])
+    assert there["inputs"].shape == (2, 3, 32, 32)
+    with pytest.raises(ValueError, match="pin_memory=False"):
+        pin_memory(there)
+    assert type(FastCIFAR10(str(root), "test", device="cpu").__getitems__([0, 1])) is dict

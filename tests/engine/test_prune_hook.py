@@ -63,14 +63,26 @@ class ToyData(Dataset):
         return dict(inputs=self.x[i], label=self.y[i])
 
 
-def make_runner(work_dir, hook, epochs=4, model=None, seed=0, batch=8, optim=None, extra_hooks=(), loop=None, **kwargs):
+def make_runner(
+    work_dir,
+    hook,
+    epochs=4,
+    model=None,
+    seed=0,
+    batch=8,
+    optim=None,
+    extra_hooks=(),
+    loop=None,
+    dataset=None,
+    **kwargs,
+):
     torch.manual_seed(seed)
     return Runner(
         model=model or Toy(),
         work_dir=str(work_dir),
         train_dataloader=dict(
             batch_size=batch,
-            dataset=ToyData(),
+            dataset=dataset or ToyData(),
             sampler=dict(type="DefaultSampler", shuffle=True),
             num_workers=0,
         ),

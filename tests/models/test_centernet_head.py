@@ -1,13 +1,18 @@
 """Targets, ignored regions and decoding of the CenterNet head."""
 
+import copy
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmdet.models.dense_heads import CenterNetHead
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
 import mmitp  # noqa: F401
+from mmitp.models import centernet_head as module
 from mmitp.models.centernet_head import KittiCenterNetHead, centernet_gaussian_radius
 
 HEIGHT, WIDTH = 96, 160  # input pixels; the map is 24 x 40
@@ -17,7 +22,7 @@ META = dict(batch_input_shape=(HEIGHT, WIDTH), scale_factor=(1.0, 1.0))
 @pytest.fixture(scope="module")
 def head() -> KittiCenterNetHead:
     torch.manual_seed(0)
-    module = KittiCenterNetHead(
+    built = KittiCenterNetHead(
         num_classes=3,
         in_channels=8,
         feat_channels=8,
@@ -26,8 +31,8 @@ def head() -> KittiCenterNetHead:
         loss_offset=dict(type="mmdet.L1Loss"),
         test_cfg=ConfigDict(topk=100, local_maximum_kernel=3, max_per_img=100),
     )
-    module.init_weights()
-    return module
+    built.init_weights()
+    return built
 
 
 def instances(*boxes: tuple[float, float, float, float], labels: list[int] | None = None) -> InstanceData:
@@ -95,26 +100,110 @@ def test_targets_of_one_box(head):
     assert (heatmap > 0).sum() == 25
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.floats(-10, 170), st.floats(-10, 100), st.floats(0.5, 90), st.floats(0.5, 60), st.integers(0, 2)),
-        max_size=6,
-    )
-)
-def test_heat_map_equals_mmdets_drawing(head, boxes):
-    from mmdet.models.utils import gen_gaussian_target
+def one_object_at_a_time(truths: list[InstanceData]) -> dict[str, torch.Tensor]:
+    """The targets by the definition, cell by cell, on the 24 x 40 map of a 96 x 160 input."""
+    batch = len(truths)
+    maps = {key: torch.zeros(batch, 2, 24, 40) for key in ("wh_target", "offset_target", "wh_offset_target_weight")}
+    heatmap = torch.zeros(batch, 3, 24, 40)
+    for image, truth in enumerate(truths):
+        for (x1, y1, x2, y2), label in zip((truth.bboxes / 4).tolist(), truth.labels.tolist(), strict=True):
+            cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
+            if not (0 <= cx < 40 and 0 <= cy < 24 and x1 < x2 and y1 < y2):
+                continue
+            x, y = int(cx), int(cy)
+            radius = int(centernet_gaussian_radius(torch.tensor([[y2 - y1, x2 - x1]])))
+            for v in range(max(y - radius, 0), min(y + radius + 1, 24)):
+                for u in range(max(x - radius, 0), min(x + radius + 1, 40)):
+                    value = math.exp(-((u - x) ** 2 + (v - y) ** 2) / (2 * ((2 * radius + 1) / 6) ** 2))
+                    heatmap[image, label, v, u] = max(value, heatmap[image, label, v, u].item())
+            maps["wh_target"][image, :, y, x] = torch.tensor([x2 - x1, y2 - y1])
+            maps["offset_target"][image, :, y, x] = torch.tensor([cx - x, cy - y])
+            maps["wh_offset_target_weight"][image, :, y, x] = 1
+    return dict(center_heatmap_target=heatmap, **maps)
 
-    truth = instances(*[(x, y, x + w, y + h) for x, y, w, h, _ in boxes], labels=[box[4] for box in boxes])
-    result, count = targets(head, truth)
-    expected = torch.zeros(3, 24, 40)
-    for box, label in zip(truth.bboxes / 4, truth.labels, strict=True):
-        x, y = (box[:2] + box[2:]) / 2
-        if 0 <= x < 40 and 0 <= y < 24:
-            radius = int(centernet_gaussian_radius((box[2:] - box[:2])[None].flip(1)))
-            gen_gaussian_target(expected[label], [int(x), int(y)], radius)
-    torch.testing.assert_close(result["center_heatmap_target"][0], expected, atol=1e-6, rtol=1e-5)
-    assert count == max(1, int((expected == 1).sum()))
+
+# Coordinates in quarters of a pixel, so that centres meet in one cell often enough and no rounding decides.
+BOXES = st.lists(
+    st.tuples(st.integers(-40, 680), st.integers(-40, 400), st.integers(-8, 360), st.integers(-8, 240)).map(
+        lambda box: (box[0] / 4, box[1] / 4, (box[0] + box[2]) / 4, (box[1] + box[3]) / 4)
+    ),
+    max_size=6,
+)
+
+
+def labelled(boxes: list[tuple[float, ...]]) -> InstanceData:
+    """The boxes with labels 0, 2, 1, 0, ..."""
+    return instances(*boxes, labels=[2 * i % 3 for i in range(len(boxes))])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(BOXES, min_size=1, max_size=4))
+def test_targets_of_a_batch_equal_those_of_one_object_after_the_other(head, images):
+    truths = [labelled(boxes) for boxes in images]
+    result, count = targets(head, *truths)
+    expected = one_object_at_a_time(truths)
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-5)
+    assert count == max(1, int((expected["center_heatmap_target"] == 1).sum()))
+
+
+def test_of_two_objects_with_one_cell_the_last_gives_size_and_offset(head):
+    """Centres (50, 26) and (51, 27) pixels, both in cell (12, 6); the third box, of another image, is at the same."""
+    first, second, other = (30, 16, 70, 36), (41, 22, 61, 32), (46, 24, 54, 28)
+    result, count = targets(head, instances(first, second, labels=[0, 1]), instances(other))
+    assert result["wh_target"][0, :, 6, 12].tolist() == [5, 2.5]
+    assert result["offset_target"][0, :, 6, 12].tolist() == [0.75, 0.75]
+    assert result["wh_target"][1, :, 6, 12].tolist() == [2, 1]
+    assert result["wh_offset_target_weight"].sum() == 2 * 2
+    assert count == 3  # cells of the heat map, which has one for each class
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(BOXES, min_size=1, max_size=3))
+def test_targets_equal_mmdets_own(head, images):
+    """With our radius in place of its; it draws boxes without area too, and fails on those off the map."""
+    truths = []
+    for boxes in images:
+        truth = labelled(boxes)
+        centre = (truth.bboxes[:, :2] + truth.bboxes[:, 2:]) / 8
+        extent = truth.bboxes[:, 2:] - truth.bboxes[:, :2]
+        seen = (extent > 0).all(1) & (centre >= 0).all(1) & (centre < torch.tensor([40, 24])).all(1)
+        truths.append(truth[seen])
+    result, count = targets(head, *truths)
+    arguments = ([t.bboxes for t in truths], [t.labels for t in truths], (len(truths), 3, 24, 40), (HEIGHT, WIDTH))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "mmdet.models.dense_heads.centernet_head.gaussian_radius",
+            lambda size, min_overlap: centernet_gaussian_radius(torch.stack(size)[None]).item(),
+        )
+        expected, expected_count = CenterNetHead.get_targets(head, *arguments)
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-5)
+    assert count == expected_count
+
+
+def test_a_large_batch_is_drawn_in_parts(head, monkeypatch):
+    truths = [labelled([(4 * i, 3 * i, 20 + 9 * i, 15 + 5 * i) for i in range(1, 8)])] * 2
+    whole, _ = targets(head, *truths)
+    monkeypatch.setattr(module, "_CELLS_AT_ONCE", 3 * 24 * 40)
+    parts, _ = targets(head, *truths)
+    torch.testing.assert_close(parts, whole, atol=0, rtol=0)
+
+
+def test_a_label_that_is_no_class_is_an_error(head):
+    with pytest.raises(IndexError, match="index 3 is out of bounds"):
+        targets(head, instances((20, 10, 61, 32), labels=[3]), instances())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.none() | BOXES, min_size=1, max_size=3))
+def test_ignored_cells_are_those_that_a_box_touches(head, images):
+    regions = [None if i is None else instances(*i, labels=[n % 4 - 1 for n in range(len(i))]) for i in images]
+    expected = torch.zeros(len(images), 3, 24, 40)
+    for image, region in enumerate(regions):
+        for (x1, y1, x2, y2), label in zip(region.bboxes.tolist(), region.labels, strict=True) if region else ():
+            columns = slice(max(math.floor(x1 / 4), 0), max(math.ceil(x2 / 4), 0))
+            rows = slice(max(math.floor(y1 / 4), 0), max(math.ceil(y2 / 4), 0))
+            expected[image, slice(None) if label < 0 else label, rows, columns] = 1
+    assert torch.equal(head.get_ignored_cells(regions, torch.zeros_like(expected), (HEIGHT, WIDTH)), expected)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +237,31 @@ def test_loss_values(head):
     assert result["loss_wh"].item() == pytest.approx(0.1 * (3 + 1) / 2)
     assert result["loss_offset"].item() == pytest.approx((0.5 + 0.5) / 2)
     assert result["loss_center_heatmap"].item() == pytest.approx(0.25 * 0.693147, abs=1e-5)
+
+
+@pytest.mark.parametrize("bias", [-2.19, 7.0])
+def test_mixed_precision_has_the_losses_and_gradients_of_float32(head, bias: float):
+    """Scores of 0.1, as in the first steps, and of 0.999, which is 1 in bfloat16 and without a gradient there."""
+    head = copy.deepcopy(head)
+    torch.nn.init.constant_(head.heatmap_head[-1].bias, bias)
+    features = torch.randn(2, 8, 24, 40)
+    truths = [instances((30, 16, 70, 36), (100, 60, 140, 90), labels=[0, 2]), instances((20, 10, 61, 32))]
+    results = []
+    for enabled in (False, True):
+        head.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            maps = head((features,))
+            found = losses(head, maps, truths)
+            head.predict_by_feat(*maps, [META] * 2)
+        assert maps[0][0].dtype == torch.float32
+        assert {loss.dtype for loss in found.values()} == {torch.float32}
+        sum(found.values()).backward()
+        results.append((found, {name: p.grad for name, p in head.named_parameters()}))
+    (exact, gradients), (mixed, mixed_gradients) = results
+    for name, loss in mixed.items():
+        assert loss.item() == pytest.approx(exact[name].item(), rel=0.01)
+    for name, gradient in mixed_gradients.items():
+        assert (gradient - gradients[name]).norm() < 0.05 * gradients[name].norm(), name
 
 
 def test_saturated_heat_map_keeps_the_loss_finite(head):

@@ -64,9 +64,12 @@ def loops(x, offset, mask, weight, bias, stride, padding, dilation, groups, defo
     return out
 
 
-@pytest.fixture(params=["rows", "grid_sample"])
+WAYS = {"rows": module._by_rows, "grid_sample": module._by_grid_sample, "images": module._by_images}
+
+
+@pytest.fixture(params=WAYS)
 def implementation(request):
-    function = module._by_rows if request.param == "rows" else module._by_grid_sample
+    function = WAYS[request.param]
 
     def call(x, offset, mask, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, deform_groups=1):
         lay = module._layout(x, offset, mask, weight, stride, padding, dilation, groups, deform_groups)
@@ -81,6 +84,7 @@ def test_equals_the_definition(name, implementation):
     torch.testing.assert_close(implementation(*tensors, **options), loops(*tensors, **options), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("implementation", ["rows", "grid_sample"], indirect=True)
 @pytest.mark.parametrize("name", CASES)
 def test_all_five_gradients(name, implementation):
     tensors, options = arguments(name)
@@ -96,6 +100,7 @@ def test_blocks_do_not_change_the_result(name, implementation, monkeypatch):
     gradients = torch.autograd.grad(whole.sin().sum(), tensors)
     monkeypatch.setattr(module, "_BLOCK_ROWS", 5)
     monkeypatch.setattr(module, "_BLOCK_NUMBERS", 1)
+    monkeypatch.setattr(module, "_IMAGE_NUMBERS", 1)
     parts = implementation(*tensors, **options)
     torch.testing.assert_close(parts, whole)
     torch.testing.assert_close(torch.autograd.grad(parts.sin().sum(), tensors), gradients)
@@ -174,6 +179,52 @@ def test_empty_batch_keeps_shape_and_graph():
     out = modulated_deform_conv2d(x[:0], offset[:0], mask[:0], weight, bias, **options)
     assert out.shape == (0, 3, 4, 3)
     assert torch.equal(torch.autograd.grad(out.sum(), weight)[0], torch.zeros_like(weight))
+
+
+def numbers_kept(function, n):
+    """Per input number: those kept for the backward pass beyond the arguments, and those of the largest tensor made.
+
+    16 channels of 12 x 20, nine taps.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    tensors = [torch.randn(n, 16, 12, 20), torch.randn(n, 18, 12, 20), torch.rand(n, 9, 12, 20)]
+    tensors = [t.requires_grad_() for t in (*tensors, torch.randn(8, 16, 3, 3), torch.randn(8))]
+    arguments = {t.untyped_storage().data_ptr() for t in tensors}
+    kept: dict[int, torch.Tensor] = {}
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            largest = max([largest, *(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))])
+            return out
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    lay = module._layout(*tensors[:4], 1, 1, 1, 1, 1)
+    with Watch():
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = function(*tensors, lay)
+        torch.autograd.grad(out.sum(), tensors)
+    size = n * 16 * 12 * 20
+    return sum(t.numel() for key, t in kept.items() if key not in arguments) / size, largest / size
+
+
+def test_no_columns_are_kept_for_the_backward_pass(monkeypatch):
+    """Before and after modulation there are nine numbers for each of the input."""
+    monkeypatch.setattr(module, "_IMAGE_NUMBERS", 2 * 9 * 16 * 12 * 20)
+    kept, largest = numbers_kept(module._by_grid_sample, 8)
+    assert kept > 18
+    assert largest == 9
+    for way in (module._by_rows, module._by_images):
+        kept, _ = numbers_kept(way, 8)
+        assert kept == 0
+    assert numbers_kept(module._by_images, 8)[1] == 9 * 2 / 8  # the columns of two images of eight
 
 
 def test_channels_last_in_gives_channels_last_out():

@@ -299,7 +299,8 @@ def _optimizers(runner: Runner) -> list[torch.optim.Optimizer]:
 def _finite_everywhere(runner: Runner) -> bool:
     """Whether all weights and buffers of all ranks are finite."""
     values = [value for module in _stateful(runner).values() for value in module.state_dict().values()]
-    finite = torch.stack([torch.isfinite(value).all() for value in values]).all()
+    device = values[0].device  # an averaged model counts its steps on the host
+    finite = torch.stack([torch.isfinite(value).all().to(device) for value in values]).all()
     broken = (~finite).to(torch.float64)
     all_reduce(broken)
     return not broken.item()
