@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument(
         "--json",
         metavar="OUT",
-        help='write {class: {"R11": [easy, moderate, hard], "R40": [...]}, "run": {...}}; --bootstrap adds "R11_interval" '
-        'and "R40_interval", --versus adds "versus" and "difference"; a former file is moved aside',
+        help='write {class: {"R11": [easy, moderate, hard], "R40": [...]}, "run": {...}}; --bootstrap adds '
+        "R11_interval and R40_interval, --versus versus and difference; a former file is moved aside",
     )
     options.add_argument("--versus", metavar="OTHER_DIR", help="result files to compare with; implies --bootstrap")
     options.add_argument(
