@@ -72,7 +72,7 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-# PipelineSwitchHook's and EMAHook's settings are mmdet's, but for the epoch and for the length of the average.
+# mmdet's own hooks and settings, but for the epoch of the switch.
 ema = dict(type="EMAHook", ema_type="ExpMomentumEMA", momentum=0.0002, update_buffers=True, priority=49)
 switch = dict(type="PipelineSwitchHook", switch_epoch=max_epochs - 10, switch_pipeline=train_pipeline_stage2)
 custom_hooks = [ema, switch]
