@@ -114,7 +114,7 @@ def detector(width: float, batch: int, shape: tuple[int, int]) -> tuple[Config, 
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
 
-    cfg = Config.fromfile(str(ROOT / "configs/centernet_kitti.py"))
+    cfg = Config.fromfile(str(ROOT / "configs/kitti/centernet_dla34_kitti.py"))
     channels = [int(c * width) for c in (64, 128, 256, 512)]
     cfg.merge_from_dict({"model.backbone.width": width, "model.backbone.init_cfg": None})
     cfg.merge_from_dict({"model.neck.in_channels": channels, "model.bbox_head.in_channels": channels[0]})

@@ -42,7 +42,7 @@ NETS: dict[str, tuple[str, int, tuple[int, int]]] = dict(
     resnet20=("cifar10/resnet20_cifar10_psi50.py", 128, (32, 32)),
     resnet56=("cifar10/resnet56_cifar10_psi50.py", 128, (32, 32)),
     centernet_demo=("demo/centernet_scenes_prune50.py", 8, (128, 384)),
-    centernet=("centernet_kitti_prune50.py", 1, (384, 1280)),
+    centernet=("kitti/centernet_dla34_kitti_prune50.py", 1, (384, 1280)),
 )
 PHASES = ("dense", "before", "window", "slimmed")
 

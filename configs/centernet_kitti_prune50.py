@@ -1,4 +1,2 @@
-# CenterNet-DLA34 on KITTI, pruned during its training to at most half of the whole model's MACs (S1, section S.3).
-_base_ = ["./centernet_kitti.py", "./_base_/pruning/centernet_prune50.py"]
-
-model = dict(type="mmitp.MaskedModel", of="mmdet.CenterNet")
+# The main job, kitti/centernet_dla34_kitti_prune50.py, under a short name.
+_base_ = ["./kitti/centernet_dla34_kitti_prune50.py"]

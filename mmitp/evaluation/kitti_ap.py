@@ -311,10 +311,13 @@ def list_frames(gt_dir: str | os.PathLike[str], dt_dir: str | os.PathLike[str]) 
 class _Scene:
     """All frames in flat arrays, and every pair of boxes whose overlap can matter to any class."""
 
+    frames: int
+    gt_frame: Int64Array
     gt_name: Int64Array
     gt_height: Float64Array
     truncation: Float64Array
     occlusion: Int64Array
+    dt_frame: Int64Array
     dt_name: Int64Array
     dt_height: Float64Array
     dt_left: Float64Array
@@ -402,10 +405,13 @@ def _flatten(ground_truth: Sequence[GroundTruth], detections: Sequence[Detection
         enough = iou > min(_MIN_OVERLAP.values())
         kept.append((gi[enough], di[enough], iou[enough]))
     return _Scene(
+        frames=len(ground_truth),
+        gt_frame=frame,
         gt_name=gt_name,
         gt_height=gt_boxes[:, 3] - gt_boxes[:, 1],
         truncation=truncation,
         occlusion=occlusion,
+        dt_frame=np.repeat(np.arange(len(dt_count)), dt_count),
         dt_name=encode(dt.names for dt in detections),
         dt_height=np.abs(dt_boxes[:, 1] - dt_boxes[:, 3]),
         dt_left=dt_boxes[:, 0],
@@ -418,31 +424,49 @@ def _flatten(ground_truth: Sequence[GroundTruth], detections: Sequence[Detection
     )
 
 
-def _thresholds(scores: Sequence[float], num_gt: int) -> list[float]:
-    """The scores at which recall is nearest to 0, 1/40, 2/40, ..., in descending order; at most 41."""
-    ordered = sorted(scores, reverse=True)
-    last = len(ordered) - 1
-    chosen: list[float] = []
+def _threshold_indices(count: int, num_gt: int) -> list[int]:
+    """Which of ``count`` true positives, by falling score, give the thresholds: recall nearest to 0, 1/40, 2/40, ..."""
+    last = count - 1
+    chosen: list[int] = []
     current = 0.0
-    for i, score in enumerate(ordered):
-        left = (i + 1) / num_gt
-        if i < last and (i + 2) / num_gt - current < current - left:
-            continue
-        chosen.append(score)
+    i = 0
+    while i <= last:
+        # All before num_gt * current - 1.5 are passed over; rounding may be off by one, so the last step is walked.
+        i = min(max(i, int(num_gt * current - 1.5) - 1), last)
+        while i < last and (i + 2) / num_gt - current < current - (i + 1) / num_gt:
+            i += 1
+        chosen.append(i)
         # Summed up, not multiplied: the official program's rounding decides some of the comparisons.
         current += 1.0 / (_SLOTS - 1.0)
+        i += 1
     assert len(chosen) <= _SLOTS
     return chosen
 
 
-def _bit_counts(masks: Sequence[int], bits: int) -> Int64Array:
-    """How many of the masks have bit 0, bit 1, ... set."""
-    shifts = np.arange(bits, dtype=np.uint64)
-    return ((np.array(masks, dtype=np.uint64)[:, None] >> shifts) & np.uint64(1)).sum(0).astype(np.int64)
+def _bits(mask: int, bits: int) -> NDArray[np.uint8]:
+    """Bit 0, bit 1, ... of a mask as an array of 0 and 1."""
+    data = np.frombuffer(mask.to_bytes((bits + 7) // 8, "little"), np.uint8)
+    return np.unpackbits(data, count=bits, bitorder="little")
 
 
-def _curve(scene: _Scene, name: str, difficulty: int) -> tuple[Float64Array, int]:
-    """The filtered precision curve (41,) of one lower-case class name at one difficulty, and the ground truths."""
+@dataclass(frozen=True)
+class _Case:
+    """One class at one difficulty: which boxes count, and the pairs that can match, by ground truth and detection."""
+
+    gt_valid: NDArray[np.bool_]
+    dt_valid: NDArray[np.bool_]
+    false_positive: NDArray[np.bool_]  # detections that are false positives where nothing takes them
+    pair_gt: Int64Array
+    pair_dt: Int64Array
+    pair_iou: Float64Array
+
+
+def _is_evaluated(scene: _Scene, name: str) -> NDArray[np.bool_]:
+    """Which detections make the official program evaluate a lower-case class name."""
+    return (scene.dt_name == scene.codes[name]) & (scene.dt_left >= 0)
+
+
+def _case(scene: _Scene, name: str, difficulty: int) -> _Case:
     min_overlap, min_height = _MIN_OVERLAP[name], _MIN_HEIGHT[difficulty]
 
     own = scene.gt_name == scene.codes[name]
@@ -455,7 +479,6 @@ def _curve(scene: _Scene, name: str, difficulty: int) -> tuple[Float64Array, int
     gt_state[own] = np.where(beyond[own], _IGNORED, _VALID)
     if name in _NEIGHBOUR:
         gt_state[scene.gt_name == scene.codes[_NEIGHBOUR[name]]] = _IGNORED
-    num_gt = int((gt_state == _VALID).sum())
 
     # The official program truncates the height to an integer first, which changes no comparison with an integer. It
     # asks the height before the class, so small boxes of every class can absorb a ground truth.
@@ -463,61 +486,25 @@ def _curve(scene: _Scene, name: str, difficulty: int) -> tuple[Float64Array, int
     dt_state = np.where(small, _IGNORED, np.where(scene.dt_name == scene.codes[name], _VALID, _ABSENT))
 
     keep = (gt_state[scene.pair_gt] != _ABSENT) & (dt_state[scene.pair_dt] != _ABSENT) & (scene.pair_iou > min_overlap)
-    pair_gt, pair_dt, pair_iou = scene.pair_gt[keep], scene.pair_dt[keep], scene.pair_iou[keep]
-    gt_valid = (gt_state == _VALID).tolist()
-    dt_valid = (dt_state == _VALID).tolist()
-    scores = scene.scores.tolist()
-
-    precision = np.zeros(_SLOTS)
-    thresholds = _thresholds(_matched_scores(pair_gt, pair_dt, gt_valid, dt_valid, scores), num_gt)
-    if not thresholds:
-        return precision, num_gt
-    count = len(thresholds)
-
-    # Pass 2 at all thresholds at once: bit k of a mask is threshold k. A detection is there from the first threshold
-    # that its score reaches.
-    reached = np.searchsorted(-np.array(thresholds), -scene.scores, side="left").tolist()
-    every = (1 << count) - 1
-    # Valid detections by falling overlap, then ignored ones, each kind in file order among equals.
-    valid = dt_state[pair_dt] == _VALID
-    order = np.lexsort((pair_dt, np.where(valid, -pair_iou, 0.0), pair_gt))
-    assigned: dict[int, int] = {}
-    hits: list[int] = []
-    current, open_at = -1, 0
-    for gt, dt in zip(pair_gt[order].tolist(), pair_dt[order].tolist(), strict=True):
-        if gt != current:
-            current, open_at = gt, every
-        taken = assigned.get(dt, 0)
-        found = open_at & (every >> reached[dt] << reached[dt]) & ~taken
-        if found:
-            open_at ^= found
-            assigned[dt] = taken | found
-            if gt_valid[gt] and dt_valid[dt]:
-                hits.append(found)
-
-    tp = _bit_counts(hits, count)
-    # False positives: valid detections that are there, not assigned and in no DontCare region.
-    candidate = (dt_state == _VALID) & (scene.dontcare <= min_overlap)
-    present = np.bincount(np.array(reached)[candidate], minlength=count + 1)[:count].cumsum()
-    fp = present - _bit_counts([mask for dt, mask in assigned.items() if candidate[dt]], count)
-
-    with np.errstate(invalid="ignore"):
-        raw = tp / (tp + fp)
-    # A 0/0 stays where it is but is passed over in the maxima to its left, as C++'s max_element does.
-    precision[:count] = np.where(np.isnan(raw), np.nan, np.fmax.accumulate(raw[::-1])[::-1])
-    return precision, num_gt
+    return _Case(
+        gt_valid=gt_state == _VALID,
+        dt_valid=dt_state == _VALID,
+        false_positive=(dt_state == _VALID) & (scene.dontcare <= min_overlap),
+        pair_gt=scene.pair_gt[keep],
+        pair_dt=scene.pair_dt[keep],
+        pair_iou=scene.pair_iou[keep],
+    )
 
 
-def _matched_scores(
-    pair_gt: Int64Array, pair_dt: Int64Array, gt_valid: list[bool], dt_valid: list[bool], scores: list[float]
-) -> list[float]:
-    """Pass 1: scores of the true positives when each ground truth takes its surest free candidate."""
-    ends = np.flatnonzero(np.diff(pair_gt, append=-1)) + 1
-    candidates = pair_dt.tolist()
+def _surest_matches(case: _Case, scores: list[float]) -> list[int]:
+    """Pass 1: the detections that are true positives when each ground truth takes its surest free candidate."""
+    gt_valid, dt_valid = case.gt_valid.tolist(), case.dt_valid.tolist()
+    ends = np.flatnonzero(np.diff(case.pair_gt, append=-1)) + 1
+    candidates = case.pair_dt.tolist()
     taken: set[int] = set()
-    matched: list[float] = []
+    matched: list[int] = []
     start = 0
-    for gt, end in zip(pair_gt[ends - 1].tolist(), ends.tolist(), strict=True):
+    for gt, end in zip(case.pair_gt[ends - 1].tolist(), ends.tolist(), strict=True):
         best, best_score = -1, _NO_SCORE
         for dt in candidates[start:end]:
             if scores[dt] > best_score and dt not in taken:
@@ -526,8 +513,77 @@ def _matched_scores(
         if best >= 0:
             taken.add(best)
             if gt_valid[gt] and dt_valid[best]:
-                matched.append(best_score)
+                matched.append(best)
     return matched
+
+
+def _matches_at(
+    case: _Case, reached: Int64Array, thresholds: int
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Pass 2 at many thresholds at once: bit k of a mask is threshold k.
+
+    Args:
+        case: the class and difficulty.
+        reached: per detection the first threshold that its score reaches; they are in descending order.
+        thresholds: how many there are.
+
+    Returns:
+        (detection, mask) of the true positives, and of those false-positive candidates that some box has taken.
+    """
+    gt_valid, dt_valid = case.gt_valid.tolist(), case.dt_valid.tolist()
+    first = reached.tolist()
+    every = (1 << thresholds) - 1
+    # Valid detections by falling overlap, then ignored ones, each kind in file order among equals.
+    valid = case.dt_valid[case.pair_dt]
+    order = np.lexsort((case.pair_dt, np.where(valid, -case.pair_iou, 0.0), case.pair_gt))
+    assigned: dict[int, int] = {}
+    hits: list[tuple[int, int]] = []
+    current, open_at = -1, 0
+    for gt, dt in zip(case.pair_gt[order].tolist(), case.pair_dt[order].tolist(), strict=True):
+        if gt != current:
+            current, open_at = gt, every
+        taken = assigned.get(dt, 0)
+        found = open_at & (every >> first[dt] << first[dt]) & ~taken
+        if found:
+            open_at ^= found
+            assigned[dt] = taken | found
+            if gt_valid[gt] and dt_valid[dt]:
+                hits.append((dt, found))
+    return hits, [(dt, mask) for dt, mask in assigned.items() if case.false_positive[dt]]
+
+
+def _envelope(tp: Int64Array, fp: Int64Array) -> Float64Array:
+    """The filtered precision curve (41,) from the counts at the thresholds."""
+    with np.errstate(invalid="ignore"):
+        raw = tp / (tp + fp)
+    precision = np.zeros(_SLOTS)
+    # A 0/0 stays where it is but is passed over in the maxima to its left, as C++'s max_element does.
+    precision[: len(raw)] = np.where(np.isnan(raw), np.nan, np.fmax.accumulate(raw[::-1])[::-1])
+    return precision
+
+
+def _average(precision: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """R11 and R40 in percent of curves (N, 41)."""
+    return 100 * precision[:, ::4].mean(1), 100 * precision[:, 1:].mean(1)
+
+
+def _curve(scene: _Scene, name: str, difficulty: int) -> tuple[Float64Array, int]:
+    """The filtered precision curve (41,) of one lower-case class name at one difficulty, and the ground truths."""
+    case = _case(scene, name, difficulty)
+    num_gt = int(case.gt_valid.sum())
+    ordered = np.sort(scene.scores[_surest_matches(case, scene.scores.tolist())])[::-1]
+    thresholds = ordered[_threshold_indices(len(ordered), num_gt)]
+    count = len(thresholds)
+    reached = np.searchsorted(-thresholds, -scene.scores, side="left")
+    hits, absorbed = _matches_at(case, reached, count)
+    tp = np.zeros(count, dtype=np.int64)
+    for _, mask in hits:
+        tp += _bits(mask, count)
+    # False positives: candidates that are there and not assigned.
+    fp = np.bincount(reached[case.false_positive], minlength=count + 1)[:count].cumsum()
+    for _, mask in absorbed:
+        fp -= _bits(mask, count)
+    return _envelope(tp, fp), num_gt
 
 
 def _canonical(name: str) -> str:
@@ -560,13 +616,12 @@ def evaluate(
     result: dict[str, ClassAP | None] = {}
     for name in names:
         key = name.lower()
-        if not ((scene.dt_name == scene.codes[key]) & (scene.dt_left >= 0)).any():
+        if not _is_evaluated(scene, key).any():
             result[name] = None
             continue
         curves, counts = zip(*(_curve(scene, key, d) for d in range(len(DIFFICULTIES))), strict=True)
         precision = np.stack(curves)
-        r11 = 100 * precision[:, ::4].mean(1)
-        r40 = 100 * precision[:, 1:].mean(1)
+        r11, r40 = _average(precision)
         result[name] = ClassAP(
             (float(r11[0]), float(r11[1]), float(r11[2])),
             (float(r40[0]), float(r40[1]), float(r40[2])),

@@ -130,6 +130,7 @@ class DLA(BaseModule):
     Args:
         depth: 34.
         width: factor on every channel number; 1 is the published network, 0.25 the smallest useful one.
+        channels: of the levels 0 to 5 one by one, in place of ``width``.
         out_indices: the levels to return.
         conv_cfg: the convolution to build, ``nn.Conv2d`` if None.
         norm_cfg: the normalisation to build.
@@ -149,15 +150,22 @@ class DLA(BaseModule):
         conv_cfg: Config | None = None,
         norm_cfg: Config | None = None,
         init_cfg: Config | list[Config] | None = None,
+        channels: Sequence[int] | None = None,
     ) -> None:
         if depth not in _ARCHITECTURES:
             raise ValueError(f"DLA: depth must be one of {sorted(_ARCHITECTURES)}, got {depth}")
         tree_depths, full_channels = _ARCHITECTURES[depth]
-        channels = [round(channel * width) for channel in full_channels]
-        if any(channel < 1 or channel != full * width for channel, full in zip(channels, full_channels, strict=True)):
+        if channels is None:
+            channels = [round(channel * width) for channel in full_channels]
+            if min(channels) < 1 or any(n != full * width for n, full in zip(channels, full_channels, strict=True)):
+                raise ValueError(
+                    f"DLA: width {width} times the channels {full_channels} must give whole positive numbers; "
+                    "try 0.25, 0.5 or 1, or give the channels one by one"
+                )
+        elif width != 1 or len(channels) != len(full_channels) or min(channels) < 1:
             raise ValueError(
-                f"DLA: width {width} times the channels {full_channels} must give whole positive numbers; "
-                "try 0.25, 0.5 or 1"
+                f"DLA: channels must be {len(full_channels)} positive numbers, one a level, and then width stays 1; "
+                f"got channels={tuple(channels)}, width={width}"
             )
         if not out_indices or not set(out_indices) <= set(range(len(channels))):
             raise ValueError(f"DLA: out_indices must be levels from 0 to {len(channels) - 1}, got {tuple(out_indices)}")

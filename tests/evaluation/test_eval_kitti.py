@@ -177,3 +177,31 @@ def test_imports_neither_openmmlab_nor_torch(folders):
     done = run(*folders, python=("-c", code))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_bootstrap_and_a_second_detector(folders, tmp_path):
+    gt_dir, dt_dir = folders
+    other, out = tmp_path / "other", tmp_path / "ap.json"
+    other.mkdir()
+    for path in dt_dir.glob("*.txt"):
+        (other / path.name).write_text(path.read_text() if int(path.stem) < 30 else "")
+    done = run(gt_dir, dt_dir, "--versus", other, "--bootstrap", 50, "--classes", "Car", "--json", out)
+    assert done.returncode == 0, done.stderr
+    assert "95 % interval of 50 draws, seed 0" in done.stdout
+    written = json.loads(out.read_text())
+    assert written["run"]["bootstrap"] == {"draws": 50, "seed": 0, "percent": 95}
+    assert written["run"]["versus"] == str(other)
+    # One perfect detector: every draw of 41 objects has 41 thresholds.
+    assert written["Car"]["R40_interval"] == [[pytest.approx(100)] * 2] * 3
+    assert written["versus"]["Car"]["R40"] == [pytest.approx(72.5)] * 3  # 30 of 41 are found: slots 1 to 29 of 40
+    (low, high) = written["difference"]["Car"]["R40_interval"][1]
+    assert written["difference"]["Car"]["R40"][1] == pytest.approx(27.5)
+    assert 5 < low < 27.5 < high < 50
+    assert any(line.startswith("Car") and "+27.50 (+" in line for line in done.stdout.splitlines())
+
+
+def test_the_second_detector_needs_the_same_frames(folders, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    done = run(*folders, "--versus", other)
+    assert (done.returncode, str(other) in done.stderr) == (2, True)

@@ -65,11 +65,24 @@ class TestCurve:
 
     def test_of_80_true_positives_the_first_and_every_second_give_thresholds(self):
         # Recall steps are 2/80; the first score serves recall 0, and (r + l) / 2 >= current picks 2/80, 4/80, ...
-        assert kitti_ap._thresholds(range(1, 81), 80) == [80, *range(79, 0, -2)]
+        assert kitti_ap._threshold_indices(80, 80) == [0, *range(1, 80, 2)]
 
     def test_the_last_true_positive_is_always_a_threshold(self):
         # 3 of 200: recalls 0.005, 0.01, 0.015. The second is skipped (0.015 - 0.025 < 0.025 - 0.01).
-        assert kitti_ap._thresholds([3, 2, 1], 200) == [3, 1]
+        assert kitti_ap._threshold_indices(3, 200) == [0, 2]
+
+    @pytest.mark.parametrize("num_gt", [*range(1, 130), 1993, 10960])
+    def test_thresholds_are_those_of_the_official_loop(self, num_gt):
+        for count in {1, 2, num_gt // 3, num_gt - 1, num_gt} - {0}:
+            expected, current = [], 0.0
+            for i in range(count):
+                left = (i + 1) / num_gt
+                right = (i + 2) / num_gt if i < count - 1 else left
+                if right - current < current - left and i < count - 1:
+                    continue
+                expected.append(i)
+                current += 1 / 40
+            assert kitti_ap._threshold_indices(count, num_gt) == expected
 
     def test_precision_is_the_maximum_from_the_right(self):
         # At 0.9 nothing but a true positive; at 0.5 one more and a false one at 0.7; at 0.3 a third.

@@ -89,6 +89,6 @@ def test_missing_data_is_an_error_that_says_where_it_belongs(job):
 
 
 def test_slimming_what_was_never_masked_is_refused(job):
-    cfg = load_config(str(ROOT / "configs" / "centernet_kitti.py"))
+    cfg = load_config(str(ROOT / "configs" / "kitti" / "centernet_dla34_kitti.py"))
     with pytest.raises(ValueError, match="MaskedModel"):
         slim_checkpoint(cfg, "none.pth", str(job["folder"] / "x"))

@@ -63,6 +63,12 @@ def test_full_width_has_the_published_keys_shapes_and_count():
     assert sum(parameter.numel() for parameter in model.parameters()) == 15_270_832
 
 
+def test_channels_can_be_given_level_by_level():
+    channels = (3, 6, 11, 22, 44, 89)
+    outputs = DLA(channels=channels, out_indices=range(6))(torch.zeros(1, 3, 64, 96))
+    assert tuple(output.shape[1] for output in outputs) == channels
+
+
 @pytest.mark.parametrize("width", [0.25, 0.5])
 def test_levels_have_stride_and_scaled_channels(width: float):
     model = MODELS.build(dict(type="mmitp.DLA", width=width, out_indices=range(6)))
@@ -185,6 +191,9 @@ def test_convolutions_come_from_conv_cfg_and_take_pretrained_weights(imagenet_ch
         (dict(depth=50), "depth must be one of"),
         (dict(width=0.3), "whole positive numbers"),
         (dict(width=0.03125), "whole positive numbers"),
+        (dict(channels=(3, 6, 11)), "6 positive numbers, one a level"),
+        (dict(channels=(3, 6, 11, 22, 44, 0)), "6 positive numbers, one a level"),
+        (dict(width=0.25, channels=(3, 6, 11, 22, 44, 89)), "width stays 1"),
         (dict(out_indices=(2, 6)), "levels from 0 to 5"),
         (dict(out_indices=()), "levels from 0 to 5"),
     ],

@@ -1,6 +1,6 @@
 # A check that training works: CenterNet-DLA34 at a quarter of its width learns a few real KITTI frames by heart. Trains
 # and evaluates on every frame of data/kitti_few (training/image_2 and label_2) at half the resolution. No benchmark.
-_base_ = ["../centernet_kitti.py"]
+_base_ = ["./centernet_dla34_kitti.py"]
 
 data_root = "data/kitti_few/"
 input_size = (640, 192)  # width, height

@@ -1,5 +1,6 @@
-# As centernet_kitti_overfit.py, pruned on the way to at most half of the operations. The window keeps S1's proportions.
-_base_ = ["./centernet_kitti_overfit.py"]
+# As centernet_dla34x025_kitti_overfit.py, pruned on the way to at most half of the operations. The window keeps S1's
+# proportions.
+_base_ = ["./centernet_dla34x025_kitti_overfit.py"]
 
 model = dict(type="mmitp.MaskedModel", of="mmdet.CenterNet")
 custom_hooks = [
