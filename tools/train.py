@@ -10,8 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
-from mmitp.engine.checkpoint import read_checkpoint
-from mmitp.engine.cli import command, parser
+from mmitp.engine.cli import add_trust, command, parser
 from mmitp.engine.config import load_config
 from mmitp.engine.data_paths import check_data
 from mmitp.engine.run import build_runner, check_launcher
@@ -27,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     options.add_argument("--amp", action="store_true", help="train with automatic mixed precision")
     options.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings to override")
+    add_trust(options)
     options.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
     options.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     args = options.parse_args(argv)
@@ -44,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
-    if cfg.get("load_from") and "://" not in cfg.load_from:
-        read_checkpoint(cfg.load_from)  # before the training set is
-    build_runner(cfg).train()
+    build_runner(cfg, args.trust).train()
 
 
 if __name__ == "__main__":
