@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
+from mmitp.engine.checkpoint import read_checkpoint
 from mmitp.engine.cli import add_trust, command, non_negative, parser, positive
 from mmitp.engine.config import load_config
 from mmitp.engine.data_paths import check_data
@@ -80,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     if not cfg.get("test_dataloader") or not cfg.get("test_evaluator"):
         raise ValueError(f"{args.config} has no test_dataloader or no test_evaluator: there is nothing to test on")
+    if "://" not in args.checkpoint:
+        read_checkpoint(args.checkpoint, args.trust)  # before the test set is
     check_data(cfg, ("test_dataloader", "test_evaluator"))
     out = args.json
     if settings is not None and out is None:

@@ -126,7 +126,7 @@ class _Seen(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        what = [f"loss {float(outputs['loss']):.4g}"] if outputs and "loss" in outputs else []
+        what = [f"loss {outputs['loss'].item():.4g}"] if outputs and "loss" in outputs else []
         for hook in runner.hooks:
             if isinstance(hook, PruneHook):
                 now = runner.iter if hook.by_iter else runner.epoch

@@ -17,23 +17,27 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank, is_distributed
 from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
 __all__ = ["data_only", "load_data", "replaced"]
 
-# Written into every HistoryBuffer's pickle, as getattr(HistoryBuffer, name).
-_STATISTICS = ("min", "max", "current", "mean")
+# Pickled as getattr(class, name): the statistics of logged histories, the curves of one-cycle schedules.
+_METHODS: dict[Any, tuple[str, ...]] = {
+    HistoryBuffer: ("min", "max", "current", "mean"),
+    OneCycleParamScheduler: ("_annealing_cos", "_annealing_linear"),
+}
 _TORCH = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
 
 
-def _statistic(owner: Any, name: Any) -> Any:
+def _method(owner: Any, name: Any) -> Any:
     """All of ``getattr`` that a checkpoint of mmengine needs; the real one would reach any object from any other."""
-    if owner is not HistoryBuffer or name not in _STATISTICS:
+    if not isinstance(owner, type) or name not in _METHODS.get(owner, ()):
         raise pickle.UnpicklingError("Unsupported global: GLOBAL builtins.getattr was not an allowed global")
-    return getattr(HistoryBuffer, name)
+    return getattr(owner, name)
 
 
 def _known_globals() -> list[Any]:
-    """What mmengine's own checkpoints hold beside tensors: logged histories, and NumPy's arrays, numbers and types.
+    """What mmengine's own checkpoints hold beside tensors: logged histories, schedules, and NumPy's arrays and numbers.
 
     NumPy's functions go by two names: NumPy 2 has renamed their module.
     """
@@ -41,7 +45,7 @@ def _known_globals() -> list[Any]:
     names = ("numpy._core.multiarray", "numpy.core.multiarray")
     functions = [(getattr(core.multiarray, f), f"{name}.{f}") for name in names for f in ("_reconstruct", "scalar")]
     kinds = {type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdFDSU"}
-    return [HistoryBuffer, np.ndarray, np.dtype, slice, *kinds, *functions, (_statistic, "builtins.getattr")]
+    return [*_METHODS, np.ndarray, np.dtype, slice, *kinds, *functions, (_method, "builtins.getattr")]
 
 
 @contextlib.contextmanager

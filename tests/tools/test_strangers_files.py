@@ -137,6 +137,32 @@ def test_our_own_checkpoints_are_data_and_resume_bit_for_bit(trained, tmp_path):
     assert histories[0].tolist() == histories[1].tolist()
 
 
+SCHEDULES = {
+    "OneCycleLR": dict(eta_max=0.1, total_steps=10),
+    "CosineAnnealingLR": dict(T_max=5),
+    "MultiStepLR": dict(milestones=[1]),
+    "StepLR": dict(step_size=2),
+    "LinearLR": dict(start_factor=0.1),
+    "ConstantLR": dict(factor=0.1),
+    "ExponentialLR": dict(gamma=0.9),
+    "PolyLR": dict(eta_min=0.1),
+    "CosineRestartLR": dict(periods=[5], restart_weights=[1.0], eta_min=0.0),
+    "ReduceOnPlateauLR": dict(monitor="loss"),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("anneal", ["cos", "linear"])
+def test_every_schedule_of_mmengine_can_be_resumed(tmp_path, name, anneal):
+    from mmengine.registry import PARAM_SCHEDULERS
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+    more = dict(anneal_strategy=anneal) if name == "OneCycleLR" else {}
+    schedule = PARAM_SCHEDULERS.build(dict(type=name, optimizer=optimizer, **SCHEDULES[name], **more))
+    torch.save(dict(param_schedulers=[schedule.state_dict()]), tmp_path / "x.pth")
+    assert load_data(tmp_path / "x.pth")["param_schedulers"][0].keys() == schedule.state_dict().keys()
+
+
 def test_files_of_numpy_1_and_2_are_data(tmp_path):
     """Their functions have moved; a file of either is read by both."""
     import numpy as np
