@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
-from mmitp.engine.cli import command, parser, positive
+from mmitp.engine.cli import add_trust, command, parser, positive
 from mmitp.engine.config import load_config
 from mmitp.engine.export import export_checkpoint
 from mmitp.engine.results import check_writable
@@ -29,9 +29,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--shape", type=positive, nargs=2, metavar=("H", "W"), help="input size; default: the training's"
     )
     options.add_argument("--batch", type=positive, metavar="N", help="fixed batch size; default: any")
+    add_trust(options)
     args = options.parse_args(argv)
     check_writable(args.out)
-    print(export_checkpoint(load_config(args.config), args.checkpoint, args.out, args.shape, args.batch).text())
+    print(
+        export_checkpoint(
+            load_config(args.config), args.checkpoint, args.out, args.shape, args.batch, trust=args.trust
+        ).text()
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
-from mmitp.engine.cli import command, parser, positive
+from mmitp.engine.cli import add_trust, command, parser, positive
 from mmitp.engine.config import load_config
 from mmitp.engine.results import check_writable
 from mmitp.engine.slim_checkpoint import slim_checkpoint
@@ -25,9 +25,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument(
         "--shape", type=positive, nargs=2, metavar=("H", "W"), help="input size the MACs are stated for"
     )
+    add_trust(options)
     args = options.parse_args(argv)
     check_writable(Path(args.out) / "config.py")
-    print(slim_checkpoint(load_config(args.config), args.checkpoint, args.out, args.shape).text())
+    print(slim_checkpoint(load_config(args.config), args.checkpoint, args.out, args.shape, trust=args.trust).text())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
 from mmitp.engine.checkpoint import read_checkpoint
-from mmitp.engine.cli import command, non_negative, parser, positive
+from mmitp.engine.cli import add_trust, command, non_negative, parser, positive
 from mmitp.engine.config import load_config
 from mmitp.engine.data_paths import check_data
 from mmitp.engine.results import check_writable, provenance, write_results
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--max-images", type=positive, metavar="N", help="test N images, spread evenly over the test set"
     )
     options.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings to override")
+    add_trust(options)
     options.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
     options.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     group = options.add_argument_group("attack")
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not cfg.get("test_dataloader") or not cfg.get("test_evaluator"):
         raise ValueError(f"{args.config} has no test_dataloader or no test_evaluator: there is nothing to test on")
     if "://" not in args.checkpoint:
-        read_checkpoint(args.checkpoint)  # before the test set is
+        read_checkpoint(args.checkpoint, args.trust)  # before the test set is
     check_data(cfg, ("test_dataloader", "test_evaluator"))
     out = args.json
     if settings is not None and out is None:
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     cfg.launcher = args.launcher
     cfg.load_from = args.checkpoint
-    runner = build_test_runner(cfg, args.max_images)
+    runner = build_test_runner(cfg, args.max_images, args.trust)
     run |= dict(
         device=device_of(runner.model),
         seed=runner.seed,

@@ -1,7 +1,10 @@
 """Train a config.
 
 python tools/train.py configs/centernet_kitti_prune50.py [--work-dir DIR] [--resume [CKPT]] [--amp]
-    [--cfg-options key=value ...] [--launcher pytorch]
+    [--cfg-options key=value ...] [--launcher pytorch] [--dry-run]
+
+--resume goes on from the newest undamaged checkpoint of the work folder. --dry-run tries every phase of the run on a
+few images in a temporary folder. docs/reliability.md says what is promised of both.
 """
 
 import argparse
@@ -10,10 +13,10 @@ import sys
 from collections.abc import Sequence
 
 import mmitp  # noqa: F401  makes the OpenMMLab stack importable without compiled operators
-from mmitp.engine.checkpoint import read_checkpoint
-from mmitp.engine.cli import command, parser
+from mmitp.engine.cli import add_trust, command, parser
 from mmitp.engine.config import load_config
 from mmitp.engine.data_paths import check_data
+from mmitp.engine.dry_run import dry_run
 from mmitp.engine.run import build_runner, check_launcher
 
 
@@ -25,8 +28,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument(
         "--resume", nargs="?", const="auto", help="resume from the newest checkpoint, or from this one"
     )
+    options.add_argument(
+        "--dry-run", action="store_true", help="try one step of every phase in a temporary folder, and train nothing"
+    )
     options.add_argument("--amp", action="store_true", help="train with automatic mixed precision")
     options.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings to override")
+    add_trust(options)
     options.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
     options.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     args = options.parse_args(argv)
@@ -44,9 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
-    if cfg.get("load_from") and "://" not in cfg.load_from:
-        read_checkpoint(cfg.load_from)  # before the training set is
-    build_runner(cfg).train()
+    if args.dry_run:
+        print(dry_run(cfg, args.trust))
+        return
+    build_runner(cfg, args.trust).train()
 
 
 if __name__ == "__main__":

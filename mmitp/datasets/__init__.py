@@ -8,7 +8,7 @@ from importlib.util import find_spec
 if find_spec("mmengine") is not None:
     from mmitp.datasets.cifar import FastCIFAR10, take_batch
     from mmitp.datasets.kitti import KittiDataset
-    from mmitp.datasets.samplers import EvenSubset
+    from mmitp.datasets.samplers import EvenSubset, FewSamples
     from mmitp.datasets.transforms import ScaleShiftCrop
 
-    __all__ = ["EvenSubset", "FastCIFAR10", "KittiDataset", "ScaleShiftCrop", "take_batch"]
+    __all__ = ["EvenSubset", "FastCIFAR10", "FewSamples", "KittiDataset", "ScaleShiftCrop", "take_batch"]

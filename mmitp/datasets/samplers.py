@@ -38,3 +38,20 @@ class EvenSubset(Sampler):
 
     def __len__(self) -> int:
         return len(self.indices)
+
+
+@DATA_SAMPLERS.register_module()
+class FewSamples(EvenSubset):
+    """``images`` of a data set, spread evenly over it, or all of a smaller one: for a trial of a config.
+
+    Args:
+        dataset: the data set.
+        images: how many at most.
+        seed: not used; a runner gives it to every sampler.
+
+    Raises:
+        ValueError: for an empty data set, or with several processes.
+    """
+
+    def __init__(self, dataset: Any, images: int, seed: int | None = None) -> None:
+        super().__init__(dataset, min(images, len(dataset)), seed)

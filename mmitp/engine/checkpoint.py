@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,24 +14,74 @@ from mmengine.runner.checkpoint import _load_checkpoint
 from torch import Tensor, nn
 
 from mmitp.engine.hooks.prune_hook import STATE_KEY
+from mmitp.engine.safe_load import data_only
 from mmitp.pruning import masked_layers
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """Reads a checkpoint as mmengine does, onto the CPU.
+def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:
+    """Reads a checkpoint onto the CPU: as data, with its checksums compared, and with what it must hold looked at.
+
+    Args:
+        path: file or URL, as mmengine takes it.
+        trust: also take a file that may run code (see :func:`mmitp.engine.safe_load.load_data`).
 
     Raises:
-        ValueError: there is no such file, or it is not one that torch wrote.
+        ValueError: there is no such file, it is damaged, wants to run code, or does not hold what a checkpoint does.
     """
     try:
-        loaded = _load_checkpoint(path, map_location="cpu")
+        with data_only(trust):
+            loaded = _load_checkpoint(path, map_location="cpu")
     except FileNotFoundError as error:
-        raise ValueError(f"no checkpoint file {path!r}") from error
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is not a checkpoint, or a damaged one: {error}") from error
+        raise ValueError(
+            f"{path} is a folder, not a checkpoint" if os.path.isdir(path) else f"no checkpoint file {path!r}"
+        ) from error
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a checkpoint's state dict")
+    check_content(loaded, path)
     return dict(loaded)
+
+
+def check_content(loaded: Mapping[str, Any], path: str) -> None:
+    """Looks at what tools read of a checkpoint: its weights, and what it says of its budget.
+
+    Raises:
+        ValueError: with file and key.
+    """
+    if not loaded:
+        raise ValueError(f"{path} is an empty checkpoint")
+    for key in ("state_dict", "meta", STATE_KEY):
+        if not isinstance(loaded.get(key, {}), Mapping):
+            raise ValueError(f"{path}: {key!r} is a {type(loaded[key]).__name__}, not a dictionary")
+    state = loaded.get("state_dict", loaded)
+    if not state:
+        raise ValueError(f"{path}: 'state_dict' is empty")
+    broken = []
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            if state is not loaded and not str(key).endswith("_extra_state"):
+                raise ValueError(f"{path}: state_dict[{key!r}] is a {type(value).__name__}, not a tensor")
+        elif (value.is_floating_point() or value.is_complex()) and bool(value.isnan().any()):
+            broken.append(key)
+    if broken:
+        raise ValueError(
+            f"{path} holds NaN in {len(broken)} of {len(state)} entries, the first {broken[0]!r}: the run had "
+            "diverged. Take a checkpoint from before"
+        )
+    for key, known in ((STATE_KEY, loaded.get(STATE_KEY, {})), ("meta.mmitp", loaded.get("meta", {}).get("mmitp", {}))):
+        if not isinstance(known, Mapping):
+            raise ValueError(f"{path}: {key} is a {type(known).__name__}, not a dictionary")
+        size, channels = known.get("input_shape"), known.get("channels")
+        if size is not None and not (isinstance(size, (list, tuple)) and len(size) == 2 and all(map(_is_count, size))):
+            raise ValueError(f"{path}: {key}.input_shape must be two whole numbers (H, W), got {size!r}")
+        if channels is not None and not _is_count(channels):
+            raise ValueError(f"{path}: {key}.channels must be a whole number, got {channels!r}")
+    slimmed = loaded.get(STATE_KEY, {}).get("slimmed")
+    if slimmed is not None and not (isinstance(slimmed, Mapping) and {"spec", "macs_dense", "macs_kept"} <= {*slimmed}):
+        raise ValueError(f"{path}: {STATE_KEY}.slimmed lacks spec, macs_dense or macs_kept")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def known_input(loaded: Mapping[str, Any]) -> tuple[tuple[int, int] | None, int | None]:

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["UserError", "command", "non_negative", "parser", "positive", "torch_device"]
+__all__ = ["UserError", "add_trust", "command", "non_negative", "parser", "positive", "torch_device"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Where mmengine meets a type that no registry has, or arguments that a class does not take: a config's mistake.
@@ -31,6 +31,13 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return made
+
+
+def add_trust(options: argparse.ArgumentParser) -> None:
+    """The option ``--trust`` of tools that read checkpoints; without it they are data, whoever wrote them."""
+    options.add_argument(
+        "--trust", action="store_true", help="also load checkpoints that can run code: only those of people you trust"
+    )
 
 
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:

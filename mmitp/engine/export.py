@@ -109,7 +109,12 @@ class ExportReport:
 
 
 def export_checkpoint(
-    cfg: Config, checkpoint: str, out: str, shape: Sequence[int] | None = None, batch: int | None = None
+    cfg: Config,
+    checkpoint: str,
+    out: str,
+    shape: Sequence[int] | None = None,
+    batch: int | None = None,
+    trust: bool = False,
 ) -> ExportReport:
     """Exports a dense, masked or slimmed network and checks the file against torch.
 
@@ -122,6 +127,7 @@ def export_checkpoint(
         out: file to write: ``.onnx``, ``.pt2`` (torch.export) or ``.pt`` (TorchScript by tracing).
         shape: (H, W) in pixels of the input; by default that of the training's budget.
         batch: fixed batch size; by default any.
+        trust: also read a checkpoint that may run code.
 
     Raises:
         ValueError: the ending is none of these, the packages for ONNX are missing, the checkpoint does not fit, no
@@ -137,7 +143,7 @@ def export_checkpoint(
     if ending not in writers:
         raise ValueError(f"{out}: the ending says what to write: {', '.join(writers)}")
     init_default_scope(cfg.get("default_scope", "mmengine"))
-    loaded = read_checkpoint(checkpoint)
+    loaded = read_checkpoint(checkpoint, trust)
     trained, channels = known_input(loaded)
     size = tuple(shape) if shape else trained
     if size is None:

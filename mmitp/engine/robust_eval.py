@@ -492,10 +492,11 @@ def _complete(results: Sequence[dict[str, Any]], coco: tuple[str, ...]) -> list[
     return [{name: metrics.get(name, absent[name]) for name in names} for metrics in results]
 
 
-def build_test_runner(cfg: Config, max_images: int | None = None) -> Runner:
+def build_test_runner(cfg: Config, max_images: int | None = None, trust: bool = False) -> Runner:
     """The config's runner; with ``max_images`` its test takes that many images, spread evenly over the test set.
 
-    A checkpoint that does not fill the network is an error there (:class:`~mmitp.engine.checkpoint.FitHook`).
+    A checkpoint that does not fill the network is an error there (:class:`~mmitp.engine.checkpoint.FitHook`); with
+    ``trust`` it may be one that runs code.
 
     Metrics of the COCO kind, which go by the annotation file, are told which images those are.
 
@@ -504,7 +505,8 @@ def build_test_runner(cfg: Config, max_images: int | None = None) -> Runner:
     """
     if max_images is not None:
         cfg.test_dataloader.sampler = dict(type="mmitp.EvenSubset", images=max_images)
-    runner = build_runner(cfg)
+    cfg.resume = False
+    runner = build_runner(cfg, trust)
     runner.register_hook(FitHook())
     if max_images is None:
         return runner

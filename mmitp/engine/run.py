@@ -11,10 +11,28 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+from mmitp.engine.latency_table import check_tables
+from mmitp.engine.resume import settle_start
+from mmitp.engine.saving import protect
 
-def build_runner(cfg: Config) -> Runner:
-    """Builds the config's runner (``runner_type``, mmengine's ``Runner`` by default)."""
-    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+
+def build_runner(cfg: Config, trust: bool = False) -> Runner:
+    """Builds the config's runner (``runner_type``, mmengine's ``Runner`` by default).
+
+    It resumes from the newest good checkpoint (:mod:`mmitp.engine.resume`), reads checkpoints as data, writes them
+    whole, and deletes old ones after new ones are safe (:mod:`mmitp.engine.saving`).
+
+    Args:
+        cfg: the config; ``load_from`` becomes the checkpoint that a run with ``resume`` alone goes on from.
+        trust: also load checkpoints that may run code.
+
+    Raises:
+        ValueError: a latency table is none; ``load_from`` cannot be read or cannot be resumed, or all checkpoints to
+            resume from are damaged.
+    """
+    check_tables(cfg)
+    settle_start(cfg, trust)
+    return protect(RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg), trust)
 
 
 def check_launcher(launcher: str) -> None:

@@ -6,6 +6,8 @@ Each sign comes with the figures it was judged by. ``psi*`` is the target, ``L_H
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,6 +74,7 @@ def read_run(work_dir: str | Path) -> PruningRun:
     for log in logs:
         for line in _logged(log):
             if "L_HW" in line:
+                _require_numbers(line, ("step", "epoch", "lr", "L_HW"), str(log))
                 lines[line["step"]] = line
     if hook is None or not lines:
         raise ValueError(f"{folder} is no run with PruneHook that has logged L_HW")
@@ -80,6 +83,12 @@ def read_run(work_dir: str | Path) -> PruningRun:
     wrapper = cfg.optim_wrapper
     decay_mult = wrapper.get("paramwise_cfg", {}).get("custom_keys", {}).get("prune_mask", {}).get("decay_mult", 1.0)
     report = folder / "pruning.json"
+    frozen = _record(report.read_text(encoding="utf-8"), str(report)) if report.is_file() else None
+    if frozen is not None:
+        _require_numbers(frozen, ("ratio", "ratio_before", "switched_off"), str(report))
+        if "params_kept" in frozen:
+            _require_numbers(frozen, ("params_kept", "macs_kept"), str(report))
+            _require_numbers(frozen, ("params_dense", "macs_dense"), str(report), above=0)
     return PruningRun(
         name=folder.name,
         target=hook.target,
@@ -91,7 +100,7 @@ def read_run(work_dir: str | Path) -> PruningRun:
         times=[s / length for s in steps],
         hw_loss=[lines[s]["L_HW"] for s in steps],
         lr=[lines[s]["lr"] for s in steps],
-        frozen=_record(report.read_text(encoding="utf-8"), str(report)) if report.is_file() else None,
+        frozen=frozen,
     )
 
 
@@ -110,6 +119,14 @@ def _record(text: str, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"{where} holds a {type(record).__name__} where a record is expected")
     return record
+
+
+def _require_numbers(record: dict[str, Any], keys: Sequence[str], where: str, above: float = -math.inf) -> None:
+    for key in keys:
+        value = record.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value < math.inf:
+            limit = "" if above == -math.inf else f" above {above:g}"
+            raise ValueError(f"{where}: {key!r} must be a finite number{limit}, got {value!r}")
 
 
 def _epoch_length(lines: list[dict[str, Any]]) -> float:

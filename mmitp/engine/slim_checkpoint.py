@@ -40,7 +40,9 @@ class SlimReport:
         )
 
 
-def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[int] | None = None) -> SlimReport:
+def slim_checkpoint(
+    cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[int] | None = None, trust: bool = False
+) -> SlimReport:
     """Slims a checkpoint trained with masks, or with ``slim_at_end``, and writes config and weights.
 
     The slimmed network is compared with the masked one at the given size, and at a second one where the model takes it.
@@ -50,6 +52,7 @@ def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[
         checkpoint: its path.
         out_dir: folder to write ``config.py`` and ``weights.pth`` into.
         shape: (H, W) the MACs are stated for; by default that of the training's budget.
+        trust: also read a checkpoint that may run code.
 
     Raises:
         ValueError: the config builds no masked model; the checkpoint cannot be read, holds no masks or does not fit; no
@@ -58,7 +61,7 @@ def slim_checkpoint(cfg: Config, checkpoint: str, out_dir: str, shape: Sequence[
     if not is_masked(cfg.model):
         raise ValueError(f"{cfg.filename}: the model is {cfg.model.get('type')!r}, not 'mmitp.MaskedModel'")
     init_default_scope(cfg.get("default_scope", "mmengine"))
-    loaded = read_checkpoint(checkpoint)
+    loaded = read_checkpoint(checkpoint, trust)
     state = loaded.get("state_dict", loaded)
     known = loaded.get(STATE_KEY, {})
     if not known.get("slimmed") and not any(key.endswith("prune_mask") for key in state):

@@ -4,7 +4,6 @@ A 3x3 stem with 16 channels, three stages of ``n`` basic blocks with 16, 32 and 
 network is a backbone: pooling and the classifier are mmpretrain's ``GlobalAveragePooling`` and ``LinearClsHead``.
 """
 
-import pickle
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmitp.engine.safe_load import load_data
 from mmitp.pruning.layers import ChannelPad
 from mmitp.registry import MODELS
 
@@ -176,18 +176,21 @@ def convert_resnet_cifar(checkpoint: Mapping[str, object]) -> dict[str, Tensor]:
     return converted
 
 
-def convert_resnet_cifar_file(source: str, target: str) -> None:
+def convert_resnet_cifar_file(source: str, target: str, trust: bool = False) -> None:
     """Write the converted checkpoint as ``{'state_dict': ...}`` (see :func:`convert_resnet_cifar`).
+
+    Args:
+        source: the public checkpoint.
+        target: the file to write.
+        trust: also read a source that may run code.
 
     Raises:
         ValueError: the source is missing, no checkpoint of tensors, or not of such a network.
     """
     try:
-        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+        checkpoint = load_data(source, "cpu", trust)
     except FileNotFoundError as error:
         raise ValueError(f"no checkpoint file {source!r}") from error
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, IsADirectoryError) as error:
-        raise ValueError(f"{source} is not a checkpoint, or a damaged one: {str(error).splitlines()[0]}") from error
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
     if not isinstance(state, Mapping):
         raise ValueError(f"{source} holds a {type(state).__name__}, not a checkpoint's state dict")

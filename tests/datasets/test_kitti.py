@@ -270,3 +270,10 @@ def test_the_papers_config_is_cars_on_a_random_split(scene_root, mmdet_scope):
 def test_the_registry_resolves_the_scoped_name(root):
     dataset = DATASETS.build({"type": "mmitp.KittiDataset", "data_root": str(root), "ann_file": "ImageSets/train.txt"})
     assert len(pickle.loads(pickle.dumps(dataset))) == 3
+
+
+@pytest.mark.parametrize("line", ["../training/image_2/000003", "/etc/passwd", "..\\000003", "a/../000003"])
+def test_split_files_cannot_leave_the_data_root(root, line):
+    (root / "ImageSets/train.txt").write_text(f"000003\n{line}\n")
+    with pytest.raises(ValueError, match=r"ImageSets/train\.txt, line 2: expected one new frame id a line"):
+        KittiDataset(data_root=str(root), ann_file="ImageSets/train.txt")

@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
 from mmitp.engine.hooks.adversarial_hook import AdversarialHook
-from mmitp.engine.hooks.collapse_guard import CollapseGuardHook
+from mmitp.engine.hooks.collapse_guard import CollapseGuardHook, _draw
 
 CLASSES, SIZE = 4, 8
 
@@ -468,3 +468,17 @@ def test_wrong_use_is_answered(tmp_path: Path) -> None:
     blind = make_runner(tmp_path / "b", [AdversarialHook(), CollapseGuardHook(source="val")], val=False)
     with pytest.raises(ValueError, match="validation dataloader"):
         blind.train()
+
+
+def test_batches_of_data_sets_that_hand_over_whole_ones() -> None:
+    """As ``FastCIFAR10`` under ``mmitp.take_batch``, which the robust CIFAR configs have."""
+
+    class Whole(Patterns):
+        def __getitems__(self, indices: list[int]) -> dict:
+            samples = [self[index] for index in indices]
+            return {key: [sample[key] for sample in samples] for key in ("inputs", "data_samples")}
+
+    loader = torch.utils.data.DataLoader(Whole(10), batch_size=4, collate_fn=lambda batch: batch)
+    drawn = _draw(loader, 2)
+    assert [len(batch["inputs"]) for batch in drawn] == [4, 4]
+    assert torch.equal(drawn[0]["inputs"][1], Whole(10).images[1])  # 0, 1, 2, 3, 5, 6, 7, 8 of ten

@@ -148,3 +148,19 @@ def test_damaged_files_are_named_and_a_line_cut_off_by_a_kill_is_left_out(tmp_pa
     (log.parent / "config.py").unlink()
     with pytest.raises(ValueError, match=r"no .*config\.py"):
         read_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (dict(ratio="0.5"), "pruning.json: 'ratio' must be a finite number, got '0.5'"),
+        (dict(switched_off=None), "pruning.json: 'switched_off' must be a finite number, got None"),
+        (dict(params_dense=0), "pruning.json: 'params_dense' must be a finite number above 0, got 0"),
+    ],
+)
+def test_figures_of_the_freeze_that_are_no_figures_are_named(tmp_path, change, says):
+    write(tmp_path, PUBLISHED_LOSS, PUBLISHED_LR, ratio_before=0.17, b=50)
+    report = tmp_path / "pruning.json"
+    report.write_text(json.dumps(json.loads(report.read_text()) | change))
+    with pytest.raises(ValueError, match=says):
+        read_run(tmp_path)

@@ -272,9 +272,15 @@ def _draw(loader: Any, batches: int) -> list[Any]:
     wanted = min(batches * size * get_world_size(), len(dataset))
     indices = [i * len(dataset) // wanted for i in range(wanted)]
     mine = indices[get_rank() :: get_world_size()] or indices[:1]
+    chunks = [mine[i : i + size] for i in range(0, len(mine), size)]
     with kept_rng(0):  # pipelines draw from the global generators
-        items = [dataset[index] for index in mine]
-    return [loader.collate_fn(items[i : i + size]) for i in range(0, len(items), size)]
+        return [loader.collate_fn(_read(dataset, chunk)) for chunk in chunks]
+
+
+def _read(dataset: Any, indices: list[int]) -> Any:
+    """A batch as torch's loaders read it: at once from data sets that hand over whole ones."""
+    whole = getattr(dataset, "__getitems__", None)
+    return whole(indices) if whole is not None else [dataset[index] for index in indices]
 
 
 def _generator(batch: tuple[Any, Any]) -> torch.Generator:

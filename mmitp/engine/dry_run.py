@@ -1,0 +1,184 @@
+"""A trial of a training config: one optimizer step of every phase, on a few images, in a temporary folder."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmitp.engine.checkpoint import read_checkpoint
+from mmitp.engine.hooks import AdversarialHook, PruneHook
+from mmitp.engine.run import build_runner
+from mmitp.models.slim import type_name
+
+__all__ = ["dry_run", "shortened"]
+
+_STEPS = 3  # before the window, in it, after it
+_RESUMED_AFTER = 1  # so that window, freeze and what comes after are gone through again
+
+
+def dry_run(cfg: Config, trust: bool = False) -> str:
+    """Builds all that a run needs and goes through its phases: before, in and after the pruning window, attacked,
+    slimmed, validated, saved and resumed.
+
+    The real work folder is not touched. Batches have their real size, so memory suffices for the real run if it does
+    here (but for what data loaders in processes of their own take).
+
+    Args:
+        cfg: the run's config; left as it is.
+        trust: also load checkpoints that may run code.
+
+    Returns:
+        What was done, a line each, and what the config has nothing of.
+
+    Raises:
+        ValueError: several processes were asked for; and whatever the run itself would raise.
+    """
+    if cfg.get("launcher", "none") != "none":
+        raise ValueError("--dry-run goes through a run in one process: leave --launcher out")
+    with tempfile.TemporaryDirectory(prefix="mmitp_dry_run_") as folder:
+        whole, resumed = (Path(folder) / name for name in ("whole", "resumed"))
+        seen = _Seen()
+        runner = _trained(shortened(cfg, str(whole)), trust, seen)
+        saved = sorted(path.name for path in whole.glob("step_*.pth"))
+        again = shortened(cfg, str(resumed))
+        again.load_from, again.resume = str(whole / f"step_{_first(again)}.pth"), True
+        _trained(again, trust, _Seen())
+        ends = [read_checkpoint(str(folder / saved[-1]), trust)["state_dict"] for folder in (whole, resumed)]
+        return "\n".join(_report(cfg, runner, seen, saved, _difference(*ends)))
+
+
+def shortened(cfg: Config, work_dir: str) -> Config:
+    """A copy of a run's config with three optimizer steps, of which the pruning window is the second.
+
+    Args:
+        cfg: the run's.
+        work_dir: the copy's.
+    """
+    cfg = copy.deepcopy(cfg)
+    every = _accumulation(cfg)
+    cfg.work_dir, cfg.log_level, cfg.experiment_name = work_dir, "WARNING", f"dry_run_{Path(work_dir).name}"
+    if cfg.get("resume"):
+        cfg.load_from, cfg.resume = None, False
+    loop = cfg.train_cfg
+    by_epoch = "max_iters" not in loop
+    unit = 1 if by_epoch else every  # an epoch is one step long
+    for key in ("max_epochs", "max_iters", "val_begin", "val_interval", "dynamic_intervals"):
+        loop.pop(key, None)
+    loop.update({"max_epochs" if by_epoch else "max_iters": _STEPS * unit, "val_interval": _STEPS * unit})
+    for part, batches in (("train_dataloader", every), ("val_dataloader", 1)):
+        if loader := cfg.get(part):
+            images = batches * int(loader.get("batch_size", 1))
+            loader.sampler = dict(type="mmitp.FewSamples", images=images)
+            loader.update(num_workers=0, persistent_workers=False)
+            loader.pop("prefetch_factor", None)
+    for hook in cfg.get("custom_hooks") or []:
+        kind = type_name(hook["type"])
+        if kind.endswith("PruneHook"):  # a window of one step cannot reach the target by itself
+            hook.update(begin=unit, end=2 * unit, on_miss="project")
+        elif kind.endswith("AdversarialHook"):
+            late = hook.get("begin", 0) > 0
+            hook.update(begin=unit if late else 0, end=None, warmup=0, by_epoch=by_epoch)
+        elif kind.endswith("CollapseGuardHook"):
+            hook.update(interval=unit, by_epoch=by_epoch)
+    defaults = cfg.setdefault("default_hooks", {})
+    former = defaults.get("checkpoint")
+    kept = ("type", "save_best", "rule", "greater_keys", "less_keys") if isinstance(former, Mapping) else ()
+    defaults.checkpoint = dict(
+        {key: former[key] for key in kept if key in former},
+        interval=unit,
+        by_epoch=by_epoch,
+        filename_tmpl="step_{}.pth",
+    )
+    defaults.checkpoint.setdefault("type", "CheckpointHook")
+    if isinstance(defaults.get("logger"), Mapping):
+        defaults.logger.pop("out_dir", None)
+    if isinstance(cfg.get("visualizer"), Mapping):
+        cfg.visualizer.vis_backends = []
+    return cfg
+
+
+def _accumulation(cfg: Config) -> int:
+    wrapper = cfg.get("optim_wrapper")
+    return int(wrapper.get("accumulative_counts", 1)) if isinstance(wrapper, Mapping) else 1
+
+
+def _first(cfg: Config) -> int:
+    return _RESUMED_AFTER * cfg.default_hooks.checkpoint.interval
+
+
+class _Seen(Hook):
+    """What happened, a line each."""
+
+    priority = "LOWEST"
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.validated: dict[str, float] | None = None
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        what = [f"loss {outputs['loss'].item():.4g}"] if outputs and "loss" in outputs else []
+        for hook in runner.hooks:
+            if isinstance(hook, PruneHook):
+                now = runner.iter if hook.by_iter else runner.epoch
+                if now >= hook.end:
+                    done = " and slimmed" if hook.slimmed is not None else ""
+                    what.append(f"after the pruning window, masks {'frozen' if hook.frozen else 'open'}{done}")
+                else:
+                    what.append(f"{'before' if now < hook.begin else 'in'} the pruning window")
+            elif isinstance(hook, AdversarialHook):
+                what.append(f"attacked by {hook.eps * hook.scale:g} pixels/255" if hook.scale else "not attacked")
+        self.lines.append(f"iteration {runner.iter + 1}: {', '.join(what)}")
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        self.validated = metrics
+
+
+def _trained(cfg: Config, trust: bool, seen: _Seen) -> Runner:
+    runner = build_runner(cfg, trust)
+    runner.register_hook(seen)
+    runner.train()
+    return runner
+
+
+def _difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> float:
+    """Greatest difference of two networks' weights, infinite where they have other keys or shapes."""
+    if one.keys() != two.keys() or any(one[key].shape != two[key].shape for key in one):
+        return float("inf")
+    pairs = [(one[key], two[key]) for key in one if not torch.equal(one[key], two[key])]
+    return max((float((a.double() - b.double()).abs().max()) for a, b in pairs), default=0.0)
+
+
+def _report(cfg: Config, runner: Runner, seen: _Seen, saved: list[str], difference: float) -> list[str]:
+    prune = next((hook for hook in runner.hooks if isinstance(hook, PruneHook)), None)
+    lines = [f"dry run of {cfg.filename or 'the config'}: {_STEPS} optimizer steps in a temporary folder", *seen.lines]
+    if seen.validated is not None:
+        lines.append(
+            f"validated on {cfg.val_dataloader.get('batch_size', 1)} images or fewer: {len(seen.validated)} figures"
+        )
+    lines.append(f"saved {', '.join(saved)}")
+    if difference == float("inf"):
+        raise RuntimeError("a run resumed from the first step's checkpoint ends with another network's layout")
+    lines.append(
+        f"resumed from the checkpoint of step {_RESUMED_AFTER}: "
+        + ("the same network to the last bit" if not difference else f"the network differs by at most {difference:.2g}")
+    )
+    missing = []
+    if prune is None:
+        missing.append("pruned (no PruneHook)")
+    elif not prune.slim_at_end:
+        missing.append("slimmed (slim_at_end is off)")
+    if not any(isinstance(hook, AdversarialHook) for hook in runner.hooks):
+        missing.append("attacked (no AdversarialHook)")
+    if seen.validated is None:
+        missing.append("validated (no val_dataloader)")
+    return [*lines, f"not asked for, so not tried: {', '.join(missing)}"] if missing else lines

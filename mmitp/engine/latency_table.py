@@ -1,0 +1,92 @@
+"""What a file must look like to be a latency table: looked at before a run, not met as nonsense in it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine import Config
+
+from mmitp.pruning.cost import TABLE_FORMAT
+
+__all__ = ["check_latency_table", "check_tables"]
+
+
+def check_tables(cfg: Config) -> None:
+    """Looks at the latency tables that a config's hooks name.
+
+    Raises:
+        ValueError: a file is no JSON, or :func:`check_latency_table` refuses it.
+        FileNotFoundError: there is no such file.
+    """
+    for hook in cfg.get("custom_hooks") or []:
+        cost = hook.get("cost") if isinstance(hook, Mapping) else None
+        if not isinstance(cost, Mapping) or not isinstance(path := cost.get("table"), str):
+            continue
+        with open(path, encoding="utf-8") as file:
+            try:
+                table = json.load(file)
+            except ValueError as error:  # no text, no JSON
+                raise ValueError(f"{path} is no latency table, for it is no JSON: {error}") from error
+        check_latency_table(table, path)
+
+
+def check_latency_table(table: Any, source: str) -> None:
+    """Looks at a whole table, as ``tools/profile_latency.py`` writes it.
+
+    Channel numbers rise from 1 or more, every layer has a time for each pair of them, and no time is negative.
+
+    Args:
+        table: read from JSON.
+        source: the file's name, for the message.
+
+    Raises:
+        ValueError: with file and key.
+    """
+
+    def refuse(key: str, what: str, value: Any) -> None:
+        shown = repr(value)
+        raise ValueError(f"{source}: {key} must be {what}, got {shown if len(shown) < 80 else shown[:77] + '...'}")
+
+    if not isinstance(table, Mapping) or table.get("format") != TABLE_FORMAT:
+        raise ValueError(f"{source} is no latency table of format {TABLE_FORMAT} (tools/profile_latency.py writes one)")
+    if not _is_time(table.get("constant")):
+        refuse("constant", "a time in ns, finite and not negative", table.get("constant"))
+    layers = table.get("layers")
+    if not isinstance(layers, Mapping) or not layers:
+        refuse("layers", "a dictionary with at least one layer", layers)
+    assert isinstance(layers, Mapping)
+    for name, entry in layers.items():
+        where = f"layers.{name}"
+        if not isinstance(entry, Mapping):
+            refuse(where, "a dictionary", entry)
+        for key in ("inputs", "outputs"):
+            axis = entry.get(key)
+            if not isinstance(axis, list) or not axis or not all(map(_is_count, axis)):
+                refuse(f"{where}.{key}", "a list of whole numbers of channels, at least 1", axis)
+            if any(a >= b for a, b in zip(axis, axis[1:], strict=False)):
+                refuse(f"{where}.{key}", "rising numbers of channels", axis)
+        rows, columns, times = len(entry["inputs"]), len(entry["outputs"]), entry.get("ns")
+        if not isinstance(times, list) or len(times) != rows:
+            refuse(f"{where}.ns", f"{rows} lists, one for each of 'inputs'", times)
+        for row, line in enumerate(times):
+            if not isinstance(line, list) or len(line) != columns or not all(map(_is_time, line)):
+                refuse(f"{where}.ns[{row}]", f"{columns} times in ns, one for each of 'outputs', not negative", line)
+        for key in ("gather", "scatter", "element"):
+            if not _is_time(entry.get(key)):
+                refuse(f"{where}.{key}", "a time in ns, finite and not negative", entry.get(key))
+        for key in ("n_in", "n_out"):
+            if not _is_count(entry.get(key)):
+                refuse(f"{where}.{key}", "a whole number of channels, at least 1", entry.get(key))
+        if not _is_time(entry.get("pair_macs")):
+            refuse(f"{where}.pair_macs", "a number of operations, finite and not negative", entry.get("pair_macs"))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf

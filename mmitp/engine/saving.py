@@ -1,0 +1,232 @@
+"""Checkpoints that survive a kill at any moment: written whole or not at all, the old one deleted after the new one is
+safe, and with the gradients of an update that is half accumulated.
+
+:func:`protect` puts this into a Runner; no config has to name anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import mmengine.runner
+import mmengine.runner.runner as mmengine_runner
+import torch
+from mmengine.dist import get_world_size
+from mmengine.fileio import LocalBackend, get_file_backend
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import Runner
+
+from mmitp.engine.attack import unwrap
+from mmitp.engine.safe_load import data_only, replaced, saved_bytes
+
+__all__ = ["GRADIENTS", "PendingGradients", "protect", "write_whole"]
+
+#: Where a checkpoint keeps the gradients that wait for the next optimizer step.
+GRADIENTS = "mmitp_pending_gradients"
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
+    """Writes a file that is there complete or, if the process or the machine stops, not at all.
+
+    It is written under another name beside (``NAME.part``), flushed to the disk and renamed.
+
+    Raises:
+        OSError: the disk is full, and the like; nothing is left then, and a former file of the name is unchanged.
+    """
+    path = os.path.abspath(path)
+    folder, part = os.path.dirname(path), f"{path}.part"
+    os.makedirs(folder, exist_ok=True)
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise OSError(error.errno, error.strerror, path) from error
+    if os.name == "posix":  # the new name, too, is on the disk
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _whole_checkpoints() -> Iterator[None]:
+    """Meanwhile mmengine writes checkpoints in the local file system by :func:`write_whole`."""
+    original = mmengine_runner.save_checkpoint
+
+    def save_checkpoint(checkpoint: Any, filename: str, file_client_args: Any = None, backend_args: Any = None) -> None:
+        backend = None if file_client_args else get_file_backend(filename, backend_args=backend_args)
+        if isinstance(backend, LocalBackend):
+            write_whole(filename, saved_bytes(checkpoint))
+        else:
+            original(checkpoint, filename, file_client_args, backend_args)
+
+    with (
+        replaced(mmengine_runner, "save_checkpoint", save_checkpoint),
+        replaced(mmengine.runner, "save_checkpoint", save_checkpoint),
+    ):
+        yield
+
+
+class _DeleteLater:
+    """A file backend that keeps in mind what it is to delete."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.deletions: list[tuple[Callable[[str], None], str]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self.deletions.append((self._backend.remove, path))
+
+    def rmtree(self, path: str) -> None:
+        self.deletions.append((self._backend.rmtree, path))
+
+
+def _delete_afterwards(hook: CheckpointHook, name: str) -> None:
+    """Makes a method of the hook save before it deletes; mmengine's deletes before it saves."""
+    save = getattr(hook, name)
+
+    @functools.wraps(save)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        backend = _DeleteLater(hook.file_backend)
+        with replaced(hook, "file_backend", backend):
+            save(*args, **kwargs)
+        for delete, path in backend.deletions:
+            delete(path)
+
+    setattr(hook, name, wrapped)
+
+
+def _keep_to_own_folder(hook: CheckpointHook) -> None:
+    """Deletes nothing elsewhere: which file was the best so far is read from the resumed checkpoint."""
+    original = hook.before_train
+
+    @functools.wraps(original)
+    def before_train(runner: Runner) -> None:
+        info = runner.message_hub.runtime_info
+        kept = info.get("keep_ckpt_ids", [])
+        if not isinstance(kept, list) or not all(isinstance(step, int) for step in kept):
+            raise ValueError(f"{runner._load_from}: message_hub.keep_ckpt_ids must be whole numbers, got {kept!r}")
+        original(runner)
+        if not isinstance(hook.file_backend, LocalBackend):
+            return
+        if not _lies_in(getattr(hook, "best_ckpt_path", None), hook.out_dir):
+            hook.best_ckpt_path = None
+        for key, path in getattr(hook, "best_ckpt_path_dict", {}).items():
+            if not _lies_in(path, hook.out_dir):
+                hook.best_ckpt_path_dict[key] = None
+
+    hook.before_train = before_train
+
+
+def _lies_in(path: Any, folder: Any) -> bool:
+    """Whether a path is that of a file directly in a folder, and no link to elsewhere."""
+    return isinstance(path, str) and os.path.dirname(os.path.realpath(path)) == os.path.realpath(folder)
+
+
+class PendingGradients(Hook):
+    """Keeps gradients that wait for the optimizer's next step in the checkpoint, and gives them back on resume.
+
+    Gradients accumulate over several iterations (``accumulative_counts``), and a checkpoint may fall between two steps.
+    Several processes have gradients of their own, and only one of them writes: there the checkpoint says that they are
+    missing, and resuming it is refused (:mod:`mmitp.engine.resume`).
+    """
+
+    priority = "LOWEST"  # after all that changes the network
+
+    def __init__(self) -> None:
+        self._kept: Mapping[str, torch.Tensor] | None = None
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Adds the gradients, if some are pending."""
+        if not pending(runner.optim_wrapper):
+            return
+        named = unwrap(runner.model).named_parameters()
+        gradients = {name: p.grad.detach().cpu() for name, p in named if p.grad is not None}
+        checkpoint[GRADIENTS] = gradients if get_world_size() == 1 else None
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Takes note of them; weights alone bring none."""
+        if getattr(runner, "_resume", False):
+            self._kept = checkpoint.get(GRADIENTS)
+
+    def before_train(self, runner: Runner) -> None:
+        """Gives them back."""
+        if not self._kept:
+            return
+        parameters = dict(unwrap(runner.model).named_parameters())
+        for name, gradient in self._kept.items():
+            parameter = parameters.get(name)
+            if parameter is None or parameter.shape != gradient.shape:
+                raise ValueError(f"{runner._load_from}: {GRADIENTS}.{name} fits no parameter of the network")
+            parameter.grad = gradient.to(parameter)
+        runner.logger.info(
+            f"the gradients of {len(self._kept)} parameters, which wait for a step, are restored as well"
+        )
+        self._kept = None
+
+
+def pending(wrapper: Any) -> bool:
+    """Whether gradients have been accumulated and not yet used."""
+    if isinstance(wrapper, OptimWrapperDict):
+        return any(map(pending, wrapper.values()))
+    if not isinstance(wrapper, OptimWrapper):
+        return False
+    return wrapper._inner_count % wrapper._accumulative_counts != 0 and wrapper._inner_count != wrapper._max_counts
+
+
+def protect(runner: Runner, trust: bool = False) -> Runner:
+    """Makes a Runner read checkpoints as data, write them whole, and delete old ones after new ones are safe.
+
+    Nothing beyond this Runner changes: mmengine's functions are exchanged while one of its loops runs.
+
+    Args:
+        runner: built, not yet running.
+        trust: also load files that may run code.
+    """
+    runner.register_hook(PendingGradients())
+    for hook in runner.hooks:
+        if isinstance(hook, CheckpointHook):
+            _delete_afterwards(hook, "_save_checkpoint_with_step")
+            _delete_afterwards(hook, "_save_best_checkpoint")
+            _keep_to_own_folder(hook)
+    for name in ("train", "val", "test", "load_checkpoint"):
+        setattr(runner, name, _guarded(getattr(runner, name), trust))
+    if not trust:
+        runner.load_checkpoint = _without_program(runner.load_checkpoint)
+    return runner
+
+
+def _guarded(method: Callable[..., Any], trust: bool) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with data_only(trust), _whole_checkpoints():
+            return method(*args, **kwargs)
+
+    return run
+
+
+def _without_program(load: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Drops the config of a checkpoint that mmengine would run on resume; what mmengine itself saves, it does not."""
+
+    @functools.wraps(load)
+    def run(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        checkpoint = load(*args, **kwargs)
+        if isinstance(meta := checkpoint.get("meta"), dict):
+            meta.pop("config", None)
+        return checkpoint
+
+    return run

@@ -1,0 +1,102 @@
+"""A trial of a config: every phase once, nothing left behind, and what would stop the run hours later stops it now."""
+
+import copy
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy_config import VALIDATION, tiny_config
+
+from mmitp.engine.dry_run import dry_run, shortened
+from mmitp.engine.hooks import PruneHook
+
+ATTACK = dict(type="mmitp.AdversarialHook", eps=8, alpha=10, begin=3, end=250, warmup=5)
+ITERS = dict(train_cfg=dict(type="IterBasedTrainLoop", max_iters=40_000, val_interval=4_000))
+
+
+def long(work_dir, **more):
+    """A run of 300 epochs with everything."""
+    hook = dict(slim_at_end=True, begin=20, end=240, on_miss="error") | more.pop("hook", {})
+    hooks = [dict(type="EMAHook"), copy.deepcopy(ATTACK), *more.pop("hooks", ())]
+    options = dict(VALIDATION, **more)
+    cfg = tiny_config(work_dir, epochs=300, hooks=hooks, accumulate=2, **options)
+    cfg.custom_hooks[0].update(hook)
+    return cfg
+
+
+def test_every_phase_is_gone_through_and_nothing_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    cfg = long(tmp_path / "work")
+    before = cfg.pretty_text
+    said = dry_run(cfg).splitlines()
+    assert "3 optimizer steps" in said[0]
+    assert [line.split(", ", 1)[1] for line in said[1:7]] == [
+        *["before the pruning window, not attacked"] * 2,
+        *["in the pruning window, attacked by 8 pixels/255"] * 2,
+        *["after the pruning window, masks frozen and slimmed, attacked by 8 pixels/255"] * 2,
+    ]
+    assert said[7:] == [
+        "validated on 8 images or fewer: 1 figures",
+        "saved step_1.pth, step_2.pth, step_3.pth",
+        "resumed from the checkpoint of step 1: the same network to the last bit",
+    ]
+    assert cfg.pretty_text == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loops_by_iterations_and_poor_configs(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmengine.runner.loops.time.sleep", lambda seconds: None)
+    cfg = tiny_config(tmp_path / "work", log_processor=dict(by_epoch=False))
+    cfg.train_cfg = ITERS["train_cfg"]
+    cfg.custom_hooks[0].update(begin=2_000, end=30_000)
+    said = dry_run(cfg).splitlines()
+    assert ["before" in said[1], "in the" in said[2], "after" in said[3]] == [True] * 3
+    assert said[-1] == (
+        "not asked for, so not tried: slimmed (slim_at_end is off), attacked (no AdversarialHook), "
+        "validated (no val_dataloader)"
+    )
+    assert not (tmp_path / "work").exists()
+
+
+def test_what_would_stop_the_run_in_its_last_hours_stops_the_trial(tmp_path, monkeypatch):
+    def broken(self, runner):
+        raise ValueError("cannot be slimmed")
+
+    monkeypatch.setattr(PruneHook, "_slim", broken)
+    with pytest.raises(ValueError, match="cannot be slimmed"):
+        dry_run(long(tmp_path))
+
+
+def test_the_copy_keeps_batch_size_and_what_is_the_best(tmp_path):
+    cfg = long(tmp_path, checkpoint=dict(save_best="accuracy", rule="greater", max_keep_ckpts=1, out_dir="/elsewhere"))
+    short = shortened(cfg, "x")
+    assert short.train_dataloader.batch_size == 8
+    assert short.train_dataloader.sampler == dict(type="mmitp.FewSamples", images=16)
+    assert dict(short.default_hooks.checkpoint) == dict(
+        type="CheckpointHook",
+        save_best="accuracy",
+        rule="greater",
+        interval=1,
+        by_epoch=True,
+        filename_tmpl="step_{}.pth",
+    )
+    assert (short.custom_hooks[0].begin, short.custom_hooks[0].end) == (1, 2)
+
+
+def test_the_tool(tmp_path, capsys):
+    path = Path(__file__).parents[2] / "tools" / "train.py"
+    spec = importlib.util.spec_from_file_location("train_tool", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    long(tmp_path / "work").dump(str(tmp_path / "config.py"))
+    assert tool.main([str(tmp_path / "config.py"), "--work-dir", str(tmp_path / "work"), "--dry-run"]) == 0
+    assert "the same network to the last bit" in capsys.readouterr().out
+    assert not os.path.exists(tmp_path / "work")
+    with pytest.raises(SystemExit, match="2"):
+        tool.main([str(tmp_path / "config.py"), "--dry-run", "--launcher", "slurm"])
+    assert "leave --launcher out" in capsys.readouterr().err
