@@ -20,7 +20,7 @@ demo: setup
 	$(BIN)/python tools/demo.py
 
 test: lint
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

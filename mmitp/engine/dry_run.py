@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from mmitp.engine.checkpoint import read_checkpoint
 from mmitp.engine.hooks import AdversarialHook, PruneHook
 from mmitp.engine.run import build_runner
-from mmitp.models.slim import type_name
+from mmitp.models.slim_config import type_name
 
 __all__ = ["dry_run", "shortened"]
 

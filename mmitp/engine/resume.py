@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from mmitp.engine.checkpoint import read_checkpoint
 from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.engine.saving import GRADIENTS
-from mmitp.models.slim import type_name
+from mmitp.models.slim_config import type_name
 
 __all__ = ["newest_good", "read_training_state", "settle_start"]
 

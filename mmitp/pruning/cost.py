@@ -153,7 +153,8 @@ def _numel(module: nn.Module) -> int:
 
 def _numel_cut(layer: nn.Module, kind: Conv2dKind, n_in: int, n_out: int) -> float:
     small = copy.deepcopy(layer)
-    kind.slice(small, torch.arange(n_in), torch.arange(n_out))
+    device = next(layer.parameters()).device
+    kind.slice(small, torch.arange(n_in, device=device), torch.arange(n_out, device=device))
     return float(_numel(small))
 
 

@@ -31,10 +31,9 @@ def latency() -> LatencyCost:
 
 
 COSTS = {"macs": lambda: "macs", "params": lambda: "params", "latency": latency}
-NOT_YET = pytest.mark.xfail(strict=True, reason="ParamCost counts with indices of the host (cost.py, _numel_cut)")
 
 
-@pytest.mark.parametrize("cost", ["macs", "latency", pytest.param("params", marks=NOT_YET)])
+@pytest.mark.parametrize("cost", ["macs", "latency", "params"])
 @pytest.mark.parametrize(("b", "push"), [(10.0, "plain"), (10.0, "balanced"), ("auto", "balanced")])
 def test_the_whole_life_of_a_pruner(devices, cost: str, b: Any, push: str) -> None:
     with devices.LogicalGpu() as gpu:
