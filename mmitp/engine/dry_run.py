@@ -64,7 +64,9 @@ def shortened(cfg: Config, work_dir: str) -> Config:
     """
     cfg = copy.deepcopy(cfg)
     every = _accumulation(cfg)
-    cfg.work_dir, cfg.log_level, cfg.experiment_name = work_dir, "WARNING", f"dry_run_{Path(work_dir).name}"
+    cfg.work_dir, cfg.log_level = work_dir, "WARNING"
+    # mmengine keeps loggers and visualizers by this name: no other dry run of the process may have it.
+    cfg.experiment_name = "_".join(Path(work_dir).parts[-2:])
     if cfg.get("resume"):
         cfg.load_from, cfg.resume = None, False
     loop = cfg.train_cfg
@@ -81,7 +83,7 @@ def shortened(cfg: Config, work_dir: str) -> Config:
             loader.pop("prefetch_factor", None)
     for hook in cfg.get("custom_hooks") or []:
         kind = type_name(hook["type"])
-        if kind.endswith("PruneHook"):  # a window of one step cannot reach the target by itself
+        if kind.endswith("PruneHook"):  # a push of fixed weight does not reach the target in one step
             hook.update(begin=unit, end=2 * unit, on_miss="project")
         elif kind.endswith("AdversarialHook"):
             late = hook.get("begin", 0) > 0
