@@ -1,6 +1,7 @@
 # ResNet-20 on CIFAR-10, at most 0.30 of the operations, the recommended recipe in the time of the CPU-sized schedule's
 # 10 epochs: masks train in the first epoch under the closed loop (without decay), then the small network, in multiples
-# of 8 channels, takes the masked one's place. Its steps are cheaper: 14 epochs fit (benchmarks/sweep.py cost).
+# of 8 channels, takes the masked one's place. Its steps are cheaper: 14 epochs are an
+# estimate, to be replaced by what `benchmarks/sweep.py cost` measures.
 _base_ = ["./resnet20_cifar10_short.py"]
 
 model = dict(type="mmitp.MaskedModel", of="mmpretrain.ImageClassifier")

@@ -1,22 +1,13 @@
 # As centernet_dla34x025_kitti1348_short.py, pruned on the way to at most half of the operations, in as much processor
 # time: the masks freeze at a third of the run and are cut out, so that the rest trains the small network. A step costs
 # 1.07 of a dense one before the window, 1.11 in it and 0.81 after it: 52 epochs in the time of 48.
-_base_ = ["./centernet_dla34x025_kitti1348_short.py"]
+_base_ = ["./centernet_dla34x025_kitti1348_short.py", "../_base_/pruning/early.py"]
 
 model = dict(type="mmitp.MaskedModel", of="mmdet.CenterNet")
-custom_hooks = [
-    dict(
-        type="mmitp.PruneHook",
-        target=0.5,
-        b="auto",
-        begin=1 / 15,
-        end=1 / 3,
-        lr=1e-4,
-        divisor=8,
-        slim_at_end=True,
-        input_shape=(160, 512),
-    ),
-]
+prune = _base_.custom_hooks[0]
+prune.lr = 1e-4
+prune.input_shape = (160, 512)
+custom_hooks = [prune]
 
 max_epochs = 52
 train_cfg = dict(max_epochs=max_epochs)

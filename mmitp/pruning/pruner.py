@@ -265,10 +265,11 @@ class InTrainPruner:
         else:
             descend(self.budget, task, self.lr)
             self.significance.observe(self.budget, task)
-            push = self.budget.marginal_costs()
-            if self.push == "balanced":
-                push = balanced(self.budget, push)
-            self.path.hold(self.budget, push, self.count, self.floor, self.significance.relative(self.budget))
+            if self.path.looks(self.count):
+                push = self.budget.marginal_costs()
+                if self.push == "balanced":
+                    push = balanced(self.budget, push)
+                self.path.hold(self.budget, push, self.count, self.floor, self.significance.relative(self.budget))
         self._keep_floors()
         self._as_in_main()
         self.count += 1

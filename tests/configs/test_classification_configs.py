@@ -14,6 +14,7 @@ from mmpretrain.structures import DataSample
 from torch import nn
 
 from mmitp.engine.hooks import AdversarialHook, CollapseGuardHook
+from mmitp.pruning import masked_layers
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted([*CONFIGS.glob("cifar10/*.py"), *CONFIGS.glob("imagenet/*.py")])
@@ -172,3 +173,17 @@ def test_the_paper_schedules() -> None:
     imagenet = Config.fromfile(CONFIGS / "imagenet/resnet18_imagenet.py")
     assert (imagenet.train_cfg.max_epochs, imagenet.optim_wrapper.optimizer.lr) == (100, 0.1)
     assert (imagenet.param_scheduler.milestones, imagenet.param_scheduler.gamma) == ([30, 60, 90], 0.1)
+
+
+def test_the_recommended_recipe_stands_beside_any_dense_config(tmp_path: Path) -> None:
+    recipe, dense = CONFIGS / "_base_/pruning/early.py", CONFIGS / "cifar10/resnet20_cifar10_short.py"
+    lines = [f'_base_ = ["{dense}", "{recipe}"]']
+    lines += [line.removeprefix("#     ") for line in recipe.read_text().splitlines() if line.startswith("#     ")][1:]
+    (tmp_path / "early.py").write_text("\n".join(lines))
+    cfg = Config.fromfile(tmp_path / "early.py")
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        assert masked_layers(MODELS.build(cfg.model))
+    hook = HOOKS.build(cfg.custom_hooks[0])
+    assert (hook.target, hook.slim_at_end) == (0.5, True)
+    assert cfg.optim_wrapper.paramwise_cfg.custom_keys.prune_mask.decay_mult == 0
+    assert cfg.optim_wrapper.optimizer.lr == Config.fromfile(dense).optim_wrapper.optimizer.lr
