@@ -4,3 +4,4 @@ _base_ = ["./centernet_dla34x025_kitti1348_short_prune50.py"]
 prune = _base_.custom_hooks[0]
 prune.target = 0.3
 custom_hooks = [prune]
+del prune

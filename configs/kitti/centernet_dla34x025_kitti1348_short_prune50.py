@@ -8,6 +8,7 @@ prune = _base_.custom_hooks[0]
 prune.lr = 1e-4
 prune.input_shape = (160, 512)
 custom_hooks = [prune]
+del prune
 
 max_epochs = 52
 train_cfg = dict(max_epochs=max_epochs)
