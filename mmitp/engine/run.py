@@ -11,7 +11,6 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from mmitp.engine.latency_table import check_tables
 from mmitp.engine.resume import settle_start
 from mmitp.engine.saving import protect
 
@@ -27,10 +26,8 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
         trust: also load checkpoints that may run code.
 
     Raises:
-        ValueError: a latency table is none; ``load_from`` cannot be read or cannot be resumed, or all checkpoints to
-            resume from are damaged.
+        ValueError: ``load_from`` cannot be read or cannot be resumed, or all checkpoints to resume from are damaged.
     """
-    check_tables(cfg)
     settle_start(cfg, trust)
     return protect(RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg), trust)
 

@@ -7,7 +7,6 @@ are the default and live in :mod:`mmitp.pruning.budget`; S2 names measured laten
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .graph import shared_parameters
+from .latency_table import check_latency_table, read_latency_table
 from .layers import Conv2dKind
 from .masks import ste_derivative, weights_of
 from .needs import carried_channels, channel_masked
@@ -22,9 +22,6 @@ from .needs import carried_channels, channel_masked
 if TYPE_CHECKING:
     from .budget import MacBudget, _Tables
     from .graph import LayerRecord
-
-#: What a latency table's file must say of itself.
-TABLE_FORMAT = 1
 
 _FREE: dict[str, Any] = dict(inputs=[1], outputs=[1], ns=[[0.0]], gather=0.0, scatter=0.0, element=0.0)
 
@@ -182,13 +179,9 @@ class LatencyCost(Cost):
         if not 0 <= margin < 1:
             raise ValueError(f"the margin of a latency cost must be in [0, 1), got {margin}")
         self.source = table if isinstance(table, str) else "the latency table"
-        if isinstance(table, str):
-            with open(table, encoding="utf-8") as file:
-                table = json.load(file)
-        if not isinstance(table, Mapping) or table.get("format") != TABLE_FORMAT:
-            raise ValueError(f"{self.source} is no latency table of format {TABLE_FORMAT} (tools/profile_latency.py)")
-        self.table: Mapping[str, Any] = table
-        self.margin, self.counted, self.constant = margin, 1 - margin, float(table["constant"])
+        self.table: Mapping[str, Any] = read_latency_table(table) if isinstance(table, str) else table
+        check_latency_table(self.table, self.source)
+        self.margin, self.counted, self.constant = margin, 1 - margin, float(self.table["constant"])
 
     def bind(self, budget: MacBudget, model: nn.Module) -> None:
         entries = []

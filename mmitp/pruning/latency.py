@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from .budget import MacBudget
-from .cost import TABLE_FORMAT, LatencyCost
+from .cost import LatencyCost
 from .graph import LayerRecord
+from .latency_table import TABLE_FORMAT
 from .layers import masked_layers
 from .needs import channel_masked
 from .rng import kept_rng

@@ -118,7 +118,8 @@ def test_the_least_time_is_taken_and_fast_calls_are_repeated() -> None:
 
 def test_a_ratio_is_the_median_of_neighbouring_times(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = mask_model(Net()), torch.randn(1, 3, 8, 8)
-    table = dict(format=1, constant=1.0, layers={}, threads=1)
+    cut = dict(inputs=[1], outputs=[1], ns=[[1.0]], gather=0, scatter=0, element=0, n_in=1, n_out=1, pair_macs=1)
+    table = dict(format=1, constant=1.0, layers=dict(any=cut), threads=1)
     budget = MacBudget(model, x)
     budget.cost = LatencyCost(table)
     # a quiet moment that one of them caught, a slow one that hit both, an ordinary one: 0.2, 0.8 and 0.75

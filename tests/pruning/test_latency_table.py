@@ -4,10 +4,9 @@ import copy
 import json
 
 import pytest
-from mmengine.config import Config
 
-from mmitp.engine.latency_table import check_latency_table, check_tables
-from mmitp.pruning.cost import TABLE_FORMAT
+from mmitp.pruning.cost import LatencyCost
+from mmitp.pruning.latency_table import TABLE_FORMAT, check_latency_table
 
 LAYER = dict(
     inputs=[1, 4, 8], outputs=[1, 16], ns=[[1.0, 2.0], [3, 4.0], [5.0, 6.0]], gather=0.5, scatter=0.0, element=0,
@@ -53,15 +52,15 @@ def test_what_is_wrong_is_named_by_file_and_key(path, value, key):
     assert "\n" not in str(refusal.value)
 
 
-def test_the_tables_of_a_config_are_read(tmp_path):
+def test_files_are_read_and_looked_at_by_the_cost(tmp_path):
     path = tmp_path / "t.json"
-    cost = dict(type="latency", table=str(path))
-    cfg = Config(dict(custom_hooks=[dict(type="EMAHook"), dict(type="mmitp.PruneHook", target=0.5, cost=cost)]))
     path.write_text(json.dumps(TABLE))
-    check_tables(cfg)
+    assert LatencyCost(str(path)).table == TABLE
     path.write_text(json.dumps(TABLE)[:-5])
     with pytest.raises(ValueError, match="t.json is no latency table, for it is no JSON"):
-        check_tables(cfg)
+        LatencyCost(str(path))
     path.write_text(json.dumps(dict(TABLE, layers={})))
-    with pytest.raises(ValueError, match="at least one layer"):
-        check_tables(cfg)
+    with pytest.raises(ValueError, match="t.json: layers must be .* at least one layer"):
+        LatencyCost(str(path))
+    with pytest.raises(ValueError, match="the latency table: layers must be"):
+        LatencyCost(dict(TABLE, layers={}))

@@ -1,4 +1,4 @@
-"""What a file must look like to be a latency table: looked at before a run, not met as nonsense in it."""
+"""What a latency table must look like: looked at before a run, not met as nonsense in it."""
 
 from __future__ import annotations
 
@@ -7,30 +7,22 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine import Config
-
-from mmitp.pruning.cost import TABLE_FORMAT
-
-__all__ = ["check_latency_table", "check_tables"]
+#: What a latency table's file must say of itself.
+TABLE_FORMAT = 1
 
 
-def check_tables(cfg: Config) -> None:
-    """Looks at the latency tables that a config's hooks name.
+def read_latency_table(path: str) -> dict[str, Any]:
+    """Reads a file of ``tools/profile_latency.py``.
 
     Raises:
-        ValueError: a file is no JSON, or :func:`check_latency_table` refuses it.
+        ValueError: the file is no JSON.
         FileNotFoundError: there is no such file.
     """
-    for hook in cfg.get("custom_hooks") or []:
-        cost = hook.get("cost") if isinstance(hook, Mapping) else None
-        if not isinstance(cost, Mapping) or not isinstance(path := cost.get("table"), str):
-            continue
-        with open(path, encoding="utf-8") as file:
-            try:
-                table = json.load(file)
-            except ValueError as error:  # no text, no JSON
-                raise ValueError(f"{path} is no latency table, for it is no JSON: {error}") from error
-        check_latency_table(table, path)
+    with open(path, encoding="utf-8") as file:
+        try:
+            return json.load(file)
+        except ValueError as error:  # no text, no JSON
+            raise ValueError(f"{path} is no latency table, for it is no JSON: {error}") from error
 
 
 def check_latency_table(table: Any, source: str) -> None:
