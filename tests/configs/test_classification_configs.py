@@ -13,8 +13,10 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import nn
 
+from mmitp.engine.example import blank_example
 from mmitp.engine.hooks import AdversarialHook, CollapseGuardHook
-from mmitp.pruning import masked_layers
+from mmitp.pruning import MacBudget, masked_layers
+from mmitp.pruning.freeze import require_reachable
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted([*CONFIGS.glob("cifar10/*.py"), *CONFIGS.glob("imagenet/*.py")])
@@ -56,7 +58,7 @@ def stretched(schedulers: list[dict], epochs: int) -> list[dict]:
 @pytest.mark.parametrize("path", PRUNED, ids=name)
 def test_pruned_config_is_the_dense_one_with_masks_and_a_hook(path: Path) -> None:
     pruned, stem = Config.fromfile(path), path.stem
-    base = re.sub(r"_(psi\d+|b\d+|noreg|init03|weight|auto|slim|early)", "", stem)
+    base = re.sub(r"_(psi\d+|b\d+|noreg|init03|weight|auto|slim|early|stream)", "", stem)
     dense = Config.fromfile(path.with_name(f"{base}.py"))
     model = dict(pruned.model)
     assert model.pop("type") == "mmitp.MaskedModel"
@@ -187,3 +189,15 @@ def test_the_recommended_recipe_stands_beside_any_dense_config(tmp_path: Path) -
     assert (hook.target, hook.slim_at_end) == (0.5, True)
     assert cfg.optim_wrapper.paramwise_cfg.custom_keys.prune_mask.decay_mult == 0
     assert cfg.optim_wrapper.optimizer.lr == Config.fromfile(dense).optim_wrapper.optimizer.lr
+
+
+@pytest.mark.parametrize(
+    "path", [f for f in PRUNED if f.stem.startswith("resnet20") and "weight" not in f.stem], ids=name
+)
+def test_every_pruned_resnet20_has_a_target_that_its_freeze_can_meet(path: Path) -> None:
+    cfg = Config.fromfile(path)
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        model = MODELS.build(cfg.model)
+    hook = HOOKS.build(cfg.custom_hooks[0])
+    keep = {key: hook.arguments[key] for key in ("divisor", "min_keep")}
+    require_reachable(MacBudget(model, blank_example(model, (32, 32)), check=False), hook.target, **keep)
