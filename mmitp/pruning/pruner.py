@@ -21,8 +21,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .budget import LayerRow, MacBudget
-from .cost import Cost, LatencyCost, make_cost
+from .cost import Cost, make_cost
 from .freeze import Projection, cost_limit, floors, freeze_masks, highest, project, require_finite, require_reachable
+from .latency import LatencyCost
 from .layers import masked_layers
 from .live import plan_live, shrink_live
 from .masks import SIDE, MaskBank, MaskedLayer
@@ -48,7 +49,7 @@ OUTCOME = ("target", "divisor", "cost", "fill", "min_keep")
 
 
 class Clock(Protocol):
-    """What holds a latency budget to the clock, see :class:`mmitp.pruning.calibration.Calibration`."""
+    """What holds a latency budget to the clock, see :class:`mmitp.pruning.latency.Calibration`."""
 
     clock: float
     table: float

@@ -22,9 +22,8 @@ from mmitp.engine.example import blank_example, example_inputs
 from mmitp.engine.surgery import require_same_training, require_slimmable, slim_runner, without_runner_hooks
 from mmitp.models.slim_config import is_masked, slim_config
 from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, SlimPlan, masked_layers
-from mmitp.pruning.calibration import Calibration
-from mmitp.pruning.cost import Cost, LatencyCost, make_cost
-from mmitp.pruning.latency import clock_ratio, processor
+from mmitp.pruning.cost import Cost, make_cost
+from mmitp.pruning.latency import Calibration, LatencyCost, clock_ratio, processor
 from mmitp.pruning.live import plan_live
 from mmitp.pruning.masks import weights_of
 from mmitp.pruning.pruner import (
@@ -77,9 +76,9 @@ class PruneHook(Hook):
             ``<work_dir>/slim/config.py`` loads them like any config.
         cost: what ``target`` is a fraction of: ``'macs'``, ``'params'``, or measured latency,
             ``dict(type='latency', table='table.json', margin=0.1)`` with a table from ``tools/profile_latency.py``
-            (see :class:`mmitp.pruning.cost.LatencyCost`). On the table's machine the run ends at or under the target
+            (see :class:`mmitp.pruning.latency.LatencyCost`). On the table's machine the run ends at or under the target
             by the clock: slimmed copies are timed beside the dense network ten times in the window and at the freeze
-            (see :class:`mmitp.pruning.calibration.Calibration`). On another one, where its times cannot be checked, the
+            (see :class:`mmitp.pruning.latency.Calibration`). On another one, where its times cannot be checked, the
             table less its margin is believed, and a warning says so.
         push: ``'plain'`` (the paper's; the default for a fixed ``b``) or ``'balanced'`` (the default for ``'auto'``).
         min_keep: part of its input channels that every layer keeps at least; 0 is one channel (the paper's).
