@@ -117,24 +117,13 @@ def origin() -> dict[str, Any]:
     )
 
 
-class Metrics(Hook):
-    """Writes a run's metrics file, and keeps its figures in the checkpoints, so that they go on with the run.
-
-    Args:
-        path: the file.
-        head: what is known of the run beforehand; its ``macs_dense`` and ``params_dense`` are what ratios refer to.
-        fingerprint: of all that the training depends on; a checkpoint of another one is refused.
-    """
+class TrainingClock(Hook):
+    """Processor and wall seconds of training alone: validation and start-up are left out."""
 
     priority = "VERY_HIGH"
 
-    def __init__(self, path: Path, head: dict[str, Any], fingerprint: str) -> None:
-        self.path, self.head, self.fingerprint = path, head, fingerprint
-        self.epochs: list[dict[str, Any]] = []
+    def __init__(self) -> None:
         self.seconds = dict(train=0.0, wall=0.0)
-        self.resumed = 0
-
-    # -- the clock
 
     def _start(self, runner: Runner) -> None:
         self.since = time.process_time(), time.perf_counter()
@@ -147,6 +136,22 @@ class Metrics(Hook):
 
     before_train = after_val = _start
     after_train = before_val = _stop
+
+
+class Metrics(TrainingClock):
+    """Writes a run's metrics file, and keeps its figures in the checkpoints, so that they go on with the run.
+
+    Args:
+        path: the file.
+        head: what is known of the run beforehand; its ``macs_dense`` and ``params_dense`` are what ratios refer to.
+        fingerprint: of all that the training depends on; a checkpoint of another one is refused.
+    """
+
+    def __init__(self, path: Path, head: dict[str, Any], fingerprint: str) -> None:
+        super().__init__()
+        self.path, self.head, self.fingerprint = path, head, fingerprint
+        self.epochs: list[dict[str, Any]] = []
+        self.resumed = 0
 
     # -- the file
 
