@@ -71,8 +71,8 @@ val_evaluator = dict(ann_file=data_root + "annotations/val.json")
 test_evaluator = dict(ann_file=data_root + "annotations/test.json")
 
 # mmdet's schedule in proportion, for batches of 2.
-max_epochs = 24
-train_cfg = dict(max_epochs=max_epochs, val_interval=4, dynamic_intervals=None)
+max_epochs = 22
+train_cfg = dict(max_epochs=max_epochs, val_interval=5, dynamic_intervals=None)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-3, by_epoch=False, begin=0, end=100),
@@ -90,5 +90,5 @@ param_scheduler = [
 ema = dict(type="EMAHook", ema_type="ExpMomentumEMA", momentum=0.0002, update_buffers=True, priority=49)
 switch = dict(type="PipelineSwitchHook", switch_epoch=max_epochs * 9 // 10, switch_pipeline=train_pipeline_stage2)
 custom_hooks = [ema, switch]
-default_hooks = dict(checkpoint=dict(interval=4, max_keep_ckpts=1))
+default_hooks = dict(checkpoint=dict(interval=5, max_keep_ckpts=1))
 randomness = dict(seed=0)
