@@ -8,7 +8,7 @@ their layers.
 from .calibration import Calibration
 from .cost import LatencyCost
 from .measure import measure_latency
-from .networks import clock_ratio, time_in_turn
+from .networks import clock_ratio, paired_times, time_in_turn
 from .table import TABLE_FORMAT, check_latency_table, read_latency_table
 from .timing import processor
 
@@ -19,6 +19,7 @@ __all__ = [
     "check_latency_table",
     "clock_ratio",
     "measure_latency",
+    "paired_times",
     "processor",
     "read_latency_table",
     "time_in_turn",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from ..budget import MacBudget
 from ..layers import masked_layers
 from ..rng import kept_rng
 from ..slim import SlimPlan, slim_with_plan
-from ..verify import call_model, frozen_at
+from ..verify import call_model, eval_mode, frozen_at
 from .cost import LatencyCost
 from .timing import times_for_a_while
 
@@ -50,6 +51,28 @@ def clock_ratio(model: nn.Module, example_inputs: Any, budget: MacBudget, patter
     dense = torch.ones(budget.n_literals, dtype=torch.bool)
     times = time_in_turn(model, example_inputs, budget, [dense, pattern])
     return float((times[:, 1] / times[:, 0]).quantile(0.5))
+
+
+def paired_times(
+    models: Sequence[nn.Module], example_inputs: Any, threads: int = 1, rounds: int | None = None
+) -> Tensor:
+    """Times of one evaluation pass of several networks, ``(rounds, models)`` in ns, one after the other in each round.
+
+    With one thread on the CPU it is processor time that counts. Ratios within a round are steadier than the times
+    themselves: what else runs on the machine weighs on all of a round alike.
+
+    Args:
+        models: networks that take the same input; their mode and the state of random numbers stay.
+        example_inputs: as for :class:`MacBudget`.
+        threads: of torch.
+        rounds: timings of every network; None for as many as take some seconds.
+    """
+    device = next((p.device for model in models for p in model.parameters()), torch.device("cpu"))
+    with torch.no_grad(), kept_rng(), ExitStack() as modes:
+        for model in models:
+            modes.enter_context(eval_mode(model))
+        calls = [lambda m=m: call_model(m, example_inputs) for m in models]
+        return times_for_a_while(calls, device, threads, rounds)
 
 
 def _moved(inputs: Any, device: torch.device) -> Any:
