@@ -34,10 +34,11 @@ __all__ = [
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Where mmengine meets a type that no registry has, or arguments that a class does not take: a config's mistake.
 _BUILDER = ("mmengine", "registry", "build_functions.py")
-# What a user may lack, and the extra that brings it.
-_EXTRAS = {
-    **dict.fromkeys(("mmcv", "mmdet", "mmengine", "mmpretrain", "torchvision"), "mm"),
-    **dict.fromkeys(("onnx", "onnxruntime"), "export"),
+# What a user may lack, and what brings it.
+_PACKAGES = {
+    **dict.fromkeys(("numpy", "torch"), "pip install torch numpy"),
+    **dict.fromkeys(("mmcv", "mmdet", "mmengine", "mmpretrain", "torchvision"), 'pip install "mmitp[mm]"'),
+    **dict.fromkeys(("onnx", "onnxruntime"), 'pip install "mmitp[export]"'),
 }
 
 
@@ -168,7 +169,7 @@ def _explains_itself(error: BaseException, tools: Path) -> bool:
         return error.filename is not None or _is_ours(error, tools)
     if isinstance(error, (KeyError, TypeError)):
         return _raised_in(error).parts[-3:] == _BUILDER and error.__context__ is None
-    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
+    if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
         return True
     return isinstance(error, (ValueError, RuntimeError, ImportError)) and _is_ours(error, tools)
 
@@ -189,8 +190,8 @@ def _raised_in(error: BaseException) -> Path:
 def _text(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
-    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
-        return f'{error.name} is not installed, which this command needs: pip install "mmitp[{_EXTRAS[error.name]}]"'
+    if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
+        return f"{error.name} is not installed, which this command needs: {_PACKAGES[error.name]} (docs/faq.md)"
     return str(error.args[0]) if isinstance(error, KeyError) else str(error)
 
 

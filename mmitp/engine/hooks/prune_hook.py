@@ -75,7 +75,7 @@ class PruneHook(Hook):
             rounding (see :mod:`mmitp.pruning.live`). Checkpoints hold the small network from then on; they resume, and
             ``<work_dir>/slim/config.py`` loads them like any config.
         cost: what ``target`` is a fraction of: ``'macs'``, ``'params'``, or measured latency,
-            ``dict(type='latency', table='table.json', margin=0.1)`` with a table from ``tools/profile_latency.py``
+            ``dict(type='latency', table='table.json', margin=0.1)`` with a table from ``mmitp profile``
             (see :class:`mmitp.pruning.latency.LatencyCost`). On the table's machine the run ends at or under the target
             by the clock: slimmed copies are timed beside the dense network ten times in the window and at the freeze
             (see :class:`mmitp.pruning.latency.Calibration`). On another one, where its times cannot be checked, the

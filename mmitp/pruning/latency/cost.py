@@ -22,7 +22,7 @@ class LatencyCost(Cost):
 
     Args:
         table: what :func:`mmitp.pruning.latency.measure_latency` returned, or the path of it as JSON
-            (``tools/profile_latency.py`` writes one).
+            (``mmitp profile`` writes one).
         margin: part of the predicted saving that is not counted on, so that a network at its target by the table, which
             is some per cent off, is at it by the clock too. It stands until the clock itself is asked
             (:class:`mmitp.pruning.calibration.Calibration`).
@@ -58,7 +58,7 @@ class LatencyCost(Cost):
             if entry is not _FREE and found not in (here, of_batch):
                 raise ValueError(
                     f"{self.source} does not fit layer {record.name!r} (inputs, outputs, MACs a pair): here {here}, "
-                    f"there {found}. It is of another network or input size: measure again (tools/profile_latency.py), "
+                    f"there {found}. It is of another network or input size: measure again (mmitp profile), "
                     f"or state the budget for its size, {self.table.get('shape')}"
                 )
             entries.append(entry)

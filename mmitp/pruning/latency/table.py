@@ -12,7 +12,7 @@ TABLE_FORMAT = 1
 
 
 def read_latency_table(path: str) -> dict[str, Any]:
-    """Reads a file of ``tools/profile_latency.py``.
+    """Reads a file of ``mmitp profile``.
 
     Raises:
         ValueError: the file is no JSON.
@@ -26,7 +26,7 @@ def read_latency_table(path: str) -> dict[str, Any]:
 
 
 def check_latency_table(table: Any, source: str) -> None:
-    """Looks at a whole table, as ``tools/profile_latency.py`` writes it.
+    """Looks at a whole table, as ``mmitp profile`` writes it.
 
     Channel numbers rise from 1 or more, every layer has a time for each pair of them, and no time is negative.
 
@@ -43,7 +43,7 @@ def check_latency_table(table: Any, source: str) -> None:
         raise ValueError(f"{source}: {key} must be {what}, got {shown if len(shown) < 80 else shown[:77] + '...'}")
 
     if not isinstance(table, Mapping) or table.get("format") != TABLE_FORMAT:
-        raise ValueError(f"{source} is no latency table of format {TABLE_FORMAT} (tools/profile_latency.py writes one)")
+        raise ValueError(f"{source} is no latency table of format {TABLE_FORMAT} (mmitp profile writes one)")
     if not _is_time(table.get("constant")):
         refuse("constant", "a time in ns, finite and not negative", table.get("constant"))
     layers = table.get("layers")
