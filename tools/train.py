@@ -18,6 +18,7 @@ from mmitp.engine.config import load_config
 from mmitp.engine.data_paths import check_data
 from mmitp.engine.dry_run import dry_run
 from mmitp.engine.run import build_runner, check_launcher
+from mmitp.engine.run_record import recorded
 
 
 @command
@@ -54,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run:
         print(dry_run(cfg, args.trust))
         return
-    build_runner(cfg, args.trust).train()
+    runner = build_runner(cfg, args.trust)
+    with recorded(runner, args.config):
+        runner.train()
 
 
 if __name__ == "__main__":
