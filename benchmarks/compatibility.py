@@ -21,6 +21,7 @@ import argparse
 import collections
 import copy
 import fnmatch
+import itertools
 import json
 import multiprocessing
 import os
@@ -501,15 +502,18 @@ def _child(pipe: Any, name: str, memory: float) -> None:
 
 
 def in_order(networks: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
-    """Libraries in turn, of torchvision's families one network each before the others."""
+    """Libraries in turn; of torchvision's families one network each before the others."""
+    seen: set[str] = set()
     first, later = [], []
-    seen = set()
-    for library, names_of in networks.items():
-        for name in names_of:
-            family = re.split(r"[\d_]", name)[0] if library == "torchvision" else name
-            (later if family in seen else first).append((library, name))
-            seen.add(family)
-    yield from (*first, *later)
+    for name in networks.get("torchvision", ()):
+        family = re.split(r"[\d_]", name)[0]
+        (later if family in seen else first).append(name)
+        seen.add(family)
+    queues = [
+        (library, (*first, *later) if library == "torchvision" else all_of) for library, all_of in networks.items()
+    ]
+    for turn in itertools.zip_longest(*([(library, name) for name in all_of] for library, all_of in queues)):
+        yield from (pair for pair in turn if pair is not None)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -133,10 +133,11 @@ def plan(seconds: float, step: float) -> Plan:
 
 
 def schedule(name: str, it: Plan) -> list[str]:
-    """Overrides of a config: the plan's length, one validation less, and the pruned network slimmed on the way."""
+    """Overrides of a config: the plan's length, a short validation, and the pruned network slimmed on the way."""
     options = [
         f"train_cfg.max_epochs={it.epochs}",
-        f"train_cfg.val_interval={it.epochs + 1}",
+        f"train_cfg.val_interval={it.epochs}",
+        f"val_dataloader.dataset.indices={BATCH}",
         f"train_dataloader.dataset.indices={it.images}",
         f"param_scheduler.0.end={min(30, it.epochs * it.images // BATCH // 4)}",
         f"param_scheduler.1.end={it.epochs}",

@@ -133,7 +133,7 @@ def charts(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
                 found.append(Line(run.name, *map(list, zip(*points, strict=True))))
         return found
 
-    axes = dict(x_label="step", spans=windows[:1])
+    axes: dict[str, Any] = dict(x_label="step", spans=sorted(set(windows)))
     return [
         (
             f"Share of the budget kept.{dotted}{shaded}",

@@ -31,7 +31,7 @@ svg .kept { fill: var(--mark); }
 svg .all { fill: none; stroke: var(--line); stroke-width: 1; vector-effect: non-scaling-stroke; }
 .bars td:nth-child(2), .bars td:nth-child(4) { width: 22%; vertical-align: middle; }
 .bars table { width: 100%; }
-.bars td:first-child { overflow-wrap: anywhere; font-size: .8rem; }
+.bars tbody th { overflow-wrap: anywhere; font-size: .8rem; }
 img { max-width: 100%; height: auto; }
 pre { overflow-x: auto; font-size: .8rem; }
 </style>

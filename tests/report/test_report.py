@@ -252,7 +252,7 @@ def test_chromium_shows_the_page_on_a_phone_and_on_a_desk_without_the_network(wi
         page = browser.new_page(viewport=dict(width=width, height=700))
         asked, failed = [], []
         page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", failed.append)
+        page.on("pageerror", lambda error: failed.append(str(error)))
         page.on("console", lambda message: failed.append(message.text))
         page.goto(files[0].as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= width
