@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmitp.engine.data_paths import check_data
     from mmitp.engine.dry_run import dry_run
     from mmitp.engine.run import build_runner, check_launcher
+    from mmitp.engine.run_record import recorded
 
     check_launcher(args.launcher, args.local_rank)
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
@@ -55,4 +56,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run:
         print(dry_run(cfg, args.trust))
         return
-    build_runner(cfg, args.trust).train()
+    runner = build_runner(cfg, args.trust)
+    with recorded(runner, args.config):
+        runner.train()

@@ -6,7 +6,9 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -46,6 +48,9 @@ STOPPED = "stopped.pth"
 
 #: A latency budget is compared with the clock so many times in the window: some seconds each.
 CALIBRATIONS = 10
+
+#: The log says so many times in the window how far the masks have come.
+PROGRESS = 10
 
 
 @HOOKS.register_module()
@@ -146,6 +151,7 @@ class PruneHook(Hook):
         self._state: dict[str, Any] = {}  # the pruner's, once it is gone
         self._best_rules: dict[CheckpointHook, Any] = {}
         self._steps_now = False
+        self._window_since: tuple[int, float] | None = None  # steps done, and the time, as the window was entered
 
     @property
     def budget(self) -> MacBudget | None:
@@ -207,6 +213,9 @@ class PruneHook(Hook):
         if self.interval == "epoch":
             self.window_steps = min(self.window_steps, end - begin)
         self.calibrate_every = max(self.window_steps // CALIBRATIONS, 1)
+        after = "the slimmed network" if self.slim_at_end else "the network with fixed masks"
+        rest = f", {after} in those from {end + 1} on" if end < last else ""
+        self.logger.info(f"PruneHook: masks train in {unit} {begin + 1} to {end} of {last}{rest}")
         if self._pending is not None:
             self._require_same_outcome(self._pending)
             if isinstance(self.cost, LatencyCost) and self._state.get("counted") is not None:
@@ -386,12 +395,28 @@ class PruneHook(Hook):
             if path is not None:
                 hub.update_scalar("train/b", path.push / self.pruner.lr)
                 hub.update_scalar("train/ops_path", path.wanted(self.steps - 1))
+            self._tell_progress(ratio)
         if self.by_iter and not self.frozen and runner.iter + 1 >= self.end:
             self._freeze(runner)
             if self.slim_at_end:
                 outputs = outputs or {}
                 outputs.update({key: value.detach() for key, value in outputs.items()})  # lets go of the graph
                 self._slim(runner)
+
+    def _tell_progress(self, ratio: float) -> None:
+        """The share kept, the target and the time left to the freeze."""
+        done, now = self.steps, time.perf_counter()
+        if self._window_since is None:
+            self._window_since = done, now
+        since, start = self._window_since
+        if done == since or done % max(self.window_steps // PROGRESS, 1):
+            return
+        left = timedelta(seconds=round((now - start) / (done - since) * max(self.window_steps - done, 0)))
+        assert self.budget is not None
+        self.logger.info(
+            f"PruneHook: masks train, step {done} of {self.window_steps}: {ratio:.4f} of the {self.budget.what}, "
+            f"target {self.target}; they freeze in about {left}"
+        )
 
     def after_train_epoch(self, runner: Runner) -> None:
         if not self.by_iter and not self.frozen and runner.epoch + 1 >= self.end:
