@@ -11,6 +11,7 @@ import mmitp
 
 PACKAGE = Path(mmitp.__file__).parent
 CORES = ["pruning", "attacks", "ops", "evaluation/kitti_ap.py", "evaluation/kitti_bootstrap.py"]
+CORES += ["files.py", "values.py"]
 ALLOWED = sys.stdlib_module_names | {"torch", "numpy"}
 # the bridges to other people's attacks import these where they are called, and nowhere else
 OPTIONAL = {"attacks/suites.py": {"autoattack", "pyautoattack", "torchattacks"}}

@@ -87,7 +87,7 @@ def _explains_itself(error: BaseException, tools: Path) -> bool:
 def _is_ours(error: BaseException, tools: Path) -> bool:
     """Whether a statement of this package, or of the tool, raised it."""
     file = _raised_in(error)
-    return file.is_absolute() and (_PACKAGE in file.resolve().parents or file.resolve().parent == tools)
+    return file.is_file() and (_PACKAGE in file.resolve().parents or file.resolve().parent == tools)
 
 
 def _raised_in(error: BaseException) -> Path:

@@ -78,6 +78,23 @@ def load_config(source: str, options: Sequence[str] = (), work_dir: str | None =
     return cfg
 
 
+def require_keys(cfg: Config, keys: Sequence[str], purpose: str) -> None:
+    """Looks for what a tool reads of a config.
+
+    Args:
+        cfg: as :func:`load_config` gives it.
+        keys: of its first level.
+        purpose: what they are for, "to train on".
+
+    Raises:
+        ValueError: one of them is missing or empty.
+    """
+    if missing := [key for key in keys if not cfg.get(key)]:
+        raise ValueError(
+            f"{cfg.filename or 'the config'} has no {' and no '.join(missing)}: there is nothing {purpose}"
+        )
+
+
 def _packaged(package: str, name: str) -> Config:
     try:
         return get_config(f"{package}::{name if name.endswith('.py') else name + '.py'}", pretrained=False)

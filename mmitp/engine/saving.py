@@ -23,40 +23,12 @@ from mmengine.runner import Runner
 
 from mmitp.engine.attack import unwrap
 from mmitp.engine.safe_load import data_only, replaced, saved_bytes
+from mmitp.files import write_whole
 
-__all__ = ["GRADIENTS", "PendingGradients", "protect", "write_whole"]
+__all__ = ["GRADIENTS", "PendingGradients", "protect"]
 
 #: Where a checkpoint keeps the gradients that wait for the next optimizer step.
 GRADIENTS = "mmitp_pending_gradients"
-
-
-def write_whole(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
-    """Writes a file that is there complete or, if the process or the machine stops, not at all.
-
-    It is written under another name beside (``NAME.part``), flushed to the disk and renamed.
-
-    Raises:
-        OSError: the disk is full, and the like; nothing is left then, and a former file of the name is unchanged.
-    """
-    path = os.path.abspath(path)
-    folder, part = os.path.dirname(path), f"{path}.part"
-    os.makedirs(folder, exist_ok=True)
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
-        raise OSError(error.errno, error.strerror, path) from error
-    if os.name == "posix":  # the new name, too, is on the disk
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 @contextlib.contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
+
+from mmitp.values import is_count, is_number
 
 #: What a latency table's file must say of itself.
 TABLE_FORMAT = 1
@@ -56,7 +57,7 @@ def check_latency_table(table: Any, source: str) -> None:
             refuse(where, "a dictionary", entry)
         for key in ("inputs", "outputs"):
             axis = entry.get(key)
-            if not isinstance(axis, list) or not axis or not all(map(_is_count, axis)):
+            if not isinstance(axis, list) or not axis or not all(map(is_count, axis)):
                 refuse(f"{where}.{key}", "a list of whole numbers of channels, at least 1", axis)
             if any(a >= b for a, b in zip(axis, axis[1:], strict=False)):
                 refuse(f"{where}.{key}", "rising numbers of channels", axis)
@@ -70,15 +71,11 @@ def check_latency_table(table: Any, source: str) -> None:
             if not _is_time(entry.get(key)):
                 refuse(f"{where}.{key}", "a time in ns, finite and not negative", entry.get(key))
         for key in ("n_in", "n_out"):
-            if not _is_count(entry.get(key)):
+            if not is_count(entry.get(key)):
                 refuse(f"{where}.{key}", "a whole number of channels, at least 1", entry.get(key))
         if not _is_time(entry.get("pair_macs")):
             refuse(f"{where}.pair_macs", "a number of operations, finite and not negative", entry.get("pair_macs"))
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 def _is_time(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+    return is_number(value, 0)

@@ -160,7 +160,7 @@ CIFAR = str(Path(__file__).parents[2] / "configs" / "cifar10" / "resnet20_cifar1
         ("slim", [CIFAR, "nofile.pth", "text.txt"], "cannot be written"),
         ("export", [CIFAR, "nofile.pth", "."], "is a folder"),
         ("export", [CIFAR, "nofile.pth", "out.onnx"], "no checkpoint file 'nofile.pth'"),
-        ("prune_report", ["empty.py"], "describes no model"),
+        ("prune_report", ["empty.py"], "has no model: there is nothing to report on"),
         ("prune_report", ["mmdet::no/such_config"], "mmdet has no config"),
         ("check_signs", ["nofolder"], "nofolder"),
         ("eval_kitti", ["nofolder", "."], "nofolder is not a folder"),
