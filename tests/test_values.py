@@ -16,8 +16,8 @@ def test_what_is_no_number(value):
 
 
 def test_numbers():
-    for value in (0, -1, 1.5, 10**400, np.float32(2), np.int64(3)):
-        assert is_number(value) == (value != 10**400)  # no float holds it
+    assert all(map(is_number, (0, -1, 1.5, 10**300, np.float32(2), np.int64(3))))
+    assert not is_number(10**400)  # no float holds it
     assert [is_number(v, 0) for v in (-1e-9, 0, 1)] == [False, True, True]
 
 

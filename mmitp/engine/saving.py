@@ -22,6 +22,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
 from mmitp.engine.attack import unwrap
+from mmitp.engine.ranks import watched
 from mmitp.engine.safe_load import data_only, replaced, saved_bytes
 from mmitp.files import write_whole
 
@@ -176,16 +177,19 @@ def protect(runner: Runner, trust: bool = False) -> Runner:
             _delete_afterwards(hook, "_save_best_checkpoint")
             _keep_to_own_folder(hook)
     for name in ("train", "val", "test", "load_checkpoint"):
-        setattr(runner, name, _guarded(getattr(runner, name), trust))
+        setattr(runner, name, _guarded(runner, name, trust))
     if not trust:
         runner.load_checkpoint = _without_program(runner.load_checkpoint)
     return runner
 
 
-def _guarded(method: Callable[..., Any], trust: bool) -> Callable[..., Any]:
+def _guarded(runner: Runner, name: str, trust: bool) -> Callable[..., Any]:
+    method: Callable[..., Any] = getattr(runner, name)
+
     @functools.wraps(method)
     def run(*args: Any, **kwargs: Any) -> Any:
-        with data_only(trust), _whole_checkpoints():
+        loop = contextlib.nullcontext() if name == "load_checkpoint" else watched(runner)
+        with data_only(trust), _whole_checkpoints(), loop:
             return method(*args, **kwargs)
 
     return run
