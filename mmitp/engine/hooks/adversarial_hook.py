@@ -160,7 +160,7 @@ class AdversarialHook(Hook):
         doubts = check_pixels(eps=self.eps, alpha=alpha, norm=self.norm, steps=steps, noise=noise)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        return doubts
+        return doubts if self.eps else [*doubts, "eps=0 attacks nothing: the images stay what they are"]
 
     def switch(self, attack: Attack, *, alpha: float, steps: int = 1, noise: float = 2.0) -> None:
         """Like :meth:`set_attack` for a change in mid-run: it is kept in checkpoints and survives a resume."""
