@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import time
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from mmitp.engine.attack import unwrap
 from mmitp.engine.example import blank_example, example_inputs
 from mmitp.engine.surgery import require_same_training, require_slimmable, slim_runner, without_runner_hooks
+from mmitp.files import write_whole
 from mmitp.models.slim_config import is_masked, slim_config
 from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, SlimPlan, masked_layers
 from mmitp.pruning.cost import Cost, make_cost
@@ -40,6 +40,7 @@ from mmitp.pruning.pruner import (
     require_same_layout,
 )
 from mmitp.registry import HOOKS
+from mmitp.values import is_number, is_size
 
 STATE_KEY = "mmitp_prune_hook"
 
@@ -121,8 +122,8 @@ class PruneHook(Hook):
             check_settings(target, b, lr, 1, push, min_keep, divisor, on_miss)
         except ValueError as error:
             raise ValueError(f"PruneHook {error}") from None
-        if not (0 <= begin < math.inf and 0 < end < math.inf) or _is_part(begin) == _is_part(end) and begin >= end:
-            raise ValueError(f"PruneHook needs 0 <= begin < end, got begin={begin}, end={end}")
+        if not (is_number(begin, 0) and is_number(end, 0)) or _is_part(begin) == _is_part(end) and begin >= end:
+            raise ValueError(f"PruneHook needs 0 <= begin < end, got begin={begin!r}, end={end!r}")
         for name, value in (("begin", begin), ("end", end)):
             if value != int(value) and not _is_part(value):
                 raise ValueError(f"PruneHook {name} must be whole, or a part of the run below 1, got {value}")
@@ -131,8 +132,8 @@ class PruneHook(Hook):
         for name, flag in (("fill", fill), ("slim_at_end", slim_at_end)):
             if not isinstance(flag, bool):
                 raise ValueError(f"PruneHook {name} must be True or False, got {flag!r}")
-        if input_shape is not None and len(input_shape) != 2:
-            raise ValueError(f"PruneHook input_shape must be (H, W), got {input_shape}")
+        if input_shape is not None and not is_size(input_shape):
+            raise ValueError(f"PruneHook input_shape must be two whole numbers of pixels (H, W), got {input_shape!r}")
         self.target, self.slim_at_end, self.interval = float(target), slim_at_end, interval
         self.window = (begin, end)
         self.begin, self.end = begin, end  # in whole epochs or iterations once the run's length is known
@@ -482,8 +483,7 @@ class PruneHook(Hook):
                 step=runner.iter + 1,
             )
         if is_main_process():
-            with open(os.path.join(runner.work_dir, "pruning.json"), "w", encoding="utf-8") as file:
-                json.dump(report.to_dict(), file, indent=1)
+            write_whole(os.path.join(runner.work_dir, "pruning.json"), json.dumps(report.to_dict(), indent=1))
 
     def _slim(self, runner: Runner) -> None:
         assert self.pruner is not None
@@ -510,9 +510,7 @@ class PruneHook(Hook):
             self.pruner.detach()
         self.slimmed, self.pruner, self.masks, self.calibration = slim, None, {}, None
         if is_main_process() and is_masked(runner.cfg.get("model", {})):
-            folder = os.path.join(runner.work_dir, "slim")
-            os.makedirs(folder, exist_ok=True)
-            slim_config(runner.cfg, plan).dump(os.path.join(folder, "config.py"))
+            write_whole(os.path.join(runner.work_dir, "slim", "config.py"), slim_config(runner.cfg, plan).pretty_text)
 
     # -- evaluation and checkpoints
 

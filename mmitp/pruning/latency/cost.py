@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mmitp.values import is_number
+
 from ..cost import Cost
 from .table import check_latency_table, read_latency_table
 
@@ -38,8 +40,8 @@ class LatencyCost(Cost):
     what, unit = "latency", "ns"
 
     def __init__(self, table: str | Mapping[str, Any], margin: float = 0.1) -> None:
-        if not 0 <= margin < 1:
-            raise ValueError(f"the margin of a latency cost must be in [0, 1), got {margin}")
+        if not (is_number(margin, 0) and margin < 1):
+            raise ValueError(f"the margin of a latency cost must be in [0, 1), got {margin!r}")
         self.source = table if isinstance(table, str) else "the latency table"
         self.table: Mapping[str, Any] = read_latency_table(table) if isinstance(table, str) else table
         check_latency_table(self.table, self.source)
@@ -83,6 +85,11 @@ class LatencyCost(Cost):
         self._vectors = {torch.device("cpu"): cpu}
         self._tables, self.dense = budget.tables(torch.device("cpu")), 0.0
         self.dense = self._all_counted(torch.ones(budget.n_literals))
+        if not (is_number(self.dense) and self.dense > 0):
+            raise ValueError(
+                f"{self.source}: the dense network takes {self.dense:g} ns by it, where a positive time is expected: "
+                "measure again (mmitp profile)"
+            )
 
     @property
     def calibrated(self) -> bool:
