@@ -164,8 +164,26 @@ def demo() -> str:
     )
 
 
+def bccd() -> str:
+    """The table of docs/own_data.md, by the script that trains its runs."""
+    from bccd import rows
+
+    return "\n".join(rows()) + "\n"
+
+
+def picture() -> str:
+    """Detections of a dense and a pruned network, once the picture is committed."""
+    path = ROOT / "docs" / "images" / "detections.png"
+    if not path.is_file():
+        return ""
+    said = "Detections of the dense and of the pruned network side by side, and the channels that each layer keeps"
+    return f"![{said}]({path.relative_to(ROOT).as_posix()})\n"
+
+
 MADE: dict[str, Callable[[], str]] = {
+    "bccd": bccd,
     "front": front,
+    "picture": picture,
     "demo": demo,
     "step_costs": step_costs,
     "sweep": lambda: sweep.tables(sweep.declared(), sweep.METRICS),

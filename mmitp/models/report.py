@@ -12,6 +12,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from mmitp.engine.config import require_keys
 from mmitp.engine.example import image_channels
 from mmitp.models.slim_config import drop_pretrained, is_masked
 from mmitp.pruning.rng import kept_rng
@@ -29,8 +30,7 @@ def build_masked(cfg: Config, linear: bool = False) -> nn.Module:
     Raises:
         ValueError: the config has no model, or no layer of it can be masked.
     """
-    if "model" not in cfg:
-        raise ValueError(f"{cfg.filename} describes no model")
+    require_keys(cfg, ["model"], "to report on")
     init_default_scope(cfg.get("default_scope") or "mmengine")
     model = copy.deepcopy(cfg.model)
     if cfg.get("data_preprocessor") is not None:

@@ -172,7 +172,7 @@ def make_cost(cost: str | Mapping[str, Any] | Cost) -> Cost | None:
     """
     if isinstance(cost, Cost):
         return cost
-    settings = dict(type=cost) if isinstance(cost, str) else dict(cost)
+    settings = dict(cost) if isinstance(cost, Mapping) else dict(type=cost)
     kind = settings.pop("type", None)
     if kind == "macs" and not settings:
         return None

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mmitp.values import is_number
+
 from ..cost import Cost
 from .table import check_latency_table, read_latency_table
 
@@ -22,7 +24,7 @@ class LatencyCost(Cost):
 
     Args:
         table: what :func:`mmitp.pruning.latency.measure_latency` returned, or the path of it as JSON
-            (``tools/profile_latency.py`` writes one).
+            (``mmitp profile`` writes one).
         margin: part of the predicted saving that is not counted on, so that a network at its target by the table, which
             is some per cent off, is at it by the clock too. It stands until the clock itself is asked
             (:class:`mmitp.pruning.calibration.Calibration`).
@@ -38,8 +40,8 @@ class LatencyCost(Cost):
     what, unit = "latency", "ns"
 
     def __init__(self, table: str | Mapping[str, Any], margin: float = 0.1) -> None:
-        if not 0 <= margin < 1:
-            raise ValueError(f"the margin of a latency cost must be in [0, 1), got {margin}")
+        if not (is_number(margin, 0) and margin < 1):
+            raise ValueError(f"the margin of a latency cost must be in [0, 1), got {margin!r}")
         self.source = table if isinstance(table, str) else "the latency table"
         self.table: Mapping[str, Any] = read_latency_table(table) if isinstance(table, str) else table
         check_latency_table(self.table, self.source)
@@ -58,7 +60,7 @@ class LatencyCost(Cost):
             if entry is not _FREE and found not in (here, of_batch):
                 raise ValueError(
                     f"{self.source} does not fit layer {record.name!r} (inputs, outputs, MACs a pair): here {here}, "
-                    f"there {found}. It is of another network or input size: measure again (tools/profile_latency.py), "
+                    f"there {found}. It is of another network or input size: measure again (mmitp profile), "
                     f"or state the budget for its size, {self.table.get('shape')}"
                 )
             entries.append(entry)
@@ -83,6 +85,11 @@ class LatencyCost(Cost):
         self._vectors = {torch.device("cpu"): cpu}
         self._tables, self.dense = budget.tables(torch.device("cpu")), 0.0
         self.dense = self._all_counted(torch.ones(budget.n_literals))
+        if not (is_number(self.dense) and self.dense > 0):
+            raise ValueError(
+                f"{self.source}: the dense network takes {self.dense:g} ns by it, where a positive time is expected: "
+                "measure again (mmitp profile)"
+            )
 
     @property
     def calibrated(self) -> bool:
