@@ -273,7 +273,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # the training's own config has the schedule and the data
     trained = sorted((work / "pruned").glob("*/vis_data/config.py"))[-1]
     finish(
-        {"slim": (start(tool("slim", trained, checkpoints["pruned"], slim), log), log)}, progress, lambda: "4/7 slim"
+        {"slim": (start(tool("slim", trained, checkpoints["pruned"], "--out", slim), log), log)},
+        progress,
+        lambda: "4/7 slim",
     )
 
     attack = ["--attack", "pgd", "--steps", str(ATTACK["steps"]), "--eps", str(ATTACK["eps"])]
@@ -282,14 +284,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     networks = {"dense": (CONFIGS["dense"], checkpoints["dense"]), "pruned": (slim / "config.py", slim / "weights.pth")}
     for name, (config, weights) in networks.items():
         log, json_out = work / f"test_{name}.log", work / name / "test.json"
-        words = tool("test", config, weights, *attack, "--max-images", str(it.test_images), "--json", json_out)
+        words = tool("test", config, weights, *attack, "--max-images", str(it.test_images), "--out", json_out)
         words += ["--work-dir", str(work / f"test_{name}"), "--cfg-options", *data]
         jobs[name] = (start(words, log), log)
     finish(jobs, progress, lambda: "5/7 testing both, clean and under attack")
 
     onnx, log = work / "pruned" / "slim.onnx", work / "export.log"
     progress.say("6/7 exporting the slimmed network to ONNX, and checking the file")
-    export = tool("export", slim / "config.py", slim / "weights.pth", onnx)
+    export = tool("export", slim / "config.py", slim / "weights.pth", "--out", onnx)
     finish({"export": (start(export, log), log)}, progress, lambda: "6/7 ONNX")
 
     progress.say("7/7 timing both networks, and the report")

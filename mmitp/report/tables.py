@@ -160,7 +160,7 @@ def results_table(runs: Sequence[RunRecord]) -> Table:
     note = (
         ""
         if not missing
-        else f"No test was found in {', '.join(missing)}: tools/test.py CONFIG CHECKPOINT --json WORK_DIR/test.json "
+        else f"No test was found in {', '.join(missing)}: mmitp test CONFIG CHECKPOINT --out WORK_DIR/test.json "
         "(--attack pgd --eps 2 for one under attack) leaves one."
     )
     return Table("Tests", "tests", ["run", "network", "test", "images", *metrics], rows, note)
