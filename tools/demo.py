@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -231,7 +232,9 @@ def table(summary: dict[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser(__doc__)
     options.add_argument("--minutes", type=non_negative, default=12.0, help="time aimed at, all of it (default 12)")
-    options.add_argument("--work-dir", type=Path, default=Path("work_dirs/demo"))
+    options.add_argument(
+        "--work-dir", type=Path, default=Path("work_dirs/demo"), help="an earlier demo's runs in it are replaced"
+    )
     options.add_argument("--data", type=Path, default=Path("data/scenes"), help="where the scenes are generated")
     options.add_argument("--step-of", metavar="CONFIG", help="only time a training step of a config (used by the demo)")
     args = options.parse_args(argv)
@@ -241,6 +244,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"seconds a step: {seconds_a_step(args.step_of, data, str(work)):.4f}")
         return 0
     out = check_writable(work / "summary.json")
+    for name in (*CONFIGS, "report"):
+        shutil.rmtree(work / name, ignore_errors=True)
     progress = Progress(args.minutes)
 
     progress.say(f"1/7 scenes: {SCENES['frames']} frames in {args.data}")

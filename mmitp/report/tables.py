@@ -73,6 +73,8 @@ def overview(runs: Sequence[RunRecord], sizes: Sequence[Sizes], timings: Sequenc
 def _network(run: RunRecord) -> str:
     model = run.cfg.get("model", {})
     kind = str(model.get("of") or model.get("type")).split(".")[-1]
+    if backbone := (model.get("backbone") or {}).get("type"):
+        kind = f"{kind} ({str(backbone).split('.')[-1]})"
     hooks = [str(hook.get("type")).split(".")[-1] for hook in run.cfg.get("custom_hooks") or []]
     return f"{kind}, {'pruned' if run.pruned else 'dense'}" + (", adversarial" if "AdversarialHook" in hooks else "")
 
