@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["UserError", "add_trust", "command", "non_negative", "parser", "positive", "torch_device"]
+__all__ = ["UserError", "add_trust", "command", "non_negative", "parser", "positive", "raised_by_us", "torch_device"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Where mmengine makes an object of a part of the config.
@@ -86,7 +86,12 @@ def _explains_itself(error: BaseException, tools: Path) -> bool:
 def _is_ours(error: BaseException, tools: Path) -> bool:
     """Whether a statement of this package, or of the tool, raised it."""
     file = _raised_in(error)
-    return file.is_file() and (_PACKAGE in file.resolve().parents or file.resolve().parent == tools)
+    return raised_by_us(error) or file.is_file() and file.resolve().parent == tools
+
+
+def raised_by_us(error: BaseException) -> bool:
+    """Whether a statement of this package raised it, and not one that it calls."""
+    return _PACKAGE in _raised_in(error).resolve().parents
 
 
 def _built(error: BaseException) -> str | None:
@@ -112,7 +117,7 @@ def _text(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     kind = _built(error)
-    if kind is None or _PACKAGE in _raised_in(error).resolve().parents:
+    if kind is None or raised_by_us(error):
         return text
     said = " ".join(text.split())  # other people's may have lines
     return said if kind in said else f"the config's {kind!r} cannot be built: {type(error).__name__}: {said}"
