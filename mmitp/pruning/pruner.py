@@ -209,6 +209,7 @@ class InTrainPruner:
         if not self.frozen:
             require_reachable(self.budget, self.target, self.divisor, self.min_keep)
         self.floor = floors(self.budget, self.min_keep)
+        self._floors_bind = int(self.floor.max()) > 1
         self.clock: Clock | None = None
         self.active = False
         self.position = 0
@@ -364,7 +365,7 @@ class InTrainPruner:
 
     def _keep_floors(self, usable: Tensor | None = None) -> None:
         """No layer falls below its floor: the highest masks of one that does are put just above zero."""
-        if int(self.floor.max()) <= 1:
+        if not self._floors_bind:
             return  # what the binarisation does by itself
         masks = self.budget.flat_masks().detach()
         low = highest(self.budget, masks, self._device.floor) & (masks <= 0)
