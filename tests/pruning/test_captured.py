@@ -24,9 +24,12 @@ class Loop:
     def __init__(self, b: Any, cost: str = "macs", captured: bool = False, steps: int = STEPS) -> None:
         torch.manual_seed(0)
         self.model = mask_model(chain())
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.02)
+        self.lr = torch.tensor(0.05)  # fused, and changed in place: SGD's other ways read it
+        options: dict[str, Any] = dict(lr=self.lr, momentum=0.9, weight_decay=0.02, fused=True)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), **options)
         example = torch.zeros(1, 3, 12, 12)
-        self.pruner = InTrainPruner(self.model, example, 0.4, b=b, lr=0.05, steps=steps, cost=COSTS[cost](), min_keep=0.2)
+        how: dict[str, Any] = dict(b=b, lr=0.05, steps=steps, cost=COSTS[cost](), min_keep=0.2)
+        self.pruner = InTrainPruner(self.model, example, 0.4, **how)
         self.pruner.attach(self.optimizer, captured)
         self.pruner.active = True
         self.x, self.y = torch.empty(4, 3, 12, 12), torch.arange(4.0)
@@ -34,6 +37,7 @@ class Loop:
 
     def load(self) -> None:
         self.x.copy_(torch.randn(self.x.shape, generator=self.generator))
+        self.lr.mul_(0.97)
 
     def step(self) -> None:
         self.optimizer.zero_grad()
