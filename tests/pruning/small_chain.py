@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from mmitp.pruning.cost import LatencyCost
-from mmitp.pruning.latency import TABLE_FORMAT
+from mmitp.pruning.latency import TABLE_FORMAT, LatencyCost
 
 
 def chain() -> nn.Module:
