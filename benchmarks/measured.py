@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,33 @@ from mmitp.pruning.slim import plan_slim
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (32, 32)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run is judged by.
+
+    Attributes:
+        shape: (H, W) at which operations are counted.
+        metric: mmengine's name of the validation's figure, in percent or, by ``scale`` = 100, as a fraction.
+        name: of this figure in the metrics file.
+        scale: factor to percent.
+    """
+
+    shape: tuple[int, int] = SHAPE
+    metric: str = "accuracy/top1"
+    name: str = "accuracy"
+    scale: float = 1.0
+
+
+CIFAR = Task()
 #: options whose value is a place on this machine: a recorded command leaves them out
 LOCAL = ("--work-dir", "--metrics", "--data-root")
 
 
-def sizes(model: nn.Module) -> dict[str, int]:
-    """MACs and parameters that a network has, or keeps under its masks."""
-    example = blank_example(model, SHAPE)
+def sizes(model: nn.Module, shape: tuple[int, int] = SHAPE) -> dict[str, int]:
+    """MACs and parameters that a network has, or keeps under its masks, on images of (H, W)."""
+    example = blank_example(model, shape)
     if masked_layers(model):
         budget = MacBudget(model, example)
         return dict(macs=budget.kept_macs(), params=parameter_counts(model, budget)[1])
@@ -124,12 +145,13 @@ class Metrics(Hook):
         path: the file.
         head: what is known of the run beforehand; its ``macs_dense`` and ``params_dense`` are what ratios refer to.
         fingerprint: of all that the training depends on; a checkpoint of another one is refused.
+        task: what the run is judged by.
     """
 
     priority = "VERY_HIGH"
 
-    def __init__(self, path: Path, head: dict[str, Any], fingerprint: str) -> None:
-        self.path, self.head, self.fingerprint = path, head, fingerprint
+    def __init__(self, path: Path, head: dict[str, Any], fingerprint: str, task: Task = CIFAR) -> None:
+        self.path, self.head, self.fingerprint, self.task = path, head, fingerprint, task
         self.epochs: list[dict[str, Any]] = []
         self.seconds = dict(train=0.0, wall=0.0)
         self.resumed = 0
@@ -161,21 +183,21 @@ class Metrics(Hook):
             self._note(runner, dict(iteration=runner.iter))
 
     def _note(self, runner: Runner, when: dict[str, int]) -> None:
-        size = sizes(runner.model)
+        size = sizes(runner.model, self.task.shape)
         self.epochs.append(
-            dict(
-                when,
-                accuracy=None,
-                train_seconds=round(self.seconds["train"], 1),
-                ops_kept=round(size["macs"] / self.head["macs_dense"], 4),
-                params_kept=round(size["params"] / self.head["params_dense"], 4),
-            )
+            {
+                **when,
+                self.task.name: None,
+                "train_seconds": round(self.seconds["train"], 1),
+                "ops_kept": round(size["macs"] / self.head["macs_dense"], 4),
+                "params_kept": round(size["params"] / self.head["params_dense"], 4),
+            }
         )
         self.write(state="running")
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         if self.epochs and metrics is not None:
-            self.epochs[-1]["accuracy"] = round(metrics["accuracy/top1"], 2)
+            self.epochs[-1][self.task.name] = round(metrics[self.task.metric] * self.task.scale, 2)
             self.write(state="running")
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -195,8 +217,8 @@ class Metrics(Hook):
         self.head["commit"] = ", ".join(dict.fromkeys(filter(None, [*earlier, self.head["commit"]])))
         if self.path.is_file() and self.epochs:  # validation comes after the checkpoint
             written = json.loads(self.path.read_text(encoding="utf-8"))["epochs"]
-            accuracies = {entry["epoch"]: entry["accuracy"] for entry in written}
-            self.epochs[-1]["accuracy"] = accuracies.get(self.epochs[-1]["epoch"])
+            figures = {entry["epoch"]: entry[self.task.name] for entry in written}
+            self.epochs[-1][self.task.name] = figures.get(self.epochs[-1]["epoch"])
 
     def write(self, state: str, **more: Any) -> dict[str, Any]:
         result = dict(self.head, state=state, resumed=self.resumed, epochs=self.epochs, **more)
@@ -315,6 +337,7 @@ def measured_run(
     model: nn.Module | None = None,
     optim_wrapper: OptimWrapper | None = None,
     after: Callable[[Runner], nn.Module] | None = None,
+    task: Task = CIFAR,
 ) -> dict[str, Any]:
     """Trains, validates and returns the metrics, less what only the caller knows.
 
@@ -325,25 +348,26 @@ def measured_run(
         model: takes the place of the config's.
         optim_wrapper: likewise.
         after: called with the trained runner; the network it returns is validated and counted instead.
+        task: what the run is judged by.
     """
     runner = build_runner(cfg)
     if model is not None:
         runner.model = model
     if optim_wrapper is not None:
         runner.optim_wrapper = optim_wrapper
-    metrics = Metrics(path, head, fingerprint(cfg))
+    metrics = Metrics(path, head, fingerprint(cfg), task)
     runner.register_hook(metrics)
     runner.train()
-    if not metrics.epochs or metrics.epochs[-1]["accuracy"] is None:  # stopped between the last step and validation
+    if not metrics.epochs or metrics.epochs[-1][task.name] is None:  # stopped between the last step and validation
         runner.val_loop.run()
     if after is not None:
         runner.model = after(runner)
         runner.val_loop.run()
     torch.save(runner.model.state_dict(), Path(cfg.work_dir) / "weights.pth")
-    size = sizes(runner.model)
+    size = sizes(runner.model, task.shape)
     return metrics.write(
         "trained",
-        accuracy=metrics.epochs[-1]["accuracy"],
+        **{task.name: metrics.epochs[-1][task.name]},
         iterations=runner.iter,
         **size,
         ops_kept=size["macs"] / head["macs_dense"],

@@ -223,12 +223,22 @@ class Sweep:
         work: folder of logs and checkpoints.
         data_root: given to the scripts, if any.
         python_rivals: interpreter of the runs with a ``package``; by default this one.
+        configs: folder of the runs' configs.
+        figure: name of a run's result in its metrics file.
     """
 
     def __init__(
-        self, runs: list[Run], out: Path, work: Path, data_root: str | None = None, python_rivals: str | None = None
+        self,
+        runs: list[Run],
+        out: Path,
+        work: Path,
+        data_root: str | None = None,
+        python_rivals: str | None = None,
+        configs: Path = ROOT / "configs/cifar10",
+        figure: str = "accuracy",
     ) -> None:
         self.runs = {run.name: run for run in runs}
+        self.configs, self.figure = configs, figure
         self.out, self.work, self.data_root = out, work, data_root
         self.python_rivals = python_rivals or sys.executable
 
@@ -255,7 +265,7 @@ class Sweep:
 
     def missing(self, run: Run) -> str:
         """What a run lacks to be run here; empty if nothing."""
-        if not (ROOT / f"configs/cifar10/{run.config}.py").is_file():
+        if not (self.configs / f"{run.config}.py").is_file():
             return f"no config {run.config}"
         if run.package is not None:
             code = f"import importlib.util as u, sys; sys.exit(u.find_spec({run.package!r}) is None)"
@@ -336,7 +346,7 @@ class Sweep:
                     else:
                         known = read(self.out, job.run.name)
                         assert known is not None
-                        say(f"{job.run.name}: {known['accuracy']:.2f} % after {minutes:.1f} min")
+                        say(f"{job.run.name}: {known[self.figure]:.2f} % after {minutes:.1f} min")
         finally:
             for job in running:
                 job.process.terminate()
@@ -359,10 +369,10 @@ def status(sweep: Sweep, chosen: list[Run]) -> None:
             text = sweep.missing(run) or "to do"
         elif known["state"] == "finished":
             source = f" (transcribed, commit {known['commit']})" if known.get("transcribed") else ""
-            text = f"finished: {known['accuracy']:.2f} %, ops {known['ops_kept']:.4f}{source}"
+            text = f"finished: {known[sweep.figure]:.2f} %, ops {known['ops_kept']:.4f}{source}"
         else:
             last = known["epochs"][-1] if known["epochs"] else {}
-            text = f"begun: epoch {last.get('epoch', 0)}, accuracy {last.get('accuracy')}"
+            text = f"begun: epoch {last.get('epoch', 0)}, {sweep.figure} {last.get(sweep.figure)}"
         print(f"{run.name:20} {text}")
     strangers = {p.stem for p in sweep.out.glob("*.json")} - {run.name for run in sweep.runs.values()} - {"costs"}
     for name in sorted(strangers):

@@ -91,16 +91,16 @@ def stand(
     batch = random_batch(runner.model, shape, size, torch.Generator().manual_seed(0))
     runner.train_loop.run_iter(0, batch)
     if phase == "window":
-        runner.train_loop._epoch = hook.begin
+        runner.train_loop._epoch = hook_of(runner).begin
     elif phase == "slimmed":
         pruning = hook_of(runner)
         for layer in pruning.masks.values():
             nn.init.normal_(layer.prune_mask, 0.5, 0.5)
-        runner.train_loop._epoch = hook.end - 1
+        runner.train_loop._epoch = pruning.end - 1
         start = time.perf_counter()
         pruning.after_train_epoch(runner)
         print(f"{file.stem}: the freeze and the slimming took {time.perf_counter() - start:.1f} s")
-        runner.train_loop._epoch = hook.end
+        runner.train_loop._epoch = pruning.end
     return runner, batch
 
 
@@ -134,17 +134,20 @@ def whole_run_cost(
     cfg = load_config(str(file))
     hook = prune_hook(cfg)
     epochs, dense_epochs = cfg.train_cfg.max_epochs, load_config(str(dense)).train_cfg.max_epochs
-    spans = {"step": epochs}
-    if hook is not None:
-        spans = {"before": hook.begin, "window": hook.end - hook.begin}
-        if hook.get("slim_at_end"):
-            spans["slimmed"] = epochs - hook.end
-        else:
-            spans["before"] += epochs - hook.end  # frozen masks cost what masks at rest do
     with tempfile.TemporaryDirectory() as work_dir:
         runners = {"dense": stand(dense, "dense", size, shape, work_dir)}
-        for phase in spans:
-            runners[phase] = stand(file, "dense" if phase == "step" else phase, size, shape, work_dir)
+        if hook is None:
+            runners["step"] = stand(file, "dense", size, shape, work_dir)
+            spans = {"step": epochs}
+        else:
+            for phase in ("before", "window", "slimmed")[: 3 if hook.get("slim_at_end") else 2]:
+                runners[phase] = stand(file, phase, size, shape, work_dir)
+            pruning = hook_of(runners["before"][0])  # has made epochs of parts of the run
+            spans = {"before": pruning.begin, "window": pruning.end - pruning.begin}
+            if "slimmed" in runners:
+                spans["slimmed"] = epochs - pruning.end
+            else:
+                spans["before"] += epochs - pruning.end  # frozen masks cost what masks at rest do
         times = take_turns(runners, rounds, time.process_time)
     ratios = {phase: [a / b for a, b in zip(times[phase], times["dense"], strict=True)] for phase in spans}
     whole = [sum(spans[p] * ratios[p][i] for p in spans) / dense_epochs for i in range(rounds)]

@@ -1,0 +1,90 @@
+"""A measured detector run on generated frames, and the table of KITTI-1348 made of such runs' metrics."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("mmdet")
+from mmitp.datasets.scenes import write_scenes
+
+CONFIGS = Path(__file__).parents[2] / "configs/kitti"
+DENSE = "centernet_dla34x025_kitti1348_short"
+
+
+@pytest.fixture
+def driver() -> Any:
+    return importlib.import_module("kitti_sweep")
+
+
+def test_a_measured_detector_run_is_slimmed_and_judged_with_intervals(tmp_path: Path) -> None:
+    detector_run = importlib.import_module("detector_run")
+    root = write_scenes(tmp_path / "scenes", 6, seed=1, size=(192, 64), val_fraction=0.34)
+    parts = [f"{part}_dataloader.dataset.data_root={root}" for part in ("train", "val", "test")]
+    args = argparse.Namespace(
+        config=str(CONFIGS / f"{DENSE}_prune50.py"),
+        dense=str(CONFIGS / f"{DENSE}.py"),
+        shape=(160, 512),
+        seed=0,
+        work_dir=str(tmp_path / "run"),
+        metrics=str(tmp_path / "run.json"),
+        data_root=None,
+        batches=None,
+        cfg_options=[
+            *parts,
+            f"val_evaluator.data_root={root}",
+            f"test_evaluator.data_root={root}",
+            "train_cfg.max_epochs=2",
+            "train_cfg.val_interval=2",
+            "param_scheduler=[]",
+            "custom_hooks.0.begin=0",
+            "custom_hooks.0.end=1",
+        ],
+    )
+    detector_run.train(args)
+    known = json.loads((tmp_path / "run.json").read_text())
+    assert known["state"] == "finished"
+    assert known["macs_dense"] == 634_142_720
+    assert known["macs"] <= 317_071_360
+    assert known["epochs"][0]["ap"] is None  # not validated
+    assert known["epochs"][1]["ap"] == known["ap"]
+    assert len(list((tmp_path / "run/results").glob("*.txt"))) == 2
+    evaluated = [ap for ap in known["figures"].values() if ap is not None]
+    assert all(len(ap["R40_interval"]) == 3 for ap in evaluated)
+
+
+def figures(ap: float) -> dict[str, Any]:
+    rule = {"R40": [ap + 9, ap, ap - 9], "R40_interval": [[ap + i - 1, ap + i + 1] for i in (9, 0, -9)]}
+    return {"Car": rule, "Pedestrian": None, "Cyclist": rule}
+
+
+def test_the_table_holds_finished_runs_with_intervals_and_differences(driver: Any, tmp_path: Path) -> None:
+    def write(name: str, config: str, **more: Any) -> None:
+        known = dict(state="finished", config=config, ops_kept=0.4983, params_kept=0.5, train_seconds=5400.4)
+        (tmp_path / f"{name}.json").write_text(json.dumps(dict(known, **more)))
+
+    assert "No run" in driver.table(driver.declared(), tmp_path)
+    write("prune50_s0", f"{DENSE}_prune50", figures=figures(29.0), minus_dense=figures(-1.0))
+    write("dense_s0", DENSE, figures=figures(30.0), ops_kept=1.0, params_kept=1.0)
+    write("dense_s1", DENSE, figures=figures(31.0), state="running")
+    (tmp_path / "costs.json").write_text(json.dumps({f"{DENSE}_prune50": dict(whole_run=dict(median=0.987))}))
+    dense, pruned = driver.table(driver.declared(), tmp_path).splitlines()[2:]
+    cells = [cell.strip() for cell in dense.strip("|").split("|")]
+    assert cells[1:] == ["0", "30.00 (29.00 to 31.00)", "-", "30.00 (29.00 to 31.00)", "-", "1", "1", "1.00", "5,400"]
+    cells = [cell.strip() for cell in pruned.strip("|").split("|")]
+    assert cells[2:6] == ["29.00 (28.00 to 30.00)", "-", "29.00 (28.00 to 30.00)", "-1.00 (-2.00 to +0.00)"]
+    assert cells[6:] == ["0.4983", "0.5", "0.99", "5,400"]
+
+
+def test_every_declared_run_has_its_config(driver: Any) -> None:
+    assert not [run.name for run in driver.declared() if not (driver.CONFIGS / f"{run.config}.py").is_file()]
+
+
+def test_the_readme_holds_what_the_metrics_files_say(driver: Any) -> None:
+    text = driver.README.read_text(encoding="utf-8")
+    assert driver.with_table(text, driver.table(driver.declared(), driver.METRICS)) == text
