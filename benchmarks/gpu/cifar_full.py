@@ -17,7 +17,7 @@ import argparse
 import signal
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -149,7 +149,8 @@ def share(wanted: Sequence[Any], together: int, bench: Bench, told: Any) -> list
     Raises:
         RuntimeError: a run failed; the others are done or saved by then.
     """
-    queue, active, left = list(wanted), [], []
+    queue, left = list(wanted), []
+    active: list[Any] = []
     states: dict[str, Any] = {}
     errors: dict[str, str] = {}
     saved = time.monotonic()

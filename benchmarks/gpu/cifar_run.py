@@ -178,7 +178,7 @@ class Run:
         cfg = self.cfg
         model = dict(copy.deepcopy(cfg.model), data_preprocessor=copy.deepcopy(cfg.data_preprocessor))
         self.model: nn.Module = MODELS.build(model)
-        self.model.init_weights()  # type: ignore[operator]
+        self.model.init_weights()
         self.model.to(self.device, memory_format=torch.channels_last)
         self.model.train()
         self.optimizer = build_optim_wrapper(self.model, copy.deepcopy(cfg.optim_wrapper)).optimizer
@@ -192,7 +192,7 @@ class Run:
         if self.attack is not None:
             assert self.attack.attack == "fgsm_rs"
         like = torch.zeros(1, 3, 1, 1, device=self.device)
-        self.units = pixel_units(self.model.data_preprocessor, like)  # type: ignore[arg-type]
+        self.units = pixel_units(self.model.data_preprocessor, like)
         self.pruner: InTrainPruner | None = None
         self.slim_at_end = False
         self.window = (0, 0)
@@ -320,7 +320,9 @@ class Run:
     def _freeze(self) -> None:
         assert self.pruner is not None
         report = self.pruner.freeze()
-        self.state.figures.update(macs_kept=report.macs_kept, params_kept=report.params_kept, before=report.ratio_before)
+        self.state.figures.update(
+            macs_kept=report.macs_kept, params_kept=report.params_kept, before=report.ratio_before
+        )
         if self.slim_at_end:
             self.optimizer.zero_grad()
             plan = plan_live(self.model, self.pruner.example, self.pruner.budget)
@@ -495,7 +497,9 @@ def schedulers(cfg: Config, optimizer: torch.optim.Optimizer, length: int) -> li
         ValueError: one changes with every iteration, which a captured step cannot follow.
     """
     listed = cfg.param_scheduler if isinstance(cfg.param_scheduler, list) else [cfg.param_scheduler]
-    built = [PARAM_SCHEDULERS.build(dict(s), default_args=dict(optimizer=optimizer, epoch_length=length)) for s in listed]
+    built = [
+        PARAM_SCHEDULERS.build(dict(s), default_args=dict(optimizer=optimizer, epoch_length=length)) for s in listed
+    ]
     if not all(scheduler.by_epoch for scheduler in built):
         raise ValueError(f"{cfg.filename}: schedules must go by epochs, a captured step holds its learning rate")
     return built

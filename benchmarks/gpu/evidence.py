@@ -1,4 +1,4 @@
-"""Measurements in parts: what was measured is in a file at once, and a part that fails or hangs costs the others nothing.
+"""Measurements in parts: what was measured is in a file at once, and a part that fails or hangs costs no other one.
 
 A script declares its parts and calls :func:`main`. The parts run one after the other in a worker process. A worker that
 dies, or whose part takes longer than its limit, is replaced by a new one for the parts that are left (an error on the
