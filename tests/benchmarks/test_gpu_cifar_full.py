@@ -54,7 +54,7 @@ def finish(run: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", ["fastat_psi50", "psi30_early"])
 def test_a_run_trains_what_the_hooks_train(name: str, data: Any, root: Path, tmp_path: Path) -> None:
-    """Order, crops, attacks, Optimizer 2, freeze, slimming and learning rates, over three epochs with a smaller last batch."""
+    """Order, crops, attacks, Optimizer 2, freeze, slimming, learning rates: three epochs with a smaller last batch."""
     run = make(name, data, tmp_path)
     ours = finish(run)
     cfg = toy(name)
