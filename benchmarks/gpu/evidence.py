@@ -48,6 +48,14 @@ class Evidence:
     def note(self, part: str, **figures: Any) -> None:
         """Adds to a part, on file when this returns."""
         self.parts.setdefault(part, {}).update(figures)
+        self.save()
+
+    def forget(self, part: str) -> None:
+        """Drops a part."""
+        self.parts.pop(part, None)
+        self.save()
+
+    def save(self) -> None:
         write_json(self.path, dict(parts=self.parts))
 
     def state(self, part: str) -> str | None:
@@ -177,7 +185,7 @@ def drive(command: Sequence[str], parts: Sequence[Part], stem: Path, seconds: fl
     evidence = Evidence(path)
     if again:
         for part in parts:
-            evidence.parts.pop(part.name, None)
+            evidence.forget(part.name)
     left = [p for p in parts if evidence.state(p.name) != "finished"]
     for part in left:
         if part.name in evidence.parts:  # the state that an earlier run left says nothing of this one
@@ -318,11 +326,12 @@ def release(device: str) -> None:
 
 
 def about(device: str) -> dict[str, Any]:
-    """Commit, versions and card."""
+    """Commit, versions and card. Where the tree came without git's folder, ``MMITP_COMMIT`` says which it is."""
     import torch
     from measured import origin
 
     known = {key: value for key, value in origin().items() if key != "command"}
+    known["commit"] = known["commit"] or os.environ.get("MMITP_COMMIT", "unknown")
     if device != "cuda":
         return dict(known, card=None)
     card = torch.cuda.get_device_properties(0)

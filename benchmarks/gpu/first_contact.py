@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import evidence  # first: makes the other scripts importable
@@ -31,13 +30,26 @@ LONG = "captured or hooks or guard or centernet"
 
 def tests(bench: Bench) -> None:
     """Results by test, written down as they come."""
-    command = [sys.executable, "-m", "pytest", "-m", "cuda", "tests/cuda", "-v", "--no-header", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "cuda",
+        "tests/cuda",
+        "-v",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+    ]
     if bench.dry:
         command += ["-k", f"not ({LONG})"]
     environment = dict(os.environ, MMITP_CUDA_TESTS_ON=bench.device)
     counts: dict[str, int] = {}
     failed: list[str] = []
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
@@ -51,9 +63,10 @@ def tests(bench: Bench) -> None:
 
 def resnet20(bench: Bench) -> None:
     """FastAT and pruning to 0.5 of ResNet-20, with every phase tried and resumed first."""
+    from toys import cifar10
+
     from mmitp.engine.config import load_config
     from mmitp.engine.dry_run import dry_run
-    from toys import cifar10
 
     root, real = cifar10(bench.out, bench.dry)
     cfg = load_config(str(ROOT / "configs/cifar10/resnet20_cifar10_fastat_psi50.py"))
@@ -115,6 +128,7 @@ def amp(cfg: Any, device: str) -> None:
 def short_run(bench: Bench, cfg: Any, batches: int) -> None:
     """Three epochs of a config: before the window, in it, and with the small network; then a validation."""
     from mmengine.hooks import Hook
+
     from mmitp.engine.run import build_runner
 
     class Clock(Hook):
@@ -125,6 +139,7 @@ def short_run(bench: Bench, cfg: Any, batches: int) -> None:
         def __init__(self) -> None:
             self.times: dict[int, list[float]] = {}
             self.losses: list[float] = []
+            self.figures: list[str] = []
 
         def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
             evidence.synchronize(bench.device)
@@ -134,6 +149,9 @@ def short_run(bench: Bench, cfg: Any, batches: int) -> None:
             evidence.synchronize(bench.device)
             self.times.setdefault(runner.epoch, []).append(time.perf_counter() - self.since)
             self.losses.append(float(outputs["loss"]))
+
+        def after_val_epoch(self, runner: Any, metrics: Any = None) -> None:
+            self.figures += list(metrics or {})
 
     cfg = copy.deepcopy(cfg)
     cfg.work_dir, cfg.log_level = str(bench.out / f"work_{bench.name}"), "WARNING"
@@ -157,7 +175,7 @@ def short_run(bench: Bench, cfg: Any, batches: int) -> None:
         steps_per_second={n: round(1 / statistics.median(clock.times[i]), 2) for i, n in enumerate(names)},
         losses=[round(clock.losses[0], 4), round(clock.losses[-1], 4)],
         ops_kept=hook.slimmed["ratio"],
-        validated=len(runner.message_hub.log_scalars),
+        validated=len(clock.figures),
         peak_gib=evidence.peak_memory(bench.device),
     )
 
@@ -167,6 +185,7 @@ def detector(bench: Bench, config: str, compares: bool) -> None:
     import torch
     from fastat_cost import step
     from mmengine import MessageHub
+
     from mmitp.engine.attack import select_losses
     from mmitp.engine.config import load_config
     from mmitp.engine.example import blank_example
@@ -178,7 +197,7 @@ def detector(bench: Bench, config: str, compares: bool) -> None:
     cfg = load_config(config)
     if bench.dry:
         shrink(cfg)
-    first = build_masked(cfg, linear=True).train()
+    first: Any = build_masked(cfg, linear=True).train()
     raw = random_batch(first, shape, 2, torch.Generator().manual_seed(0))
     losses = []
     for place in ("cpu", bench.device):

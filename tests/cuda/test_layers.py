@@ -57,7 +57,9 @@ def test_frozen_and_slimmed_networks(device: torch.device) -> None:
     on_both(small, (images(),), device, torch.float32, lambda m, x: m(x))
     there = copy.deepcopy(model).to(device)
     small_there = slim(there, images(1).to(device), MacBudget(there, images(1).to(device)))
-    assert {k: v.shape for k, v in small_there.state_dict().items()} == {k: v.shape for k, v in small.state_dict().items()}
+    assert {k: v.shape for k, v in small_there.state_dict().items()} == {
+        k: v.shape for k, v in small.state_dict().items()
+    }
     with torch.no_grad():
         compare({"output": small(images())}, {"output": small_there(images().to(device))})
 
@@ -76,9 +78,9 @@ def test_deformable_convolution(
     x, weight, bias = draw(2, 8, 9, 11), draw(6, 8 // groups, 3, 3), draw(6)
     offset, mask = draw(2, 18 * deform_groups, h, w), draw(2, 9 * deform_groups, h, w)
     offset = offset.floor() + 0.1 + 0.8 * (offset - offset.floor())  # no kinks
-    results = []
+    given, results = (x, offset, mask, weight, bias), []
     for place in ("cpu", device):
-        tensors = {n: t.to(place, copy=True).requires_grad_() for n, t in zip("xomwb", (x, offset, mask, weight, bias))}
+        tensors = {n: t.to(place, copy=True).requires_grad_() for n, t in zip("xomwb", given, strict=True)}
         tx, to, tm, tw, tb = tensors.values()
         options = dict(stride=stride, padding=1, groups=groups, deform_groups=deform_groups)
         out = modulated_deform_conv2d(tx, to, tm, tw, tb, **options)
