@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .cost import Cost, CostRatio
+from .cost import Cost, CostRatio, MacCost
 from .graph import ChannelGraph, LayerRecord, record_graph
 from .layers import Conv2dKind, masked_layers
-from .masks import MaskedLayer, binarize_rows, ste_derivative, weights_of
+from .masks import MaskedLayer, binarize_rows, weights_of
 from .needs import Needs, channel_masked, solve_needs
 from .verify import compare, frozen_at, outputs, tensors_in
 
@@ -41,7 +41,7 @@ class LayerRow(NamedTuple):
 
 
 @dataclass
-class _Tables:
+class Tables:
     """Index vectors of the budget, all on one device.
 
     Literals (entries of masks) and classes (channels that the same literals keep) are those of
@@ -77,9 +77,9 @@ class _Tables:
     pair_literal: Tensor
     n_classes: int
 
-    def to(self, device: torch.device) -> _Tables:
+    def to(self, device: torch.device) -> Tables:
         moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return _Tables(**moved)
+        return Tables(**moved)
 
     def needs(self, on: Tensor) -> tuple[Tensor, Tensor]:
         """How many literals that are on keep each class, and whether any does: ``(n_classes,)`` in the type of ``on``.
@@ -94,46 +94,6 @@ class _Tables:
         n_in = self.in_const.index_add(0, self.in_row, on[self.in_literal])
         n_out = self.out_const.index_add(0, self.class_row, needed[self.class_of] * self.class_weight)
         return n_in, n_out
-
-    def macs(self, on: Tensor) -> Tensor:
-        """MACs of every layer, ``(L,)`` float64."""
-        _, needed = self.needs(on)
-        n_in, n_out = self.channels(on, needed)
-        return n_in * self.input_price(n_out) + self.fixed
-
-    def input_price(self, n_out: Tensor) -> Tensor:
-        """MACs that one more input of every layer costs."""
-        return self.pair * n_out + self.inp * (n_out > 0)
-
-    def need_price(self, needed: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
-        """MACs that every class of channels costs the layers which compute it."""
-        row, weight = self.class_row, self.class_weight
-        only_output = n_out[row] == needed[self.class_of] * weight
-        price = (self.pair * n_in)[row] * weight + (self.inp * n_in)[row] * only_output
-        return needed.new_zeros(self.n_classes).index_add_(0, self.class_of, price)
-
-
-class _Ratio(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, masks: Tensor, on: Tensor, live: Tensor, tables: _Tables, dense: int) -> Tensor:
-        readers, needed = tables.needs(on)
-        n_in, n_out = tables.channels(on, needed)
-        ctx.save_for_backward(masks, on, live, readers, n_in, n_out)
-        ctx.tables, ctx.dense = tables, dense
-        return (n_in * tables.input_price(n_out) + tables.fixed).sum() / dense
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        masks, on, live, readers, n_in, n_out = ctx.saved_tensors
-        t: _Tables = ctx.tables
-        d_in = t.input_price(n_out)
-        d_need = t.need_price((readers > 0).to(readers.dtype), n_in, n_out)
-        # The marginal saving: a reader matters to a channel only where no other reader keeps it.
-        alone = (readers[t.pair_class] - on[t.pair_literal]) == 0
-        d_on = torch.zeros_like(on).index_add_(0, t.in_literal, d_in[t.in_row])
-        d_on.index_add_(0, t.pair_literal, d_need[t.pair_class] * alone)
-        gradient = (d_on * live * (grads[0] / ctx.dense)).to(masks.dtype) * ste_derivative(masks)
-        return gradient, None, None, None, None
 
 
 class MacBudget:
@@ -199,11 +159,11 @@ class MacBudget:
         counting = set(self.patterns(torch.ones(self.n_literals)))
         self._held = [layer for layer in masked_layers(model).values() if layer not in counting]
         self.hold_masks()
-        self.cost = cost
-        self.dense_cost = self.dense_macs
-        if cost is not None:
-            cost.bind(self, model)
-            self.dense_cost = self.cost_of(torch.ones(self.n_literals, dtype=torch.bool))
+        self._macs = MacCost()
+        self.cost = cost or self._macs
+        for each in {self._macs, self.cost}:
+            each.bind(self, model)
+        self.dense_cost = self.cost_of(torch.ones(self.n_literals, dtype=torch.bool))
 
     def _prepare(self) -> None:
         self.needs: Needs = solve_needs(self.graph)
@@ -215,7 +175,7 @@ class MacBudget:
         first = {s: r for r, s in zip(self.layers[::-1], self.needs.literal_start[::-1], strict=True)}
         self._masked = [(r.name, r.mask) for s, r in sorted(first.items(), key=lambda sr: sr[0]) if s >= 0 and r.mask]
         self.dense_macs = sum(record.dense_macs for record in self.layers)
-        self._tables: dict[torch.device, _Tables] = {}
+        self._tables: dict[torch.device, Tables] = {}
         self._tables[torch.device("cpu")] = self._build_tables()
 
     def hold_masks(self) -> None:
@@ -229,7 +189,7 @@ class MacBudget:
             if not layer.mask_frozen:
                 layer.freeze_mask(torch.ones_like(layer.prune_pattern))
 
-    def _build_tables(self) -> _Tables:
+    def _build_tables(self) -> Tables:
         pair, inp, fixed, in_const, out_const = [], [], [], [], []
         literal_row: list[Tensor] = []
         in_row: list[Tensor] = []
@@ -265,7 +225,7 @@ class MacBudget:
         def floats(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.float64)
 
-        return _Tables(
+        return Tables(
             floats(pair),
             floats(inp),
             floats(fixed),
@@ -294,7 +254,7 @@ class MacBudget:
         """The masked layers that count, by name, in the order of the flat vectors; of sharers of a mask the first."""
         return self._masked
 
-    def tables(self, device: torch.device) -> _Tables:
+    def tables(self, device: torch.device) -> Tables:
         """The budget's index vectors on a device (moved once)."""
         if device not in self._tables:
             self._tables[device] = self._tables[torch.device("cpu")].to(device)
@@ -337,23 +297,21 @@ class MacBudget:
 
     def macs_of(self, pattern: Tensor) -> int:
         """MACs (int) with a flat bool pattern in place of the masks'."""
-        return int(self.tables(pattern.device).macs(pattern.double()).sum())
+        return int(self._macs.total(self.tables(pattern.device), pattern.double()))
 
     @property
     def what(self) -> str:
         """What the budget is about: ``'operations'``, ``'parameters'`` or ``'latency'``."""
-        return "operations" if self.cost is None else self.cost.what
+        return self.cost.what
 
     @property
     def unit(self) -> str:
         """What it counts: ``'MACs'``, ``'parameters'`` or ``'ns'``."""
-        return "MACs" if self.cost is None else self.cost.unit
+        return self.cost.unit
 
     def cost_of(self, pattern: Tensor) -> int:
         """Cost with a flat bool pattern in place of the masks' (rounded up)."""
-        if self.cost is None:
-            return self.macs_of(pattern)
-        return math.ceil(self.cost.total(self.tables(pattern.device), pattern.double()))
+        return math.ceil(float(self.cost.total(self.tables(pattern.device), pattern.double())))
 
     def kept_cost(self) -> int:
         """Cost of the network that slimming leaves."""
@@ -387,9 +345,7 @@ class MacBudget:
             else:
                 on = self.binarize(self.flat_masks().detach())
                 live = masks.new_ones(())
-        if self.cost is not None:
-            return CostRatio.apply(masks, on.double(), live, self.tables(masks.device), self.cost, self.dense_cost)
-        return _Ratio.apply(masks, on.double(), live, self.tables(masks.device), self.dense_macs)
+        return CostRatio.apply(masks, on.double(), live, self.tables(masks.device), self.cost, self.dense_cost)
 
     def kept_macs(self) -> int:
         """MACs of the network that slimming leaves (int)."""
@@ -416,9 +372,8 @@ class MacBudget:
         """One row a layer, in the order of execution."""
         tables = self._tables[torch.device("cpu")]
         on = self.flat_pattern().cpu().double() if self._masked else torch.empty(0, dtype=torch.float64)
-        _, needed = tables.needs(on)
-        macs = tables.macs(on).tolist()
-        n_in, n_out = tables.channels(on, needed)
+        n_in, n_out = tables.channels(on, tables.needs(on)[1])
+        macs = self._macs.layers(torch.arange(len(self.layers)), n_in, n_out).tolist()
         rows = []
         for i, (record, start) in enumerate(zip(self.layers, self.needs.literal_start, strict=True)):
             in_kept, out_kept, note = int(n_in[i]), int(n_out[i]), record.note

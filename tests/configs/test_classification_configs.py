@@ -59,7 +59,7 @@ def stretched(schedulers: list[dict], epochs: int) -> list[dict]:
 @pytest.mark.parametrize("path", PRUNED, ids=name)
 def test_pruned_config_is_the_dense_one_with_masks_and_a_hook(path: Path) -> None:
     pruned, stem = Config.fromfile(path), path.stem
-    base = re.sub(r"_(psi\d+|b\d+|noreg|init03|weight|auto|slim|early|stream)", "", stem)
+    base = re.sub(r"_(psi\d+|b\d+|noreg|init03|weight|auto|slim|early|stream|distill)", "", stem)
     dense = Config.fromfile(path.with_name(f"{base}.py"))
     model = dict(pruned.model)
     assert model.pop("type") == "mmitp.MaskedModel"
@@ -68,8 +68,12 @@ def test_pruned_config_is_the_dense_one_with_masks_and_a_hook(path: Path) -> Non
     assert model == {k: v for k, v in dense.model.items() if k != "type"}
     assert dense.model.type == "ImageClassifier"
 
-    hook, *attack = pruned.custom_hooks
-    assert attack == dense.get("custom_hooks", [])
+    hook, *others = pruned.custom_hooks
+    distilled = "distill" in stem
+    assert [h.type for h in others if h.type in ("EMAHook", "mmitp.DistillHook")] == (
+        ["EMAHook", "mmitp.DistillHook"] if distilled else []
+    )
+    assert others[2 * distilled :] == dense.get("custom_hooks", [])
     assert hook.type == "mmitp.PruneHook"
     assert round(100 * hook.target) == int(re.search(r"psi(\d+)", stem)[1])
     b = re.search(r"_b(\d+)", stem)
@@ -81,7 +85,7 @@ def test_pruned_config_is_the_dense_one_with_masks_and_a_hook(path: Path) -> Non
     slimmed = "slim" in stem or early  # in a short schedule of its own length: cheaper epochs
     assert hook.get("slim_at_end", False) == slimmed
     cheaper = slimmed and "short" in stem
-    assert epochs >= 11 if cheaper else epochs == dense.train_cfg.max_epochs
+    assert epochs >= (9 if distilled else 11) if cheaper else epochs == dense.train_cfg.max_epochs
     assert pruned.param_scheduler == (stretched(dense.param_scheduler, epochs) if cheaper else dense.param_scheduler)
     windows = {300: (20, 240), 100: (7, 80), 12: (1, 4), 10: (1, 8), 5: (1, 4)}
     window = (1 / 15, 1 / 3) if epochs == 300 else (0, 1)

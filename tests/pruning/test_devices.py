@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from mmitp.pruning import InTrainPruner, MacBudget, freeze_masks, mask_model, masked_layers, randomize_masks
-from mmitp.pruning.cost import LatencyCost
 from mmitp.pruning.freeze import project
-from mmitp.pruning.latency import TABLE_FORMAT
+from mmitp.pruning.latency import TABLE_FORMAT, LatencyCost
 
 
 def chain() -> nn.Module:
