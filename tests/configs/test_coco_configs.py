@@ -31,17 +31,17 @@ RESNET = [
     "model.backbone.base_channels=8",
     "model.backbone.stem_channels=8",
     "model.neck.in_channels=8,16,32,64",
-    "model.neck.out_channels=16",
+    "model.neck.out_channels=32",
 ]
 ROI = "model.roi_head.bbox_head"
 SMALL = {
     "coco/retinanet_r50_fpn_prune50_8xb2-1x_coco": [
-        *RESNET, "model.bbox_head.in_channels=16", "model.bbox_head.feat_channels=16",
+        *RESNET, "model.bbox_head.in_channels=32", "model.bbox_head.feat_channels=32",
         "model.bbox_head.stacked_convs=1", "model.test_cfg.score_thr=0.0", "model.test_cfg.max_per_img=10",
     ],
     "coco/faster-rcnn_r50_fpn_prune50_8xb2-1x_coco": [
-        *RESNET, "model.rpn_head.in_channels=16", "model.rpn_head.feat_channels=16", f"{ROI}.in_channels=16",
-        f"{ROI}.fc_out_channels=8", f"{ROI}.roi_feat_size=2", "model.roi_head.bbox_roi_extractor.out_channels=16",
+        *RESNET, "model.rpn_head.in_channels=32", "model.rpn_head.feat_channels=32", f"{ROI}.in_channels=32",
+        f"{ROI}.fc_out_channels=8", f"{ROI}.roi_feat_size=2", "model.roi_head.bbox_roi_extractor.out_channels=32",
         "model.roi_head.bbox_roi_extractor.roi_layer.output_size=2", "model.train_cfg.rpn_proposal.max_per_img=20",
         "model.test_cfg.rpn.max_per_img=20", "model.test_cfg.rcnn.score_thr=0.0", "model.test_cfg.rcnn.max_per_img=10",
     ],
