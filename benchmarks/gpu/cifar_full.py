@@ -166,6 +166,7 @@ def share(wanted: Sequence[Any], together: int, bench: Bench, told: Any) -> list
             if run.finished:
                 note(run.name, state="finished", **run.state.figures)
                 continue
+            evidence.synchronize(bench.device)  # it was built on another stream than it will run on
             active.append((run, run.work(), stream_of(bench.device)))
             note(run.name, state="running", epoch=run.state.epoch)
             stopping = told.now or bench.left() < ENDING

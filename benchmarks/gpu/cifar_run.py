@@ -182,6 +182,7 @@ class Run:
         self.model.to(self.device, memory_format=torch.channels_last)
         self.model.train()
         self.optimizer = build_optim_wrapper(self.model, copy.deepcopy(cfg.optim_wrapper)).optimizer
+        merge_groups(self.optimizer)
         sampler = dict(cfg.train_dataloader.sampler, dataset=self.train_set, seed=self.seed)
         self.sampler = DATA_SAMPLERS.build(sampler)
         self.length = len(self._batches())
@@ -482,6 +483,19 @@ def config_of(row: Row) -> Config:
     """The row's config with its overrides."""
     root = Path(__file__).resolve().parents[2]
     return load_config(str(root / f"configs/cifar10/{row.config}.py"), row.options)
+
+
+def merge_groups(optimizer: torch.optim.Optimizer) -> None:
+    """Puts parameters with the same settings into one group: ``paramwise_cfg`` makes one of each, and every group is
+    some kernels of its own."""
+    merged: dict[tuple, dict[str, Any]] = {}
+    for group in optimizer.param_groups:
+        key = tuple((k, v) for k, v in sorted(group.items()) if k not in ("params", "param_names"))
+        if key in merged:
+            merged[key]["params"] += group["params"]
+        else:
+            merged[key] = group
+    optimizer.param_groups[:] = merged.values()
 
 
 def window_of(window: Sequence[float], epochs: int) -> tuple[int, int]:

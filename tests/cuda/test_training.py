@@ -92,6 +92,7 @@ def test_a_captured_run_trains_what_the_steps_train(device: torch.device, tmp_pa
         cfg = cifar_run.config_of(row)
         cifar_full.shorten(cfg)
         run = cifar_run.Run(row, 0, data, str(device), tmp_path / str(graph), cfg, graph, look_every=100)
+        importlib.import_module("evidence").synchronize(device.type)
         with cifar_full.stream_of(device.type):
             for _ in run.work():
                 pass
