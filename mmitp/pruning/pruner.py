@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mmitp.values import is_count, is_number
+from mmitp.values import is_count, is_number, unlike
 
 from .budget import LayerRow, MacBudget
 from .cost import Cost, make_cost
@@ -462,8 +462,12 @@ class InTrainPruner:
         """Goes on from a :meth:`state_dict`. Settings that differ are obeyed and said, as long as masks still train.
 
         Raises:
-            ValueError: the masks were others; they are frozen and the settings that decided on the pattern differ.
+            ValueError: it is no such state; the masks were others; they are frozen and the settings that decided on
+                the pattern differ.
         """
+        example = self.state_dict() | dict(layout={}, settings={}, forecast=dict(seen=[(0, 0.0)]))
+        if problem := unlike(state, example, "the pruner's state"):
+            raise ValueError(problem)
         require_same_layout(state["layout"], mask_layout(self.model))
         now, then = self.settings(), state["settings"]
         changed = {key: (then[key], now[key]) for key in now if key in then and then[key] != now[key]}
