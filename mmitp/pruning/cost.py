@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .graph import shared_parameters
 from .layers import Conv2dKind
 from .masks import ste_derivative, weights_of
-from .needs import carried_channels, channel_masked
+from .needs import CarriedChannels, channel_masked
 
 if TYPE_CHECKING:
     from .budget import MacBudget, Tables
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Cost:
-    """Interface of a cost, all figures float64 in ``unit``.
+    """Interface of a cost, all figures float64 in ``unit``. Nothing here may read a value: training does not wait.
 
     Attributes:
         what: what it is about, in words.
@@ -45,14 +45,30 @@ class Cost:
         """:meth:`layers` without its jumps: the differences of this one are the gradient."""
         return self.layers(row, n_in, n_out)
 
-    def rest(self, on: Tensor) -> float:
-        """What the network costs besides, under a flat pattern."""
+    def rest(self, on: Tensor) -> Tensor | float:
+        """What the network costs besides, under a flat pattern; 0-dim if it is a tensor."""
         return 0.0
 
     def total(self, tables: Tables, on: Tensor) -> Tensor:
         """Cost of the slimmed network under a flat pattern: 0-dim float64 on its device."""
         n_in, n_out = tables.channels(on, tables.needs(on)[1])
         return self.layers(torch.arange(len(n_in), device=on.device), n_in, n_out).sum() + self.rest(on)
+
+    def marginal(self, tables: Tables, on: Tensor) -> Tensor:
+        """What every mask entry alone adds under a flat pattern: ``(N,)`` float64."""
+        readers, needed = tables.needs(on)
+        n_in, n_out = tables.channels(on, needed)
+        every = torch.arange(len(n_in), device=on.device)
+        d_in = self.smooth(every, n_in, n_out) - self.smooth(every, n_in - 1, n_out)
+        # What each class of channels costs the layers that compute it: with it less without it.
+        row, weight = tables.class_row, tables.class_weight
+        without = n_out[row] - weight * needed[tables.class_of]
+        price = self.smooth(row, n_in[row], without + weight) - self.smooth(row, n_in[row], without)
+        d_need = on.new_zeros(tables.n_classes).index_add_(0, tables.class_of, price)
+        # A reader matters to a channel only where no other reader keeps it.
+        alone = (readers[tables.pair_class] - on[tables.pair_literal]) == 0
+        d_on = torch.zeros_like(on).index_add_(0, tables.in_literal, d_in[tables.in_row])
+        return d_on.index_add_(0, tables.pair_literal, d_need[tables.pair_class] * alone)
 
 
 class MacCost(Cost):
@@ -81,22 +97,8 @@ class CostRatio(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         masks, on, live = ctx.saved_tensors
-        t: Tables = ctx.tables
-        smooth = ctx.cost.smooth
-        readers, needed = t.needs(on)
-        n_in, n_out = t.channels(on, needed)
-        every = torch.arange(len(n_in), device=on.device)
-        d_in = smooth(every, n_in, n_out) - smooth(every, n_in - 1, n_out)
-        # What each class of channels costs the layers that compute it: with it less without it.
-        row, weight = t.class_row, t.class_weight
-        without = n_out[row] - weight * needed[t.class_of]
-        price = smooth(row, n_in[row], without + weight) - smooth(row, n_in[row], without)
-        d_need = on.new_zeros(t.n_classes).index_add_(0, t.class_of, price)
-        alone = (readers[t.pair_class] - on[t.pair_literal]) == 0
-        d_on = torch.zeros_like(on).index_add_(0, t.in_literal, d_in[t.in_row])
-        d_on.index_add_(0, t.pair_literal, d_need[t.pair_class] * alone)
-        gradient = (d_on * live * (grads[0] / ctx.dense)).to(masks.dtype) * ste_derivative(masks)
-        return gradient, None, None, None, None, None
+        marginal = ctx.cost.marginal(ctx.tables, on) * live * (grads[0] / ctx.dense)
+        return marginal.to(masks.dtype) * ste_derivative(masks), None, None, None, None, None
 
 
 class ParameterCost(Cost):
@@ -125,6 +127,12 @@ class ParameterCost(Cost):
                 self.norms.append((calls[0], _numel(norm) // len(calls[0])))
                 counted |= {id(p) for p in norm.parameters()}
         self.other = sum(p.numel() for _, p in weights_of(model) if id(p) not in counted)
+        self._carried = CarriedChannels(budget.graph)
+        # (n_nodes,) float64: parameters of norms that each node's channel comes with
+        by_node = torch.zeros(budget.graph.n_nodes, dtype=torch.float64)
+        for nodes, each in self.norms:
+            by_node.index_add_(0, nodes, torch.full((len(nodes),), float(each), dtype=torch.float64))
+        self._by_node = {torch.device("cpu"): by_node}
 
     @staticmethod
     def _coefficients(record: LayerRecord, start: int) -> tuple[float, float, float, float]:
@@ -148,9 +156,10 @@ class ParameterCost(Cost):
         a, b, c, d = self._rows[row.device][row].unbind(1)
         return a + b * n_in + c * n_out + d * n_in * n_out
 
-    def rest(self, on: Tensor) -> float:
-        carried = carried_channels(self.budget.graph, self.budget.node_needs(on > 0))
-        return self.other + sum(int(carried[nodes].sum()) * each for nodes, each in self.norms)
+    def rest(self, on: Tensor) -> Tensor:
+        if on.device not in self._by_node:
+            self._by_node[on.device] = self._by_node[torch.device("cpu")].to(on.device)
+        return (self._carried(self.budget.needed_nodes(on)) * self._by_node[on.device]).sum() + self.other
 
 
 def _numel(module: nn.Module) -> int:

@@ -45,6 +45,7 @@ class LatencyCost(Cost):
         self.source = table if isinstance(table, str) else "the latency table"
         self.table: Mapping[str, Any] = read_latency_table(table) if isinstance(table, str) else table
         check_latency_table(self.table, self.source)
+        self._vectors: dict[torch.device, dict[str, Tensor]] = {}
         self.margin, self.counted, self.constant = margin, 1 - margin, float(self.table["constant"])
 
     def bind(self, budget: MacBudget, model: nn.Module) -> None:
@@ -82,14 +83,26 @@ class LatencyCost(Cost):
         )
         # float64; inputs and outputs (layers, size), ns (layers, size, size), the others (layers,)
         cpu = {key: torch.tensor(value, dtype=torch.float64) for key, value in vectors.items()}
+        cpu["counted"] = torch.tensor(self.counted, dtype=torch.float64)
         self._vectors = {torch.device("cpu"): cpu}
-        self._tables, self.dense = budget.tables(torch.device("cpu")), 0.0
+        self._tables = budget.tables(torch.device("cpu"))
         self.dense = self._all_counted(torch.ones(budget.n_literals))
         if not (is_number(self.dense) and self.dense > 0):
             raise ValueError(
                 f"{self.source}: the dense network takes {self.dense:g} ns by it, where a positive time is expected: "
                 "measure again (mmitp profile)"
             )
+
+    @property
+    def counted(self) -> float:
+        return self._counted
+
+    @counted.setter
+    def counted(self, value: float) -> None:
+        # In place: a captured step goes on with the new value.
+        self._counted = float(value)
+        for vectors in self._vectors.values():
+            vectors["counted"].fill_(self._counted)
 
     @property
     def calibrated(self) -> bool:
@@ -101,11 +114,11 @@ class LatencyCost(Cost):
         return self._all_counted(pattern) / self.dense
 
     def _all_counted(self, pattern: Tensor) -> float:
-        counted, self.counted = self.counted, 1.0
-        try:
-            return float(self.total(self._tables, pattern.cpu().double()))
-        finally:
-            self.counted = counted
+        on = pattern.cpu().double()
+        n_in, n_out = self._tables.channels(on, self._tables.needs(on)[1])
+        row = torch.arange(len(n_in))
+        times = self._time(row, n_in, n_out) - self._whole(row, n_in, n_out) * (n_out > 0)
+        return float(times.sum()) + self.constant
 
     def calibrate(self, table: float, clock: float) -> None:
         """Makes a network cost what the clock says, and every other in proportion: ``1 - counted * (1 - by_table)``.
@@ -123,7 +136,7 @@ class LatencyCost(Cost):
             self._vectors[device] = {key: value.to(device) for key, value in cpu.items()}
         return self._vectors[device]
 
-    def smooth(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
+    def _time(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
         v = self._on(row.device)
         i, part_in = _segment(v["inputs"][row], n_in)
         o, part_out = _segment(v["outputs"][row], n_out)
@@ -132,16 +145,23 @@ class LatencyCost(Cost):
         low = grid[every, i - 1, o - 1] * (1 - part_out) + grid[every, i - 1, o] * part_out
         high = grid[every, i, o - 1] * (1 - part_out) + grid[every, i, o] * part_out
         # A layer that computes nothing is not run.
-        time = (low * (1 - part_in) + high * part_in) * (n_out > 0) + v["element"][row] * n_out
-        return self.counted * time
+        return (low * (1 - part_in) + high * part_in) * (n_out > 0) + v["element"][row] * n_out
+
+    def _whole(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
+        """What a layer is faster by where it needs no gather or scatter."""
+        v = self._on(row.device)
+        return v["gather"][row] * (n_in >= v["full_in"][row]) + v["scatter"][row] * (n_out >= v["full_out"][row])
+
+    def smooth(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
+        return self._on(row.device)["counted"] * self._time(row, n_in, n_out)
 
     def layers(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
-        v = self._on(row.device)
-        whole = v["gather"][row] * (n_in >= v["full_in"][row]) + v["scatter"][row] * (n_out >= v["full_out"][row])
-        return self.smooth(row, n_in, n_out) - self.counted * whole * (n_out > 0)
+        counted = self._on(row.device)["counted"]
+        return self.smooth(row, n_in, n_out) - counted * self._whole(row, n_in, n_out) * (n_out > 0)
 
-    def rest(self, on: Tensor) -> float:
-        return self.counted * self.constant + (1 - self.counted) * self.dense
+    def rest(self, on: Tensor) -> Tensor:
+        counted = self._on(on.device)["counted"]
+        return counted * self.constant + (1 - counted) * self.dense
 
 
 def _segment(axis: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
