@@ -44,9 +44,9 @@ class LayerRow(NamedTuple):
 class Tables:
     """Index vectors of the budget, all on one device.
 
-    Literals (entries of masks) and classes (channels that the same literals keep) are those of
+    Mask entries and reader sets (of channels that the same entries keep) are those of
     :class:`~mmitp.pruning.needs.Needs`. Rows are layers, in the order of :attr:`MacBudget.layers`: ``L`` of them, with
-    ``N`` literals.
+    ``N`` entries.
 
     Attributes:
         pair: ``(L,)`` float64, MACs that an (input, output) pair of channels costs.
@@ -54,13 +54,13 @@ class Tables:
         fixed: ``(L,)`` float64, MACs that stay in any case.
         in_const: ``(L,)`` float64, inputs that no mask can drop.
         out_const: ``(L,)`` float64, outputs that are always needed.
-        literal_row: ``(N,)`` int64, the row a literal is counted under (the first of those that share its mask).
-        in_row, in_literal: ``(I,)`` int64, row and literal of every masked input (of every row that shares a mask).
-        class_of, class_row: ``(K,)`` int64, class and row of every class of channels that a row computes.
-        class_weight: ``(K,)`` float64, how many outputs of that row they are.
-        pair_class, pair_literal: ``(P,)`` int64, every class with every literal that keeps it.
-        node_class: ``(n_nodes,)`` int64, every node's class, ``n_classes`` for those that are always needed.
-        n_classes: number of classes.
+        entry_row: ``(N,)`` int64, the row an entry is counted under (the first of those that share its mask).
+        in_row, in_entry: ``(I,)`` int64, row and entry of every masked input (of every row that shares a mask).
+        set_of, set_row: ``(K,)`` int64, reader set and row of every reader set that a row computes channels of.
+        set_weight: ``(K,)`` float64, how many outputs of that row they are.
+        pair_set, pair_entry: ``(P,)`` int64, every reader set with every entry in it.
+        node_set: ``(n_nodes,)`` int64, every node's reader set, ``n_sets`` for those that are always needed.
+        n_sets: number of reader sets.
     """
 
     pair: Tensor
@@ -68,33 +68,33 @@ class Tables:
     fixed: Tensor
     in_const: Tensor
     out_const: Tensor
-    literal_row: Tensor
+    entry_row: Tensor
     in_row: Tensor
-    in_literal: Tensor
-    class_of: Tensor
-    class_row: Tensor
-    class_weight: Tensor
-    pair_class: Tensor
-    pair_literal: Tensor
-    node_class: Tensor
-    n_classes: int
+    in_entry: Tensor
+    set_of: Tensor
+    set_row: Tensor
+    set_weight: Tensor
+    pair_set: Tensor
+    pair_entry: Tensor
+    node_set: Tensor
+    n_sets: int
 
     def to(self, device: torch.device) -> Tables:
         moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         return Tables(**moved)
 
     def needs(self, on: Tensor) -> tuple[Tensor, Tensor]:
-        """How many literals that are on keep each class, and whether any does: ``(n_classes,)`` in the type of ``on``.
+        """How many entries of each reader set are on, and whether any is: ``(n_sets,)`` in the type of ``on``.
 
-        ``on``: ``(N,)``, the literals as floats of 0 and 1.
+        ``on``: ``(N,)``, the entries as floats of 0 and 1.
         """
-        readers = on.new_zeros(self.n_classes).index_add_(0, self.pair_class, on[self.pair_literal])
+        readers = on.new_zeros(self.n_sets).index_add_(0, self.pair_set, on[self.pair_entry])
         return readers, (readers > 0).to(on.dtype)
 
     def channels(self, on: Tensor, needed: Tensor) -> tuple[Tensor, Tensor]:
         """Kept inputs and needed outputs of every layer: ``(L,)`` float64 each, from :meth:`needs`."""
-        n_in = self.in_const.index_add(0, self.in_row, on[self.in_literal])
-        n_out = self.out_const.index_add(0, self.class_row, needed[self.class_of] * self.class_weight)
+        n_in = self.in_const.index_add(0, self.in_row, on[self.in_entry])
+        n_out = self.out_const.index_add(0, self.set_row, needed[self.set_of] * self.set_weight)
         return n_in, n_out
 
 
@@ -156,16 +156,16 @@ class MacBudget:
     ) -> None:
         self.graph: ChannelGraph = record_graph(model, example_inputs, more_examples)
         self._prepare()
-        if check and self.n_literals:
+        if check and self.n_entries:
             self._check(model, (example_inputs, *more_examples))
-        counting = set(self.patterns(torch.ones(self.n_literals)))
+        counting = set(self.patterns(torch.ones(self.n_entries)))
         self._held = [layer for layer in masked_layers(model).values() if layer not in counting]
         self.hold_masks()
         self._macs = MacCost()
         self.cost = cost or self._macs
         for each in {self._macs, self.cost}:
             each.bind(self, model)
-        self.dense_cost = self.cost_of(torch.ones(self.n_literals, dtype=torch.bool))
+        self.dense_cost = self.cost_of(torch.ones(self.n_entries, dtype=torch.bool))
 
     def _prepare(self) -> None:
         self.needs: Needs = solve_needs(self.graph)
@@ -173,8 +173,8 @@ class MacBudget:
         self.layers: list[LayerRecord] = self.graph.layers
         for index in self.needs.dead:
             self.layers[index].note = "its output is never read: held at full size"
-        self.n_literals = self.needs.n_literals
-        first = {s: r for r, s in zip(self.layers[::-1], self.needs.literal_start[::-1], strict=True)}
+        self.n_entries = self.needs.n_entries
+        first = {s: r for r, s in zip(self.layers[::-1], self.needs.entry_start[::-1], strict=True)}
         self._masked = [(r.name, r.mask) for s, r in sorted(first.items(), key=lambda sr: sr[0]) if s >= 0 and r.mask]
         self.dense_macs = sum(record.dense_macs for record in self.layers)
         self._tables: dict[torch.device, Tables] = {}
@@ -193,11 +193,11 @@ class MacBudget:
 
     def _build_tables(self) -> Tables:
         pair, inp, fixed, in_const, out_const = [], [], [], [], []
-        literal_row: list[Tensor] = []
+        entry_row: list[Tensor] = []
         in_row: list[Tensor] = []
-        in_literal: list[Tensor] = []
-        class_of, class_row, class_weight = [], [], []
-        for row, (record, start) in enumerate(zip(self.layers, self.needs.literal_start, strict=True)):
+        in_entry: list[Tensor] = []
+        set_of, set_row, set_weight = [], [], []
+        for row, (record, start) in enumerate(zip(self.layers, self.needs.entry_start, strict=True)):
             masked = start >= 0 and record.mask is not None
             per_weight = masked and not channel_masked(record)
             pair.append(record.pair_macs // (1 if not per_weight else self._kernel_size(record)))
@@ -207,19 +207,19 @@ class MacBudget:
             if masked:
                 n = record.mask.prune_mask.numel()  # type: ignore[union-attr]
                 in_row.append(torch.full((n,), row))
-                in_literal.append(torch.arange(start, start + n))
-                if start == sum(map(len, literal_row)):
-                    literal_row.append(in_row[-1])
+                in_entry.append(torch.arange(start, start + n))
+                if start == sum(map(len, entry_row)):
+                    entry_row.append(in_row[-1])
             in_const.append(0 if masked else record.n_in // record.groups)
             if per_weight:
                 out_const.append(1)
                 continue
             nodes, width = record.output_nodes()
-            classes, counts = self.needs.node_class[nodes].unique(return_counts=True)
-            out_const.append(int(counts[classes < 0].sum()) * width)
-            class_of.append(classes[classes >= 0])
-            class_weight.append(counts[classes >= 0] * width)
-            class_row.append(torch.full_like(class_of[-1], row))
+            sets, counts = self.needs.node_set[nodes].unique(return_counts=True)
+            out_const.append(int(counts[sets < 0].sum()) * width)
+            set_of.append(sets[sets >= 0])
+            set_weight.append(counts[sets >= 0] * width)
+            set_row.append(torch.full_like(set_of[-1], row))
 
         def ints(chunks: Sequence[Tensor]) -> Tensor:
             return torch.cat([*chunks, torch.empty(0, dtype=torch.long)])
@@ -233,16 +233,16 @@ class MacBudget:
             floats(fixed),
             floats(in_const),
             floats(out_const),
-            ints(literal_row),
+            ints(entry_row),
             ints(in_row),
-            ints(in_literal),
-            ints(class_of),
-            ints(class_row),
-            ints(class_weight).double(),
+            ints(in_entry),
+            ints(set_of),
+            ints(set_row),
+            ints(set_weight).double(),
             self.needs.pairs[0],
             self.needs.pairs[1],
-            torch.where(self.needs.node_class < 0, self.needs.n_classes, self.needs.node_class),
-            self.needs.n_classes,
+            torch.where(self.needs.node_set < 0, self.needs.n_sets, self.needs.node_set),
+            self.needs.n_sets,
         )
 
     @staticmethod
@@ -288,13 +288,13 @@ class MacBudget:
         }
         return {
             r.mask: parts[id(r.mask.prune_mask)]
-            for r, start in zip(self.layers, self.needs.literal_start, strict=True)
+            for r, start in zip(self.layers, self.needs.entry_start, strict=True)
             if start >= 0 and r.mask is not None
         }
 
     def binarize(self, masks: Tensor) -> Tensor:
         """:func:`~mmitp.pruning.masks.binarize` for all masks at once: bool, with each mask's first maximum on."""
-        return binarize_rows(masks, self.tables(masks.device).literal_row, len(self.layers))
+        return binarize_rows(masks, self.tables(masks.device).entry_row, len(self.layers))
 
     # -- figures
 
@@ -395,7 +395,7 @@ class MacBudget:
         n_in, n_out = tables.channels(on, tables.needs(on)[1])
         macs = self._macs.layers(torch.arange(len(self.layers)), n_in, n_out).tolist()
         rows = []
-        for i, (record, start) in enumerate(zip(self.layers, self.needs.literal_start, strict=True)):
+        for i, (record, start) in enumerate(zip(self.layers, self.needs.entry_start, strict=True)):
             in_kept, out_kept, note = int(n_in[i]), int(n_out[i]), record.note
             if start >= 0 and not channel_masked(record):
                 note = f"{in_kept} of {record.n_in * record.n_out * self._kernel_size(record)} weights kept"
@@ -421,7 +421,7 @@ class MacBudget:
         tables = self.tables(on.device)
         _, needed = tables.needs(on)
         always = torch.ones(1, dtype=torch.bool, device=on.device)
-        return torch.cat([needed > 0, always])[tables.node_class]
+        return torch.cat([needed > 0, always])[tables.node_set]
 
     # -- the check that the graph tells the truth
 
@@ -429,7 +429,7 @@ class MacBudget:
         generator = torch.Generator().manual_seed(0)
         # Half of the masks show what a usual pattern drops; next to none, what has many readers and seldom drops.
         for keep in (0.5, 0.0):
-            pattern = self.binarize(keep - torch.rand(self.n_literals, generator=generator))
+            pattern = self.binarize(keep - torch.rand(self.n_entries, generator=generator))
             moved = self._layers_that_move(model, examples, pattern)
             for index in moved:
                 record = self.layers[index]
@@ -437,7 +437,7 @@ class MacBudget:
                 self.graph.unfollowed[record.name] = "its outputs are read in a way the channel graph did not see"
             if moved:
                 self._prepare()
-                if not self.n_literals:
+                if not self.n_entries:
                     return
 
     @torch.no_grad()

@@ -225,7 +225,7 @@ class InTrainPruner:
         self.warn = warn
         self._task: tuple[Tensor, Tensor] | None = None
         device = next(iter(self.masks.values())).prune_mask.device
-        self._device = _DeviceState(torch.zeros(self.budget.n_literals, device=device), self.floor)
+        self._device = _DeviceState(torch.zeros(self.budget.n_entries, device=device), self.floor)
         self._handles: list[Any] = []
         self._bank: MaskBank | None = None if self.frozen else MaskBank(model, self.masks.values())
 

@@ -1,10 +1,10 @@
 """Physical removal of what the masks leave unread: a plain, smaller network that computes the same.
 
 Two questions are kept apart. *Which channels are computed* follows the needs alone, so the MACs equal the budget's as
-an integer. *Which channels a tensor carries* follows from the unchanged code of the model: channels that an addition or
-a shared module couples (a dependency group) are carried while any of them is needed, and tensors whose code has channel
-numbers in it keep their width. A layer that reads less than its input carries gathers; one that computes less than its
-output carries scatters into zeros that nobody reads.
+an integer. *Which channels a tensor keeps* follows from the unchanged code of the model: channels that an addition or
+a shared module couples (a dependency group) are kept while any of them is needed, and tensors whose code has channel
+numbers in it keep their width. A layer that reads less than its input holds gathers; one that computes less than its
+output holds scatters into zeros that nobody reads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .budget import MacBudget
 from .layers import ChannelPad, Conv2dKind, kind_of, masked_layers, slim_type
 from .masks import NOT_FINITE
-from .needs import CarriedChannels, channel_masked
+from .needs import KeptChannels, channel_masked
 from .reparam import guard_reparameterization
 from .slim_layers import SlimLayer
 from .verify import difference, difference_in_double
@@ -31,12 +31,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class LayerPlan:
-    """What stays of one layer, and where it sits in the tensors beside it; all index tensors are int64.
+    """What stays of one layer, and where it sits in the tensors beside it.
 
     Attributes:
-        in_keep, out_keep: channels of the dense layer that stay.
-        in_index: positions of ``in_keep`` in the input tensor, ``(len(in_keep),)``; None: they are all of it.
-        out_index: positions of ``out_keep`` in the output tensor, ``(len(out_keep),)``; None: they are all of it.
+        in_keep, out_keep: channels of the dense layer that stay, ``(inputs,)`` and ``(outputs,)`` int64.
+        in_index: positions of ``in_keep`` in the input tensor, ``(inputs,)`` int64; None: they are all of it.
+        out_index: positions of ``out_keep`` in the output tensor, ``(outputs,)`` int64; None: they are all of it.
         out_width: channels of the output tensor.
     """
 
@@ -110,7 +110,7 @@ def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) 
     graph = budget.graph
     needed = budget.node_needs()
     computed = needed.clone()
-    carried = torch.ones_like(needed) if whole_tensors else CarriedChannels(graph)(needed)
+    kept = torch.ones_like(needed) if whole_tensors else KeptChannels(graph)(needed)
 
     names = {m: name for name, m in model.named_modules()}
     if stranger := next((r.name for r in graph.layers if r.module is not None and r.module not in names), None):
@@ -119,7 +119,7 @@ def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) 
             "(a copy is another model too). Make a MacBudget of the model that is to be slimmed"
         )
     plan = SlimPlan()
-    for record, start in zip(graph.layers, budget.needs.literal_start, strict=True):
+    for record, start in zip(graph.layers, budget.needs.entry_start, strict=True):
         if record.module is None:
             continue
         if record.groups > 1:
@@ -133,8 +133,8 @@ def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) 
                 in_on = record.mask.binary_mask().cpu() > 0
             out_on = computed[record.out_nodes]
         ids = record.calls[0].in_ids
-        in_here = carried[ids] if ids is not None else torch.ones(record.n_in, dtype=torch.bool)
-        out_here = carried[record.out_nodes]
+        in_here = kept[ids] if ids is not None else torch.ones(record.n_in, dtype=torch.bool)
+        out_here = kept[record.out_nodes]
         assert not bool((in_on & ~in_here).any()), f"{record.name} reads channels that are gone"
         in_index = None if torch.equal(in_on, in_here) else _positions(in_on, in_here)
         out_index = None if torch.equal(out_on, out_here) else _positions(out_on, out_here)
@@ -143,12 +143,12 @@ def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) 
         )
     for module, calls in graph.norms.items():
         if calls[0] is not None:
-            keep = carried[calls[0]]
+            keep = kept[calls[0]]
             plan.norms[names[module]] = keep.nonzero().flatten()
     for pad, calls in graph.pads.items():
         if calls[0] is not None:
             first, last = pad.front, pad.front + pad.in_channels
-            front, passed, after = (int(here.sum()) for here in carried[calls[0]].tensor_split((first, last)))
+            front, passed, after = (int(here.sum()) for here in kept[calls[0]].tensor_split((first, last)))
             plan.pads[names[pad]] = front, passed, after
     return plan
 
