@@ -75,6 +75,23 @@ class SlimPlan:
         norms = {name: len(keep) for name, keep in self.norms.items()}
         return dict(layers=layers, norms=norms, pads={name: list(pad) for name, pad in self.pads.items()})
 
+    def within(self, present: SlimPlan) -> SlimPlan:
+        """The plan for a model that has been cut to ``present`` before: its channels numbered as they stand there now.
+
+        Args:
+            present: the cut's plan; like this one of the dense network's channels, and of no fewer of them.
+        """
+        layers = {
+            name: replace(
+                p,
+                in_keep=_places(p.in_keep, present.layers[name].in_keep),
+                out_keep=_places(p.out_keep, present.layers[name].out_keep),
+            )
+            for name, p in self.layers.items()
+        }
+        norms = {name: _places(keep, present.norms[name]) for name, keep in self.norms.items()}
+        return SlimPlan(layers, norms, dict(self.pads))
+
     @staticmethod
     def from_spec(spec: dict[str, Any]) -> SlimPlan:
         """The plan that gives a dense model the structure of a spec; which channels is left to the state dict."""
@@ -95,7 +112,16 @@ class SlimPlan:
         return plan
 
 
-def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) -> SlimPlan:
+def _places(keep: Tensor, present: Tensor) -> Tensor:
+    """Where each channel of ``keep`` stands among those present; both rise."""
+    places = torch.searchsorted(present, keep)
+    assert torch.equal(present[places], keep), "a channel that was cut cannot be kept"
+    return places
+
+
+def plan_slim(
+    model: nn.Module, budget: MacBudget, whole_tensors: bool = False, pattern: Tensor | None = None
+) -> SlimPlan:
     """Decides what stays under the masks' present patterns.
 
     Args:
@@ -103,10 +129,19 @@ def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) 
         budget: its budget.
         whole_tensors: let every tensor keep its full width (gathers and scatters everywhere). MACs are the same; this
             is the way for models whose code does not bear narrower tensors.
+        pattern: flat bool pattern in place of the masks'.
 
     Raises:
         ValueError: the budget was recorded on another model, be it a copy of this one.
     """
+    plan = plan_of_dense(model, budget, whole_tensors, pattern)
+    return plan if budget.cut is None else plan.within(budget.cut)
+
+
+def plan_of_dense(
+    model: nn.Module, budget: MacBudget, whole_tensors: bool = False, pattern: Tensor | None = None
+) -> SlimPlan:
+    """:func:`plan_slim` in the dense network's channels, also where the model has been cut since."""
     graph = budget.graph
     needed = budget.node_needs()
     computed = needed.clone()
