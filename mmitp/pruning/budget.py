@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .cost import Cost, CostRatio
+from .cost import Cost
 from .graph import ChannelGraph, LayerRecord, record_graph
 from .layers import Conv2dKind, masked_layers
 from .masks import MaskedLayer, binarize_rows, ste_derivative, weights_of
@@ -59,6 +59,7 @@ class _Tables:
         class_of, class_row: ``(K,)`` int64, class and row of every class of channels that a row computes.
         class_weight: ``(K,)`` float64, how many outputs of that row they are.
         pair_class, pair_literal: ``(P,)`` int64, every class with every literal that keeps it.
+        node_class: ``(n_nodes,)`` int64, every node's class, ``n_classes`` for those that are always needed.
         n_classes: number of classes.
     """
 
@@ -75,6 +76,7 @@ class _Tables:
     class_weight: Tensor
     pair_class: Tensor
     pair_literal: Tensor
+    node_class: Tensor
     n_classes: int
 
     def to(self, device: torch.device) -> _Tables:
@@ -113,27 +115,33 @@ class _Tables:
         return needed.new_zeros(self.n_classes).index_add_(0, self.class_of, price)
 
 
+    def marginal(self, on: Tensor) -> Tensor:
+        """MACs that every mask entry alone adds: ``(N,)`` float64."""
+        readers, needed = self.needs(on)
+        n_in, n_out = self.channels(on, needed)
+        return self.marginal_from(on, readers, self.input_price(n_out), self.need_price(needed, n_in, n_out))
+
+    def marginal_from(self, on: Tensor, readers: Tensor, d_in: Tensor, d_need: Tensor) -> Tensor:
+        """What every mask entry alone adds, from what an input of each layer and each class of channels costs."""
+        # A reader matters to a channel only where no other reader keeps it.
+        alone = (readers[self.pair_class] - on[self.pair_literal]) == 0
+        d_on = torch.zeros_like(on).index_add_(0, self.in_literal, d_in[self.in_row])
+        return d_on.index_add_(0, self.pair_literal, d_need[self.pair_class] * alone)
+
+
 class _Ratio(torch.autograd.Function):
+    """The part of the cost that is kept; the gradient is the marginal saving of every mask entry."""
+
     @staticmethod
-    def forward(ctx: Any, masks: Tensor, on: Tensor, live: Tensor, tables: _Tables, dense: int) -> Tensor:
-        readers, needed = tables.needs(on)
-        n_in, n_out = tables.channels(on, needed)
-        ctx.save_for_backward(masks, on, live, readers, n_in, n_out)
-        ctx.tables, ctx.dense = tables, dense
-        return (n_in * tables.input_price(n_out) + tables.fixed).sum() / dense
+    def forward(ctx: Any, masks: Tensor, on: Tensor, live: Tensor, budget: MacBudget) -> Tensor:
+        ctx.save_for_backward(masks, on, live)
+        ctx.budget = budget
+        return budget.cost_tensor(on) / budget.dense_cost
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        masks, on, live, readers, n_in, n_out = ctx.saved_tensors
-        t: _Tables = ctx.tables
-        d_in = t.input_price(n_out)
-        d_need = t.need_price((readers > 0).to(readers.dtype), n_in, n_out)
-        # The marginal saving: a reader matters to a channel only where no other reader keeps it.
-        alone = (readers[t.pair_class] - on[t.pair_literal]) == 0
-        d_on = torch.zeros_like(on).index_add_(0, t.in_literal, d_in[t.in_row])
-        d_on.index_add_(0, t.pair_literal, d_need[t.pair_class] * alone)
-        gradient = (d_on * live * (grads[0] / ctx.dense)).to(masks.dtype) * ste_derivative(masks)
-        return gradient, None, None, None, None
+        masks, on, live = ctx.saved_tensors
+        return ctx.budget._gradient(on, live, grads[0]).to(masks.dtype) * ste_derivative(masks), None, None, None
 
 
 class MacBudget:
@@ -279,6 +287,7 @@ class MacBudget:
             ints(class_weight).double(),
             self.needs.pairs[0],
             self.needs.pairs[1],
+            torch.where(self.needs.node_class < 0, self.needs.n_classes, self.needs.node_class),
             self.needs.n_classes,
         )
 
@@ -351,9 +360,12 @@ class MacBudget:
 
     def cost_of(self, pattern: Tensor) -> int:
         """Cost with a flat bool pattern in place of the masks' (rounded up)."""
-        if self.cost is None:
-            return self.macs_of(pattern)
-        return math.ceil(self.cost.total(self.tables(pattern.device), pattern.double()))
+        return math.ceil(self.cost_tensor(pattern))
+
+    def cost_tensor(self, pattern: Tensor) -> Tensor:
+        """:meth:`cost_of` as 0-dim float64 tensor on the pattern's device, not rounded: nothing is read."""
+        tables, on = self.tables(pattern.device), pattern.double()
+        return tables.macs(on).sum() if self.cost is None else self.cost.total(tables, on)
 
     def kept_cost(self) -> int:
         """Cost of the network that slimming leaves."""
@@ -364,32 +376,44 @@ class MacBudget:
         frozen ones)."""
         if not self._masked:
             return torch.ones((), dtype=torch.float64)
-        return self._ratio_of(self.flat_masks())
+        masks = self.flat_masks()
+        return _Ratio.apply(masks, *self._on_and_live(masks), self)
 
     def marginal_costs(self) -> Tensor:
         """``dratio/dM_b``, flat: the part of the cost that each mask entry alone adds, whatever its real value.
 
         Zero for frozen masks, and where another reader needs the channel and the layer itself costs nothing more.
         """
-        zeros = torch.zeros_like(self.flat_masks()).requires_grad_()  # where the estimator's slope is a half
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self._ratio_of(zeros), zeros)
-        return 2 * gradient
+        masks = self.flat_masks().detach()
+        on, live = self._on_and_live(masks)
+        return self._gradient(on, live, 1.0).to(masks.dtype)
 
-    def _ratio_of(self, masks: Tensor) -> Tensor:
-        """The ratio under the present pattern, with a gradient to ``masks``."""
-        with torch.no_grad():
-            if any(layer.mask_frozen for _, layer in self._masked):
-                on = self.flat_pattern()
-                live = torch.cat(
-                    [torch.full_like(m.prune_mask.reshape(-1), not m.mask_frozen) for _, m in self._masked]
-                )
-            else:
-                on = self.binarize(self.flat_masks().detach())
-                live = masks.new_ones(())
-        if self.cost is not None:
-            return CostRatio.apply(masks, on.double(), live, self.tables(masks.device), self.cost, self.dense_cost)
-        return _Ratio.apply(masks, on.double(), live, self.tables(masks.device), self.dense_macs)
+    def hw_gradient(self, target: float, masks: Tensor | None = None) -> Tensor:
+        """``dL_HW/dM``, flat: zero where the hinge is closed. :meth:`hw_loss` by autograd gives the same.
+
+        Args:
+            target: ``psi*``.
+            masks: flat vector in place of the model's masks, on any device.
+        """
+        masks = self.flat_masks().detach() if masks is None else masks
+        on, live = self._on_and_live(masks)
+        open_ = self.cost_tensor(on) / self.dense_cost - target > 0
+        return self._gradient(on, live, open_.double()).to(masks.dtype) * ste_derivative(masks)
+
+    def _gradient(self, on: Tensor, live: Tensor, d_ratio: Tensor | float) -> Tensor:
+        """``dratio/dM_b`` times ``d_ratio``: float64, zero in frozen masks."""
+        tables = self.tables(on.device)
+        marginal = tables.marginal(on) if self.cost is None else self.cost.marginal(tables, on)
+        return marginal * live * (d_ratio / self.dense_cost)
+
+    @torch.no_grad()
+    def _on_and_live(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """The pattern in force where the masks are ``masks``, as float64; and 1 where they train, 0 where not."""
+        if not any(layer.mask_frozen for _, layer in self._masked):
+            return self.binarize(masks.detach()).double(), masks.new_ones(())
+        frozen = [torch.full_like(m.prune_mask, m.mask_frozen, dtype=torch.bool).reshape(-1) for _, m in self._masked]
+        fixed = torch.cat(frozen).to(masks.device)
+        return self.flat_pattern().to(masks.device).double(), (~fixed).to(masks.dtype)
 
     def kept_macs(self) -> int:
         """MACs of the network that slimming leaves (int)."""
@@ -438,14 +462,15 @@ class MacBudget:
 
     def node_needs(self, pattern: Tensor | None = None) -> Tensor:
         """``(n_nodes,)`` bool: the channels needed under a flat pattern (the present one by default)."""
-        tables = self._tables[torch.device("cpu")]
         on = (self.flat_pattern() if pattern is None else pattern).cpu() if self._masked else torch.empty(0)
-        _, needed = tables.needs(on.double())
-        classes = self.needs.node_class
-        out = torch.ones(self.graph.n_nodes, dtype=torch.bool)
-        followed = classes >= 0
-        out[followed] = needed[classes[followed]] > 0
-        return out
+        return self.needed_nodes(on.double())
+
+    def needed_nodes(self, on: Tensor) -> Tensor:
+        """:meth:`node_needs` on the device of a flat float pattern: nothing is read."""
+        tables = self.tables(on.device)
+        _, needed = tables.needs(on)
+        always = torch.ones(1, dtype=torch.bool, device=on.device)
+        return torch.cat([needed > 0, always])[tables.node_class]
 
     # -- the check that the graph tells the truth
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from .graph import shared_parameters
 from .latency_table import check_latency_table, read_latency_table
 from .layers import Conv2dKind
-from .masks import ste_derivative, weights_of
-from .needs import carried_channels, channel_masked
+from .masks import weights_of
+from .needs import CarriedChannels, channel_masked
 
 if TYPE_CHECKING:
     from .budget import MacBudget, _Tables
@@ -27,7 +27,7 @@ _FREE: dict[str, Any] = dict(inputs=[1], outputs=[1], ns=[[0.0]], gather=0.0, sc
 
 
 class Cost:
-    """Interface of a cost, all figures float64 in ``unit``.
+    """Interface of a cost, all figures float64 in ``unit``. Nothing here may read a value: training does not wait.
 
     Attributes:
         what: what it is about, in words.
@@ -48,46 +48,31 @@ class Cost:
         """:meth:`layers` without its jumps: the differences of this one are the gradient."""
         return self.layers(row, n_in, n_out)
 
-    def rest(self, on: Tensor) -> float:
-        """What the network costs besides, under a flat pattern."""
+    def rest(self, on: Tensor) -> Tensor | float:
+        """What the network costs besides, under a flat pattern; 0-dim if it is a tensor."""
         return 0.0
 
-    def total(self, tables: _Tables, on: Tensor) -> float:
-        """Cost of the slimmed network under a flat pattern (float64)."""
+    def total(self, tables: _Tables, on: Tensor) -> Tensor:
+        """Cost of the slimmed network under a flat pattern (float64): 0-dim, on its device."""
         _, needed = tables.needs(on)
         n_in, n_out = tables.channels(on, needed)
         row = torch.arange(len(n_in), device=on.device)
-        return float(self.layers(row, n_in, n_out).sum()) + self.rest(on)
+        return self.layers(row, n_in, n_out).sum() + self.rest(on)
 
 
-class CostRatio(torch.autograd.Function):
-    """The part of a cost that is kept; the gradient is the marginal saving of every channel."""
-
-    @staticmethod
-    def forward(ctx: Any, masks: Tensor, on: Tensor, live: Tensor, tables: _Tables, cost: Cost, dense: int) -> Tensor:
-        ctx.save_for_backward(masks, on, live)
-        ctx.tables, ctx.cost, ctx.dense = tables, cost, dense
-        return masks.new_tensor(cost.total(tables, on) / dense, dtype=torch.float64)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        masks, on, live = ctx.saved_tensors
-        t: _Tables = ctx.tables
-        smooth = ctx.cost.smooth
+    def marginal(self, tables: _Tables, on: Tensor) -> Tensor:
+        """What every mask entry alone adds under a flat pattern, as :meth:`_Tables.marginal` has it of MACs."""
+        t = tables
         readers, needed = t.needs(on)
         n_in, n_out = t.channels(on, needed)
         every = torch.arange(len(n_in), device=on.device)
-        d_in = smooth(every, n_in, n_out) - smooth(every, n_in - 1, n_out)
+        d_in = self.smooth(every, n_in, n_out) - self.smooth(every, n_in - 1, n_out)
         # What each class of channels costs the layers that compute it: with it less without it.
         row, weight = t.class_row, t.class_weight
         without = n_out[row] - weight * needed[t.class_of]
-        price = smooth(row, n_in[row], without + weight) - smooth(row, n_in[row], without)
+        price = self.smooth(row, n_in[row], without + weight) - self.smooth(row, n_in[row], without)
         d_need = on.new_zeros(t.n_classes).index_add_(0, t.class_of, price)
-        alone = (readers[t.pair_class] - on[t.pair_literal]) == 0
-        d_on = torch.zeros_like(on).index_add_(0, t.in_literal, d_in[t.in_row])
-        d_on.index_add_(0, t.pair_literal, d_need[t.pair_class] * alone)
-        gradient = (d_on * live * (grads[0] / ctx.dense)).to(masks.dtype) * ste_derivative(masks)
-        return gradient, None, None, None, None, None
+        return t.marginal_from(on, readers, d_in, d_need)
 
 
 class ParameterCost(Cost):
@@ -116,6 +101,12 @@ class ParameterCost(Cost):
                 self.norms.append((calls[0], _numel(norm) // len(calls[0])))
                 counted |= {id(p) for p in norm.parameters()}
         self.other = sum(p.numel() for _, p in weights_of(model) if id(p) not in counted)
+        self._carried = CarriedChannels(budget.graph)
+        # (n_nodes,) float64: parameters of norms that each node's channel comes with
+        by_node = torch.zeros(budget.graph.n_nodes, dtype=torch.float64)
+        for nodes, each in self.norms:
+            by_node.index_add_(0, nodes, torch.full((len(nodes),), float(each), dtype=torch.float64))
+        self._by_node = {torch.device("cpu"): by_node}
 
     @staticmethod
     def _coefficients(record: LayerRecord, start: int) -> tuple[float, float, float, float]:
@@ -139,9 +130,10 @@ class ParameterCost(Cost):
         a, b, c, d = self._rows[row.device][row].unbind(1)
         return a + b * n_in + c * n_out + d * n_in * n_out
 
-    def rest(self, on: Tensor) -> float:
-        carried = carried_channels(self.budget.graph, self.budget.node_needs(on > 0))
-        return self.other + sum(int(carried[nodes].sum()) * each for nodes, each in self.norms)
+    def rest(self, on: Tensor) -> Tensor:
+        if on.device not in self._by_node:
+            self._by_node[on.device] = self._by_node[torch.device("cpu")].to(on.device)
+        return (self._carried(self.budget.needed_nodes(on)) * self._by_node[on.device]).sum() + self.other
 
 
 def _numel(module: nn.Module) -> int:
@@ -181,6 +173,7 @@ class LatencyCost(Cost):
         self.source = table if isinstance(table, str) else "the latency table"
         self.table: Mapping[str, Any] = read_latency_table(table) if isinstance(table, str) else table
         check_latency_table(self.table, self.source)
+        self._vectors: dict[torch.device, dict[str, Tensor]] = {}
         self.margin, self.counted, self.constant = margin, 1 - margin, float(self.table["constant"])
 
     def bind(self, budget: MacBudget, model: nn.Module) -> None:
@@ -218,9 +211,21 @@ class LatencyCost(Cost):
         )
         # float64; inputs and outputs (layers, size), ns (layers, size, size), the others (layers,)
         cpu = {key: torch.tensor(value, dtype=torch.float64) for key, value in vectors.items()}
+        cpu["counted"] = torch.tensor(self.counted, dtype=torch.float64)
         self._vectors = {torch.device("cpu"): cpu}
-        self._tables, self.dense = budget.tables(torch.device("cpu")), 0.0
+        self._tables = budget.tables(torch.device("cpu"))
         self.dense = self._all_counted(torch.ones(budget.n_literals))
+
+    @property
+    def counted(self) -> float:
+        return self._counted
+
+    @counted.setter
+    def counted(self, value: float) -> None:
+        # In place: a captured step goes on with the new value.
+        self._counted = float(value)
+        for vectors in self._vectors.values():
+            vectors["counted"].fill_(self._counted)
 
     @property
     def calibrated(self) -> bool:
@@ -232,11 +237,11 @@ class LatencyCost(Cost):
         return self._all_counted(pattern) / self.dense
 
     def _all_counted(self, pattern: Tensor) -> float:
-        counted, self.counted = self.counted, 1.0
-        try:
-            return self.total(self._tables, pattern.cpu().double())
-        finally:
-            self.counted = counted
+        on = pattern.cpu().double()
+        n_in, n_out = self._tables.channels(on, self._tables.needs(on)[1])
+        row = torch.arange(len(n_in))
+        times = self._time(row, n_in, n_out) - self._whole(row, n_in, n_out) * (n_out > 0)
+        return float(times.sum()) + self.constant
 
     def calibrate(self, table: float, clock: float) -> None:
         """Makes a network cost what the clock says, and every other in proportion: ``1 - counted * (1 - by_table)``.
@@ -254,7 +259,7 @@ class LatencyCost(Cost):
             self._vectors[device] = {key: value.to(device) for key, value in cpu.items()}
         return self._vectors[device]
 
-    def smooth(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
+    def _time(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
         v = self._on(row.device)
         i, part_in = _segment(v["inputs"][row], n_in)
         o, part_out = _segment(v["outputs"][row], n_out)
@@ -263,16 +268,23 @@ class LatencyCost(Cost):
         low = grid[every, i - 1, o - 1] * (1 - part_out) + grid[every, i - 1, o] * part_out
         high = grid[every, i, o - 1] * (1 - part_out) + grid[every, i, o] * part_out
         # A layer that computes nothing is not run.
-        time = (low * (1 - part_in) + high * part_in) * (n_out > 0) + v["element"][row] * n_out
-        return self.counted * time
+        return (low * (1 - part_in) + high * part_in) * (n_out > 0) + v["element"][row] * n_out
+
+    def _whole(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
+        """What a layer is faster by where it needs no gather or scatter."""
+        v = self._on(row.device)
+        return v["gather"][row] * (n_in >= v["full_in"][row]) + v["scatter"][row] * (n_out >= v["full_out"][row])
+
+    def smooth(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
+        return self._on(row.device)["counted"] * self._time(row, n_in, n_out)
 
     def layers(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
-        v = self._on(row.device)
-        whole = v["gather"][row] * (n_in >= v["full_in"][row]) + v["scatter"][row] * (n_out >= v["full_out"][row])
-        return self.smooth(row, n_in, n_out) - self.counted * whole * (n_out > 0)
+        counted = self._on(row.device)["counted"]
+        return self.smooth(row, n_in, n_out) - counted * self._whole(row, n_in, n_out) * (n_out > 0)
 
-    def rest(self, on: Tensor) -> float:
-        return self.counted * self.constant + (1 - self.counted) * self.dense
+    def rest(self, on: Tensor) -> Tensor:
+        counted = self._on(on.device)["counted"]
+        return counted * self.constant + (1 - counted) * self.dense
 
 
 def _segment(axis: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:

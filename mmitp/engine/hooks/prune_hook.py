@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import broadcast, is_main_process
-from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook, LoggerHook
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
@@ -24,6 +24,7 @@ from mmitp.models.slim_config import is_masked, slim_config
 from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, SlimPlan, masked_layers
 from mmitp.pruning.calibration import Calibration
 from mmitp.pruning.cost import Cost, LatencyCost, make_cost
+from mmitp.pruning.freeze import NotFinite
 from mmitp.pruning.latency import clock_ratio, processor
 from mmitp.pruning.live import plan_live
 from mmitp.pruning.masks import weights_of
@@ -345,7 +346,7 @@ class PruneHook(Hook):
             return
         self._steps_now = self._in_window() and (self.interval == "iter" or self._is_last_update(runner, batch_idx))
         self.pruner.active = self._steps_now
-        if self._steps_now and self.calibration is not None and self.steps % self.calibrate_every == 0:
+        if self._steps_now and self.calibration is not None and self.pruner.position % self.calibrate_every == 0:
             if self.calibration.calibrate():
                 self._tell_clock()
 
@@ -371,28 +372,38 @@ class PruneHook(Hook):
         if self.pruner is not None:
             try:
                 self.pruner.step()
-            except ValueError as error:
-                raise ValueError(f"PruneHook: in iteration {self.runner.iter + 1} {error}") from None
+            except NotFinite as error:
+                then = self.runner.iter + 1 - error.ago * self._accumulation(self.runner)
+                raise ValueError(f"PruneHook: in iteration {then} {error}") from None
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        ratio = self._ratio()
-        hub = runner.message_hub
-        hub.update_scalar("train/ops_kept", ratio)
-        hub.update_scalar("train/L_HW", max(ratio - self.target, 0.0))
-        if self._steps_now and self.pruner is not None:
-            seen, path = self.pruner.forecast.seen, self.pruner.path
-            hub.update_scalar("train/mask_distance", seen[-1][1] if seen else 0.0)
-            if path is not None:
-                hub.update_scalar("train/b", path.push / self.pruner.lr)
-                hub.update_scalar("train/ops_path", path.wanted(self.steps - 1))
+        if self._is_logged(runner, batch_idx):
+            self._tell_progress(runner)
         if self.by_iter and not self.frozen and runner.iter + 1 >= self.end:
             self._freeze(runner)
             if self.slim_at_end:
                 outputs = outputs or {}
                 outputs.update({key: value.detach() for key, value in outputs.items()})  # lets go of the graph
                 self._slim(runner)
+
+    def _is_logged(self, runner: Runner, batch_idx: int) -> bool:
+        """Whether a LoggerHook may write in this iteration. In the others nobody waits for the ratio."""
+        intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
+        due = any(self.every_n_inner_iters(batch_idx, n) or self.every_n_train_iters(runner, n) for n in intervals)
+        return due or self.end_of_epoch(runner.train_dataloader, batch_idx) or runner.iter + 1 == runner.max_iters
+
+    def _tell_progress(self, runner: Runner) -> None:
+        ratio, hub = self._ratio(), runner.message_hub
+        hub.update_scalar("train/ops_kept", ratio)
+        hub.update_scalar("train/L_HW", max(ratio - self.target, 0.0))
+        if self._steps_now and self.pruner is not None:
+            seen, path = self.pruner.forecast.seen, self.pruner.path
+            hub.update_scalar("train/mask_distance", seen[-1][1] if seen else 0.0)
+            if path is not None:
+                hub.update_scalar("train/b", float(path.push) / self.pruner.lr)
+                hub.update_scalar("train/ops_path", path.wanted(self.pruner.position - 1))
 
     def after_train_epoch(self, runner: Runner) -> None:
         if not self.by_iter and not self.frozen and runner.epoch + 1 >= self.end:
