@@ -17,7 +17,7 @@ from .graph import shared_parameters
 from .latency_table import check_latency_table, read_latency_table
 from .layers import Conv2dKind
 from .masks import weights_of
-from .needs import CarriedChannels, channel_masked
+from .needs import channel_masked
 
 if TYPE_CHECKING:
     from .budget import MacBudget, _Tables
@@ -101,7 +101,6 @@ class ParameterCost(Cost):
                 self.norms.append((calls[0], _numel(norm) // len(calls[0])))
                 counted |= {id(p) for p in norm.parameters()}
         self.other = sum(p.numel() for _, p in weights_of(model) if id(p) not in counted)
-        self._carried = CarriedChannels(budget.graph)
         # (n_nodes,) float64: parameters of norms that each node's channel comes with
         by_node = torch.zeros(budget.graph.n_nodes, dtype=torch.float64)
         for nodes, each in self.norms:
@@ -133,7 +132,7 @@ class ParameterCost(Cost):
     def rest(self, on: Tensor) -> Tensor:
         if on.device not in self._by_node:
             self._by_node[on.device] = self._by_node[torch.device("cpu")].to(on.device)
-        return (self._carried(self.budget.needed_nodes(on)) * self._by_node[on.device]).sum() + self.other
+        return (self.budget.carried(self.budget.needed_nodes(on)) * self._by_node[on.device]).sum() + self.other
 
 
 def _numel(module: nn.Module) -> int:
