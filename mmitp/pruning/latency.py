@@ -12,7 +12,7 @@ import itertools
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from .layers import masked_layers
 from .needs import channel_masked
 from .rng import kept_rng
 from .slim import LayerPlan, SlimPlan, shrink_layer, slim_with_plan
-from .verify import call_model, frozen_at
+from .verify import call_model, eval_mode, frozen_at
 
 #: A single timing takes at least this long; shorter calls are repeated within it.
 _LEAST_NS = 300_000
@@ -157,6 +157,31 @@ def clock_ratio(model: nn.Module, example_inputs: Any, budget: MacBudget, patter
     dense = torch.ones(budget.n_literals, dtype=torch.bool)
     times = time_in_turn(model, example_inputs, budget, [dense, pattern])
     return float((times[:, 1] / times[:, 0]).quantile(0.5))
+
+
+def paired_times(
+    models: Sequence[nn.Module], example_inputs: Any, threads: int = 1, rounds: int | None = None
+) -> Tensor:
+    """Times of one evaluation pass of several networks, ``(rounds, models)`` in ns, one after the other in each round.
+
+    With one thread on the CPU it is processor time that counts. Ratios within a round are steadier than the times
+    themselves: what else runs on the machine weighs on all of a round alike.
+
+    Args:
+        models: networks that take the same input; their mode and the state of random numbers stay.
+        example_inputs: as for :class:`MacBudget`.
+        threads: of torch.
+        rounds: timings of every network; None for as many as take some seconds.
+    """
+    device = next((p.device for model in models for p in model.parameters()), torch.device("cpu"))
+    with torch.no_grad(), kept_rng(), _threads(threads), ExitStack() as modes:
+        for model in models:
+            modes.enter_context(eval_mode(model))
+        calls = [lambda m=m: call_model(m, example_inputs) for m in models]
+        clock = _clock(device)
+        if rounds is None:
+            rounds = max(3, min(100, int(_CLOCK_NS / float(_rounds(calls, clock, 1).sum()))))
+        return _rounds(calls, clock, rounds)
 
 
 def processor(device: torch.device | str) -> str:
