@@ -133,7 +133,6 @@ class _Tables:
         price = (self.pair * n_in)[row] * weight + (self.inp * n_in)[row] * only_output
         return needed.new_zeros(self.n_classes).index_add_(0, self.class_of, price)
 
-
     def marginal(self, on: Tensor) -> Tensor:
         """MACs that every mask entry alone adds: ``(N,)`` float64."""
         readers, needed = self.needs(on)

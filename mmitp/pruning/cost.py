@@ -59,7 +59,6 @@ class Cost:
         row = torch.arange(len(n_in), device=on.device)
         return self.layers(row, n_in, n_out).sum() + self.rest(on)
 
-
     def marginal(self, tables: _Tables, on: Tensor) -> Tensor:
         """What every mask entry alone adds under a flat pattern, as :meth:`_Tables.marginal` has it of MACs."""
         t = tables

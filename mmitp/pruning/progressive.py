@@ -50,9 +50,7 @@ class OffTimes:
         self.steps = None if steps is None else steps.to(device, copy=True)
 
 
-def entries_to_keep(
-    budget: MacBudget, idle: Tensor, target: float, divisor: int = 1, min_keep: float = 0.0
-) -> Tensor:
+def entries_to_keep(budget: MacBudget, idle: Tensor, target: float, divisor: int = 1, min_keep: float = 0.0) -> Tensor:
     """The mask entries that stay when those that are ``idle`` are cut off: flat bool, on the CPU.
 
     Every layer keeps its floor, and reads and computes a multiple of the divisor (or all it had when it was dense). All

@@ -136,9 +136,7 @@ def plan_slim(
     """
     pattern = budget.flat_pattern() if pattern is None else pattern
     needed = budget.node_needs(pattern)
-    plan = plan_of_dense(
-        model, budget, pattern, torch.ones_like(needed) if whole_tensors else budget.carried(needed)
-    )
+    plan = plan_of_dense(model, budget, pattern, torch.ones_like(needed) if whole_tensors else budget.carried(needed))
     return plan if budget.cut is None else plan.within(budget.cut)
 
 

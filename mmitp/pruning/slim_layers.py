@@ -138,7 +138,7 @@ class SlimLayer(nn.Module):
         for key, hook in list(self._forward_hooks.items()):
             if getattr(hook, "of_empty_layers", False):
                 del self._forward_hooks[key]
-        self.__class__ = bare
+        self.__class__ = bare  # type: ignore[assignment]  # the inverse of the class swap that wires it
 
     def read(self, x: Tensor) -> Tensor:
         """The channels of the input that the layer reads."""
