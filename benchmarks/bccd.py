@@ -125,8 +125,8 @@ def rows() -> list[str]:
     return [
         *lines,
         "",
-        f"{one['test']['images']} photos of the test split, at {one['shape'][0]}x{one['shape'][1]}. Minutes: processor time "
-        f"of training, one thread ({one['machine']}). ms: one image, one thread, dense and slimmed in turn. "
+        f"{one['test']['images']} photos of the test split, at {one['shape'][0]}x{one['shape'][1]}. Minutes: processor "
+        f"time of training, one thread ({one['machine']}). ms: one image, one thread, dense and slimmed in turn. "
         f"Attack: {one['test']['attack']}, eps {one['test']['eps']:g}/255.",
     ]
 

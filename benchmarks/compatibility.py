@@ -21,6 +21,7 @@ import argparse
 import collections
 import copy
 import fnmatch
+import itertools
 import json
 import multiprocessing
 import os
@@ -124,6 +125,24 @@ SHORT = (
     (r"never read", "output not read"),
 )
 
+
+INTRODUCTION = """# What it works on
+
+Made by `python benchmarks/compatibility.py run` and `table` of [compatibility.json](../benchmarks/compatibility.json),
+torch {torch}, mmitp commit {mmitp} (the last row's), one thread, random weights.
+
+Masks are drawn at random to about half of the operations (half-way to the cheapest ratio where that is higher), frozen,
+and cut out.
+
+- **masked**: layers whose input channels can be removed, of all layers that are counted. "+ linear": linear layers are
+  masked too (`linear=True`), because convolutions alone leave more than half of the operations.
+- **left dense**: the other layers, by reason. *grouped*: no mask of its own, its groups go with their readers.
+- **cheapest**: share of the operations if every masked layer keeps one input channel.
+- **equal**: outputs of the slimmed network equal the masked one's to 1e-5 of each output's largest value, at two sizes
+  or batches where the network takes two. *in float64*: float32's rounding reorders what the network sorts.
+- **counter**: torch's `FlopCounterMode` counts in the slimmed network what the budget states, as an integer. Products
+  of two activations (attention's) are no part of the budget; where they are, they are left out of the count too.
+"""
 
 # -- networks
 
@@ -296,11 +315,12 @@ def _transformers(model: str, side: int | None) -> tuple[Any, Callable]:
 
 
 def _mm(name: str, side: int | None) -> tuple[Any, Callable]:
+    from mmengine.registry import MODELS, init_default_scope
+
     from mmitp.engine.config import load_config
     from mmitp.engine.example import blank_example
     from mmitp.models.masked import MaskedModel  # noqa: F401  registers it
     from mmitp.models.slim_config import drop_pretrained
-    from mmengine.registry import MODELS, init_default_scope
 
     cfg = load_config(name.replace("/", "::", 1))
     init_default_scope(cfg.get("default_scope") or "mmengine")
@@ -482,15 +502,18 @@ def _child(pipe: Any, name: str, memory: float) -> None:
 
 
 def in_order(networks: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
-    """Libraries in turn, of torchvision's families one network each before the others."""
+    """Libraries in turn; of torchvision's families one network each before the others."""
+    seen: set[str] = set()
     first, later = [], []
-    seen = set()
-    for library, names_of in networks.items():
-        for name in names_of:
-            family = re.split(r"[\d_]", name)[0] if library == "torchvision" else name
-            (later if family in seen else first).append((library, name))
-            seen.add(family)
-    yield from (*first, *later)
+    for name in networks.get("torchvision", ()):
+        family = re.split(r"[\d_]", name)[0]
+        (later if family in seen else first).append(name)
+        seen.add(family)
+    queues = [
+        (library, (*first, *later) if library == "torchvision" else all_of) for library, all_of in networks.items()
+    ]
+    for turn in itertools.zip_longest(*([(library, name) for name in all_of] for library, all_of in queues)):
+        yield from (pair for pair in turn if pair is not None)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -546,22 +569,7 @@ def counter_agrees(row: dict[str, Any]) -> bool:
 
 def lines_of(results: dict[str, Any]) -> Iterator[str]:
     networks = results["networks"]
-    yield "# What it works on"
-    yield ""
-    yield "Made by `python benchmarks/compatibility.py run` and `table` of [compatibility.json](../benchmarks/compatibility.json),"
-    yield "torch {torch}, mmitp commit {mmitp} (the last row's).".format(**results["versions"])
-    yield ""
-    yield "Every network has random weights. Masks are drawn at random to about half of the operations (half-way to the"
-    yield "cheapest ratio where that is higher), frozen, and cut out."
-    yield ""
-    yield '- **Masked**: layers whose input channels can be removed, of all layers that are counted. "+ linear": linear layers are'
-    yield "  masked too (`linear=True`), because convolutions alone leave more than half of the operations."
-    yield "- **Left dense**: the other layers, by reason. *grouped*: no mask of its own, its groups go with their readers."
-    yield "- **Cheapest**: share of the operations if every masked layer keeps one input channel."
-    yield "- **Equal**: outputs of the slimmed network equal the masked one's to 1e-5 of each output's largest value, at two"
-    yield "  sizes or batches where the network takes two. *in float64*: float32's rounding reorders what it sorts."
-    yield "- **Counter**: torch's `FlopCounterMode` counts in the slimmed network what the budget states, as an integer."
-    yield "  Products of two activations (attention's) are no part of the budget and left out of the count."
+    yield from INTRODUCTION.format(**results["versions"]).splitlines()
     titles = dict(
         torchvision="torchvision", timm="timm, the smallest network of each family", ultralytics="Ultralytics",
         transformers="Hugging Face transformers", mmdet="MMDetection", mmpretrain="MMPretrain",

@@ -21,6 +21,7 @@ PAPER = "Adversarial Robust Model Compression using In-Train Pruning (CVPR 2021 
 HEAD = "# Written by benchmarks/metafiles.py from the configs and the committed metrics.\n"
 # What the folders' names stand for; a folder that is not here is its own collection all the same.
 DATA = {
+    "bccd": ("Object Detection", "BCCD"),
     "cifar10": ("Image Classification", "CIFAR-10"),
     "coco": ("Object Detection", "COCO"),
     "demo": ("Object Detection", "generated road scenes"),

@@ -1,5 +1,5 @@
-# RetinaNet R50-FPN on COCO, pruned on the way to at most half of the operations; else mmdet's config. The backbone starts
-# from ImageNet's weights, and its frozen first stage stays dense.
+# RetinaNet R50-FPN on COCO, pruned on the way to at most half of the operations; else mmdet's config. The backbone
+# starts from ImageNet's weights, and its frozen first stage stays dense.
 _base_ = ["mmdet::retinanet/retinanet_r50_fpn_1x_coco.py", "../_base_/pruning/early.py"]
 
 custom_imports = dict(imports=["mmitp"], allow_failed_imports=False)

@@ -17,6 +17,14 @@ DropoutMode = Literal["train", "eval"]
 _DROP_NAMES = frozenset({"DropPath", "DropBlock", "StochasticDepth"})
 
 
+def check_mode(batchnorm: str, dropout: str) -> None:
+    """Raises ``ValueError`` for a mode that :func:`attack_mode` does not know."""
+    if batchnorm not in get_args(BatchNormMode):
+        raise ValueError(f"batchnorm must be one of {get_args(BatchNormMode)}, got {batchnorm!r}")
+    if dropout not in get_args(DropoutMode):
+        raise ValueError(f"dropout must be one of {get_args(DropoutMode)}, got {dropout!r}")
+
+
 @contextmanager
 def attack_mode(
     model: nn.Module,
@@ -46,10 +54,7 @@ def attack_mode(
     Raises:
         ValueError: for an unknown mode.
     """
-    if batchnorm not in get_args(BatchNormMode):
-        raise ValueError(f"batchnorm must be one of {get_args(BatchNormMode)}, got {batchnorm!r}")
-    if dropout not in get_args(DropoutMode):
-        raise ValueError(f"dropout must be one of {get_args(DropoutMode)}, got {dropout!r}")
+    check_mode(batchnorm, dropout)
     norms = [module for module in model.modules() if isinstance(module, _NormBase) and module.training]
     drops = [module for module in model.modules() if _is_dropout(module) and module.training]
     frozen = [parameter for parameter in model.parameters() if freeze and parameter.requires_grad]

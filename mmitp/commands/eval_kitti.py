@@ -104,5 +104,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _warn(what: str, frames: Sequence[kitti_ap.GroundTruth] | Sequence[kitti_ap.Detections]) -> None:
     count = kitti_ap.unknown_classes(frames)
-    if count:
-        print(f"warning: {what} {kitti_ap.describe_unknown(count)}", file=sys.stderr)
+    for phrase in [kitti_ap.describe_unknown(count)] * bool(count) + kitti_ap.describe_odd(frames):
+        print(f"warning: {what} {phrase}", file=sys.stderr)

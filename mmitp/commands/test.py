@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.error("--show-dir draws the clean test: leave out --attack")
 
     from mmitp.engine.checkpoint import read_checkpoint
-    from mmitp.engine.config import draw_predictions, load_config
+    from mmitp.engine.config import draw_predictions, load_config, require_keys
     from mmitp.engine.data_paths import check_data
     from mmitp.engine.results import check_writable, provenance, write_results
     from mmitp.engine.robust_eval import EvalAttack, build_test_runner, evaluate, tested_images
@@ -88,8 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     check_launcher(args.launcher, args.local_rank)
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
-    if not cfg.get("test_dataloader") or not cfg.get("test_evaluator"):
-        raise ValueError(f"{args.config} has no test_dataloader or no test_evaluator: there is nothing to test on")
+    require_keys(cfg, ("model", "test_dataloader", "test_evaluator"), "to test on")
     if "://" not in args.checkpoint:
         read_checkpoint(args.checkpoint, args.trust)  # before the test set is
     check_data(cfg, ("test_dataloader", "test_evaluator"))

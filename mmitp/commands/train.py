@@ -33,15 +33,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_launcher(options)
     args = options.parse_args(argv)
 
-    from mmitp.engine.config import load_config, scale_learning_rate
+    from mmitp.engine.config import load_config, require_keys, scale_learning_rate
     from mmitp.engine.data_paths import check_data
     from mmitp.engine.dry_run import dry_run
     from mmitp.engine.run import build_runner, check_launcher
+    from mmitp.engine.run_record import recorded
 
     check_launcher(args.launcher, args.local_rank)
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
-    if not cfg.get("train_dataloader") or not cfg.get("train_cfg"):
-        raise ValueError(f"{args.config} has no train_dataloader or no train_cfg: there is nothing to train on")
+    require_keys(cfg, ("model", "train_dataloader", "train_cfg", "optim_wrapper"), "to train on")
     check_data(cfg, ("train_dataloader", "val_dataloader", "val_evaluator"))
     cfg.launcher = args.launcher
     if args.amp:
@@ -55,4 +55,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run:
         print(dry_run(cfg, args.trust))
         return
-    build_runner(cfg, args.trust).train()
+    runner = build_runner(cfg, args.trust)
+    with recorded(runner, args.config):
+        runner.train()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.engine.safe_load import data_only
 from mmitp.pruning import masked_layers
+from mmitp.values import is_count, is_size
 
 
 def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:
@@ -71,17 +72,13 @@ def check_content(loaded: Mapping[str, Any], path: str) -> None:
         if not isinstance(known, Mapping):
             raise ValueError(f"{path}: {key} is a {type(known).__name__}, not a dictionary")
         size, channels = known.get("input_shape"), known.get("channels")
-        if size is not None and not (isinstance(size, (list, tuple)) and len(size) == 2 and all(map(_is_count, size))):
+        if size is not None and not is_size(size):
             raise ValueError(f"{path}: {key}.input_shape must be two whole numbers (H, W), got {size!r}")
-        if channels is not None and not _is_count(channels):
+        if channels is not None and not is_count(channels):
             raise ValueError(f"{path}: {key}.channels must be a whole number, got {channels!r}")
     slimmed = loaded.get(STATE_KEY, {}).get("slimmed")
     if slimmed is not None and not (isinstance(slimmed, Mapping) and {"spec", "macs_dense", "macs_kept"} <= {*slimmed}):
         raise ValueError(f"{path}: {STATE_KEY}.slimmed lacks spec, macs_dense or macs_kept")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def known_input(loaded: Mapping[str, Any]) -> tuple[tuple[int, int] | None, int | None]:

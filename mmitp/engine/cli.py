@@ -32,12 +32,13 @@ __all__ = [
 ]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# Where mmengine meets a type that no registry has, or arguments that a class does not take: a config's mistake.
+# Where mmengine makes an object of a part of the config.
 _BUILDER = ("mmengine", "registry", "build_functions.py")
-# What a user may lack, and the extra that brings it.
-_EXTRAS = {
-    **dict.fromkeys(("mmcv", "mmdet", "mmengine", "mmpretrain", "torchvision"), "mm"),
-    **dict.fromkeys(("onnx", "onnxruntime"), "export"),
+# What a user may lack, and what brings it.
+_PACKAGES = {
+    **dict.fromkeys(("numpy", "torch"), "pip install torch numpy"),
+    **dict.fromkeys(("mmcv", "mmdet", "mmengine", "mmpretrain", "torchvision"), 'pip install "mmitp[mm]"'),
+    **dict.fromkeys(("onnx", "onnxruntime"), 'pip install "mmitp[export]"'),
 }
 
 
@@ -138,12 +139,13 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
             return main(argv) or 0
         except Exception as error:
             known = next((e for e in _chain(error) if _explains_itself(e, folder)), None)
+            known = known or next((e for e in _chain(error) if _built(e) is not None and not _is_ours(e, folder)), None)
             if known is None:
                 raise
             if "--traceback" in (sys.argv[1:] if argv is None else argv):
                 traceback.print_exc()
             print(f"{name}: {_text(known)}", file=sys.stderr)
-            status = 1 if isinstance(known, RuntimeError) else 2
+            status = 1 if isinstance(known, RuntimeError) and _is_ours(known, folder) else 2
         raise SystemExit(status)
 
     return run
@@ -166,9 +168,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _explains_itself(error: BaseException, tools: Path) -> bool:
     if isinstance(error, OSError):
         return error.filename is not None or _is_ours(error, tools)
-    if isinstance(error, (KeyError, TypeError)):
-        return _raised_in(error).parts[-3:] == _BUILDER and error.__context__ is None
-    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
+    if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
         return True
     return isinstance(error, (ValueError, RuntimeError, ImportError)) and _is_ours(error, tools)
 
@@ -176,7 +176,18 @@ def _explains_itself(error: BaseException, tools: Path) -> bool:
 def _is_ours(error: BaseException, tools: Path) -> bool:
     """Whether a statement of this package, or of the tool, raised it."""
     file = _raised_in(error)
-    return file.is_absolute() and (_PACKAGE in file.resolve().parents or file.resolve().parent == tools)
+    return file.is_file() and (_PACKAGE in file.resolve().parents or file.resolve().parent == tools)
+
+
+def _built(error: BaseException) -> str | None:
+    """The ``type`` of the config's part that other people's code did not take, when mmengine built it."""
+    kind, place = None, error.__traceback__
+    while place is not None:
+        frame, place = place.tb_frame, place.tb_next
+        if Path(frame.f_code.co_filename).parts[-3:] == _BUILDER and isinstance(frame.f_locals.get("args"), dict):
+            found = frame.f_locals.get("obj_type", frame.f_locals["args"].get("type"))
+            kind = found if isinstance(found, str) else getattr(found, "__name__", str(found))
+    return kind
 
 
 def _raised_in(error: BaseException) -> Path:
@@ -189,9 +200,14 @@ def _raised_in(error: BaseException) -> Path:
 def _text(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
-    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
-        return f'{error.name} is not installed, which this command needs: pip install "mmitp[{_EXTRAS[error.name]}]"'
-    return str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
+        return f"{error.name} is not installed, which this command needs: {_PACKAGES[error.name]} (docs/faq.md)"
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    kind = _built(error)
+    if kind is None or _PACKAGE in _raised_in(error).resolve().parents:
+        return text
+    said = " ".join(text.split())  # other people's may have lines
+    return said if kind in said else f"the config's {kind!r} cannot be built: {type(error).__name__}: {said}"
 
 
 def positive(text: str) -> int:

@@ -6,8 +6,9 @@ import argparse
 import difflib
 import inspect
 import logging
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine import Config
@@ -32,8 +33,15 @@ from mmengine.registry import (
 )
 from mmengine.runner import Runner
 
+from mmitp.values import is_count
+
 # Keys of a config's first level that stand in none: what Runner.from_cfg reads, and what any config may have.
 _TOP = {*inspect.signature(Runner.__init__).parameters, "runner_type", "compile"} - {"self", "cfg"}
+_LOADER = {"batch_size": 1, "num_workers": 0}
+# What counts images, processes, epochs or iterations, and the least that makes sense.
+_COUNTS = {f"{part}_dataloader.{key}": least for part in ("train", "val", "test") for key, least in _LOADER.items()}
+_COUNTS |= {f"train_cfg.{key}": 1 for key in ("max_epochs", "max_iters", "val_interval")}
+_COUNTS |= {"optim_wrapper.accumulative_counts": 1, "default_hooks.logger.interval": 1}
 # Where the classes are that a training config names.
 _REGISTRIES = (
     HOOKS, OPTIMIZERS, OPTIM_WRAPPERS, OPTIM_WRAPPER_CONSTRUCTORS, PARAM_SCHEDULERS, DATASETS, DATA_SAMPLERS,
@@ -72,7 +80,8 @@ def load_config(source: str, options: Mapping[str, Any] | Sequence[str] = (), wo
 
     Raises:
         ValueError: there is no such config or it cannot be read; an option is not of the form ``key=value``, or has a
-            key that nothing takes (the nearest existing one is named).
+            key that nothing takes (the nearest existing one is named); a value is NaN, or no whole number where one is
+            wanted (batch sizes, lengths of the run).
     """
     if "::" in source:
         cfg = _packaged(*source.split("::", 1))
@@ -93,6 +102,7 @@ def load_config(source: str, options: Mapping[str, Any] | Sequence[str] = (), wo
             ) from error
     name = os.path.splitext(os.path.basename(source.split("::")[-1]))[0]
     cfg.work_dir = work_dir or cfg.get("work_dir") or os.path.join("work_dirs", name)
+    _check_values(cfg, source)
     return cfg
 
 
@@ -131,6 +141,48 @@ def draw_predictions(cfg: Config, folder: str) -> None:
         )
     hooks = cfg.setdefault("default_hooks", {})
     hooks["visualization"] = {**(hooks.get("visualization") or {}), **settings}
+
+
+def _check_values(cfg: Config, source: str) -> None:
+    """Refuses values that a run would meet in its midst, or not at all.
+
+    Raises:
+        ValueError: with the key.
+    """
+    for key, value in _leaves(cfg.to_dict()):
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{source}: {key} is NaN")
+    for key, least in _COUNTS.items():
+        node: Any = cfg._cfg_dict
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        if node is not None and not is_count(node, least):
+            raise ValueError(f"{source}: {key} must be a whole number of at least {least}, got {node!r}")
+
+
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, (Mapping, list, tuple)):
+        for part, child in node.items() if isinstance(node, Mapping) else enumerate(node):
+            yield from _leaves(child, f"{key}.{part}" if key else str(part))
+    else:
+        yield key, node
+
+
+def require_keys(cfg: Config, keys: Sequence[str], purpose: str) -> None:
+    """Looks for what a tool reads of a config.
+
+    Args:
+        cfg: as :func:`load_config` gives it.
+        keys: of its first level.
+        purpose: what they are for, "to train on".
+
+    Raises:
+        ValueError: one of them is missing or empty.
+    """
+    if missing := [key for key in keys if not cfg.get(key)]:
+        raise ValueError(
+            f"{cfg.filename or 'the config'} has no {' and no '.join(missing)}: there is nothing {purpose}"
+        )
 
 
 def _packaged(package: str, name: str) -> Config:

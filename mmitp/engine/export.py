@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import os
 import warnings
@@ -17,7 +18,9 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmitp.engine.checkpoint import known_input, load_fitting, not_final, read_checkpoint
+from mmitp.engine.config import require_keys
 from mmitp.engine.example import blank_example, image_channels
+from mmitp.files import write_whole
 from mmitp.pruning import MacBudget, masked_layers
 from mmitp.pruning.slim import slim_with_plan
 from mmitp.pruning.verify import relative_gap, tensors_in
@@ -132,16 +135,14 @@ def export_checkpoint(
     Raises:
         ValueError: the ending is none of these, the packages for ONNX are missing, the checkpoint does not fit, no
             shape is known, or the network cannot be exported that way.
-        RuntimeError: the file does not compute what torch does.
+        RuntimeError: the file would not compute what torch does; it is not written then.
+        OSError: it cannot be written, for want of space and the like; nothing is left behind.
     """
-    writers: dict[str, Callable[[RawOutputs, str, int | None], Callable[[Tensor], list[Tensor]]]] = {
-        ".onnx": _write_onnx,
-        ".pt2": _write_exported,
-        ".pt": _write_traced,
-    }
+    writers = {".onnx": _onnx, ".pt2": _exported, ".pt": _traced}
     ending = os.path.splitext(out)[1]
     if ending not in writers:
         raise ValueError(f"{out}: the ending says what to write: {', '.join(writers)}")
+    require_keys(cfg, ["model"], "to export")
     init_default_scope(cfg.get("default_scope", "mmengine"))
     loaded = read_checkpoint(checkpoint, trust)
     trained, channels = known_input(loaded)
@@ -161,19 +162,17 @@ def export_checkpoint(
         how = f"{cfg.model.of}, slimmed: {budget.kept_macs():,} of {budget.dense_macs:,} MACs at {height}x{width}"
     network = RawOutputs(model, (height, width), channels).eval()
     try:
-        run = writers[ending](network, out, batch)
+        content, run = writers[ending](network, batch, cfg)
     except (RuntimeError, TypeError, NotImplementedError, torch.onnx.errors.OnnxExporterError) as error:
         raise ValueError(f"{how} cannot be exported as {ending}: {error}") from error
-    if ending == ".onnx":
-        _describe(out, cfg)
     difference = max(_difference(network, run, n) for n in ((batch,) if batch else (1, 3)))
     if not difference <= TOLERANCE:
-        raise RuntimeError(f"{out} differs from torch by {difference:.3g} of an output's largest value")
+        raise RuntimeError(f"{out} would differ from torch by {difference:.3g} of an output's largest value")
+    write_whole(out, content)
     parameters = sum(p.numel() for p in model.parameters())
-    size_on_disk = os.path.getsize(out)
     return ExportReport(
         file=out,
-        size=size_on_disk,
+        size=len(content),
         parameters=parameters,
         how=how,
         shape=(height, width),
@@ -189,15 +188,21 @@ def _example(network: RawOutputs, n: int) -> Tensor:
     return torch.randn(n, network.channels, *network.shape, generator=torch.Generator().manual_seed(n))
 
 
-def _write_onnx(network: RawOutputs, out: str, batch: int | None) -> Callable[[Tensor], list[Tensor]]:
+# Each makes the file's content, and what runs it: only what has been checked is written, and torch's own writer of
+# TorchScript ends the whole process where the disk is full.
+_Written = tuple[bytes, Callable[[Tensor], list[Tensor]]]
+
+
+def _onnx(network: RawOutputs, batch: int | None, cfg: Config) -> _Written:
     try:
-        import onnx  # noqa: F401  the check below would otherwise come after minutes of work
+        import onnx
         import onnxruntime
     except ImportError as error:
         raise ValueError(f'ONNX needs more packages ({error}): pip install "mmitp[export]"') from error
     # The exporter by tracing: several times as fast as the one by torch.export, smaller files, no further packages.
     exporter: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     names = ["images", *network.names]
+    buffer: Any = io.BytesIO()  # which the exporter by tracing takes, though its hints say otherwise
     with warnings.catch_warnings(), torch.no_grad():
         # Shape checks that tracing takes as constants; the check at other batch sizes would show where one is not.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
@@ -205,49 +210,52 @@ def _write_onnx(network: RawOutputs, out: str, batch: int | None) -> Callable[[T
         torch.onnx.export(
             network,
             (_example(network, batch or 2),),
-            out,
+            buffer,
             opset_version=_OPSET,
             input_names=names[:1],
             output_names=names[1:],
             dynamic_axes=None if batch else {name: {0: "batch"} for name in names},
             **exporter,
         )
+    model = onnx.load_from_string(buffer.getvalue())
+    onnx.helper.set_model_props(model, dict(preprocessing=_preprocessing(cfg)))
+    content = model.SerializeToString()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # its words on unused constants
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> list[Tensor]:
-        session = onnxruntime.InferenceSession(out, options, providers=["CPUExecutionProvider"])
         return [torch.from_numpy(np.asarray(o)) for o in session.run(None, {"images": images.numpy()})]
 
-    return run
+    return content, run
 
 
-def _write_exported(network: RawOutputs, out: str, batch: int | None) -> Callable[[Tensor], list[Tensor]]:
+def _exported(network: RawOutputs, batch: int | None, cfg: Config) -> _Written:
     shapes = None if batch else ({0: torch.export.Dim("batch", min=1)},)
     program = torch.export.export(network, (_example(network, batch or 2),), dynamic_shapes=shapes, strict=False)
     program.example_inputs = None  # they would be saved too
-    torch.export.save(program, out)
-    return lambda images: list(torch.export.load(out).module()(images))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    loaded = torch.export.load(io.BytesIO(buffer.getvalue())).module()
+    return buffer.getvalue(), lambda images: list(loaded(images))
 
 
-def _write_traced(network: RawOutputs, out: str, batch: int | None) -> Callable[[Tensor], list[Tensor]]:
+def _traced(network: RawOutputs, batch: int | None, cfg: Config) -> _Written:
+    buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         # Two images: a batch of one would fix sizes that happen to be one.
-        torch.jit.save(torch.jit.trace(network, _example(network, batch or 2), check_trace=False), out)
-    return lambda images: list(torch.jit.load(out)(images))
+        torch.jit.save(torch.jit.trace(network, _example(network, batch or 2), check_trace=False), buffer)
+    loaded = torch.jit.load(io.BytesIO(buffer.getvalue()))
+    return buffer.getvalue(), lambda images: list(loaded(images))
 
 
-def _describe(file: str, cfg: Config) -> None:
-    """Writes what the input has to look like into the ONNX file."""
-    import onnx
-
+def _preprocessing(cfg: Config) -> str:
+    """What the input has to look like, as JSON."""
     settings = dict(cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {})
     settings.pop("type", None)
-    model = onnx.load(file)
-    onnx.helper.set_model_props(model, dict(preprocessing=json.dumps(settings, default=str)))
-    onnx.save(model, file)
+    return json.dumps(settings, default=str)
 
 
 @torch.no_grad()

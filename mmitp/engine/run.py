@@ -11,6 +11,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+from mmitp.engine.ranks import bound_waiting
 from mmitp.engine.resume import settle_start
 from mmitp.engine.saving import protect
 
@@ -19,15 +20,18 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
     """Builds the config's runner (``runner_type``, mmengine's ``Runner`` by default).
 
     It resumes from the newest good checkpoint (:mod:`mmitp.engine.resume`), reads checkpoints as data, writes them
-    whole, and deletes old ones after new ones are safe (:mod:`mmitp.engine.saving`).
+    whole, and deletes old ones after new ones are safe (:mod:`mmitp.engine.saving`). No process waits for another
+    longer than its time-out (:mod:`mmitp.engine.ranks`).
 
     Args:
         cfg: the config; ``load_from`` becomes the checkpoint that a run with ``resume`` alone goes on from.
         trust: also load checkpoints that may run code.
 
     Raises:
-        ValueError: ``load_from`` cannot be read or cannot be resumed, or all checkpoints to resume from are damaged.
+        ValueError: ``load_from`` cannot be read or cannot be resumed, or all checkpoints to resume from are damaged; or
+            ``env_cfg.dist_cfg.timeout`` is no time.
     """
+    bound_waiting(cfg)
     settle_start(cfg, trust)
     return protect(RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg), trust)
 

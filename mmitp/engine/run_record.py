@@ -44,8 +44,8 @@ def recorded(runner: Runner, config: str | os.PathLike[str]) -> Iterator[None]:
         yield
     finally:
         seconds = dict(
-            wall_seconds=round(time.perf_counter() - wall, 1),
-            processor_seconds=round(time.process_time() - processor, 1),
+            wall_seconds=round(time.perf_counter() - wall, 2),
+            processor_seconds=round(time.process_time() - processor, 2),
         )
         _write(file, content | seconds)
 

@@ -19,7 +19,7 @@ from mmengine.dist import get_rank, is_distributed
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
-__all__ = ["data_only", "load_data", "replaced"]
+__all__ = ["data_only", "load_data", "replaced", "saved_bytes"]
 
 # Pickled as getattr(class, name): the statistics of logged histories, the curves of one-cycle schedules.
 _METHODS: dict[Any, tuple[str, ...]] = {

@@ -22,41 +22,14 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
 from mmitp.engine.attack import unwrap
+from mmitp.engine.ranks import watched
 from mmitp.engine.safe_load import data_only, replaced, saved_bytes
+from mmitp.files import write_whole
 
-__all__ = ["GRADIENTS", "PendingGradients", "protect", "write_whole"]
+__all__ = ["GRADIENTS", "PendingGradients", "protect"]
 
 #: Where a checkpoint keeps the gradients that wait for the next optimizer step.
 GRADIENTS = "mmitp_pending_gradients"
-
-
-def write_whole(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
-    """Writes a file that is there complete or, if the process or the machine stops, not at all.
-
-    It is written under another name beside (``NAME.part``), flushed to the disk and renamed.
-
-    Raises:
-        OSError: the disk is full, and the like; nothing is left then, and a former file of the name is unchanged.
-    """
-    path = os.path.abspath(path)
-    folder, part = os.path.dirname(path), f"{path}.part"
-    os.makedirs(folder, exist_ok=True)
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
-        raise OSError(error.errno, error.strerror, path) from error
-    if os.name == "posix":  # the new name, too, is on the disk
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 @contextlib.contextmanager
@@ -204,16 +177,19 @@ def protect(runner: Runner, trust: bool = False) -> Runner:
             _delete_afterwards(hook, "_save_best_checkpoint")
             _keep_to_own_folder(hook)
     for name in ("train", "val", "test", "load_checkpoint"):
-        setattr(runner, name, _guarded(getattr(runner, name), trust))
+        setattr(runner, name, _guarded(runner, name, trust))
     if not trust:
         runner.load_checkpoint = _without_program(runner.load_checkpoint)
     return runner
 
 
-def _guarded(method: Callable[..., Any], trust: bool) -> Callable[..., Any]:
+def _guarded(runner: Runner, name: str, trust: bool) -> Callable[..., Any]:
+    method: Callable[..., Any] = getattr(runner, name)
+
     @functools.wraps(method)
     def run(*args: Any, **kwargs: Any) -> Any:
-        with data_only(trust), _whole_checkpoints():
+        loop = contextlib.nullcontext() if name == "load_checkpoint" else watched(runner)
+        with data_only(trust), _whole_checkpoints(), loop:
             return method(*args, **kwargs)
 
     return run

@@ -9,6 +9,7 @@ from mmengine import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmitp.engine.checkpoint import known_input, load_fitting, not_final, read_checkpoint
+from mmitp.engine.config import require_keys
 from mmitp.engine.example import blank_example, second_example
 from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.models.slim_config import is_masked, save_slim
@@ -59,6 +60,7 @@ def slim_checkpoint(
         ValueError: the config builds no masked model; the checkpoint cannot be read, holds no masks or does not fit; no
             shape is known.
     """
+    require_keys(cfg, ["model"], "to slim")
     if not is_masked(cfg.model):
         raise ValueError(f"{cfg.filename}: the model is {cfg.model.get('type')!r}, not 'mmitp.MaskedModel'")
     init_default_scope(cfg.get("default_scope", "mmengine"))

@@ -23,6 +23,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mmitp.files import write_whole
+
 __all__ = [
     "CLASSES",
     "DIFFICULTIES",
@@ -30,6 +32,7 @@ __all__ = [
     "Detections",
     "GroundTruth",
     "as_json",
+    "describe_odd",
     "describe_unknown",
     "evaluate",
     "evaluate_folders",
@@ -67,6 +70,9 @@ _LABEL_COLUMNS = 15
 _NO_SCORE = -1e7
 # Pairs of boxes whose overlap is computed in one go; bounds the memory at about 100 MB.
 _PAIRS_AT_ONCE = 1 << 20
+
+# Pixels. No image has so many, and products of such numbers are finite.
+_FARTHEST = 10**9
 
 _VALID, _IGNORED, _ABSENT = 0, 1, -1
 
@@ -177,6 +183,8 @@ def _rows(
                 kept = used(values)
                 if not all(map(isfinite, kept)):
                     problem = "the numbers of the box and its score or truncation must be finite"
+                elif max(map(abs, kept[:4])) > _FARTHEST:
+                    problem = f"the box lies more than {_FARTHEST:,} pixels away"
         if problem:
             raise ValueError(f"{os.fspath(path)}, line {number}: {problem}")
         names.append(name.decode("utf-8", "replace"))
@@ -226,7 +234,7 @@ def write_detections(path: str | os.PathLike[str], detections: Detections) -> No
             detections.names, detections.boxes.tolist(), detections.scores.tolist(), strict=True
         )
     ]
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    write_whole(path, "".join(lines), durable=False)
 
 
 def read_split(path: str | os.PathLike[str]) -> list[str]:
@@ -268,6 +276,20 @@ def describe_unknown(count: Mapping[str, int]) -> str:
     named = ", ".join(f"{name} ({number})" for name, number in sorted(count.items(), key=lambda item: -item[1])[:10])
     more = f" and {len(count) - 10} more" if len(count) > 10 else ""
     return f"of classes that KITTI does not have count as background: {named}{more}; it has {', '.join(LABELLED)}"
+
+
+def describe_odd(frames: Iterable[GroundTruth | Detections]) -> list[str]:
+    """What the benchmark's rules take without a word, and is hardly meant: a phrase each, as :func:`describe_unknown`.
+
+    A box whose right or lower edge lies before its left or upper one matches nothing; a detection at or below the
+    official program's "nothing found yet" can match no ground truth.
+    """
+    boxes = [np.asarray(frame.boxes, dtype=np.float64).reshape(-1, 4) for frame in frames]
+    scores = [frame.scores for frame in frames if isinstance(frame, Detections)]
+    turned = sum(int((b[:, 2:] < b[:, :2]).any(1).sum()) for b in boxes)
+    low = sum(int((np.asarray(s) <= _NO_SCORE).sum()) for s in scores)
+    found = [f"with x2 < x1 or y2 < y1 match nothing: {turned}"] if turned else []
+    return found + ([f"with scores of {_NO_SCORE:g} or less match nothing: {low}"] if low else [])
 
 
 def result_folder(dt_dir: str | os.PathLike[str]) -> Path:

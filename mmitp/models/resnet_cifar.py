@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmitp.engine.safe_load import load_data
+from mmitp.engine.safe_load import load_data, saved_bytes
+from mmitp.files import write_whole
 from mmitp.pruning.layers import ChannelPad
 from mmitp.registry import MODELS
 
@@ -197,4 +198,4 @@ def convert_resnet_cifar_file(source: str, target: str, trust: bool = False) -> 
     absent = {"conv1.weight", "linear.weight"} - {str(key).removeprefix("module.") for key in state}
     if absent:
         raise ValueError(f"{source} lacks {', '.join(sorted(absent))}: it is no CIFAR ResNet's checkpoint")
-    torch.save({"state_dict": convert_resnet_cifar(checkpoint)}, target)
+    write_whole(target, saved_bytes({"state_dict": convert_resnet_cifar(checkpoint)}))

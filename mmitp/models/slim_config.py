@@ -7,11 +7,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from mmengine import Config
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
+from mmitp.engine.safe_load import saved_bytes
+from mmitp.files import write_whole
 from mmitp.pruning import SlimPlan, apply_plan
 from mmitp.registry import MODELS
 
@@ -76,10 +77,9 @@ def save_slim(small: nn.Module, plan: SlimPlan, cfg: Config, out_dir: str, meta:
         out_dir: folder to write.
         meta: the checkpoint's meta, ``dataset_meta`` included where inference needs class names.
     """
-    os.makedirs(out_dir, exist_ok=True)
     config, weights = os.path.join(out_dir, "config.py"), os.path.join(out_dir, "weights.pth")
-    slim_config(cfg, plan).dump(config)
-    torch.save(dict(meta=meta, state_dict=small.state_dict()), weights)
+    write_whole(weights, saved_bytes(dict(meta=meta, state_dict=small.state_dict())))
+    write_whole(config, slim_config(cfg, plan).pretty_text)
     return config, weights
 
 

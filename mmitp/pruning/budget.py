@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .cost import Cost
+from .cost import Cost, CostRatio, MacCost
 from .graph import ChannelGraph, LayerRecord, record_graph
 from .layers import Conv2dKind, masked_layers
 from .masks import MaskedLayer, binarize_rows, ste_derivative, weights_of
@@ -45,7 +45,7 @@ class LayerRow(NamedTuple):
 
 
 @dataclass
-class _Tables:
+class Tables:
     """Index vectors of the budget, all on one device.
 
     Literals (entries of masks) and classes (channels that the same literals keep) are those of
@@ -85,7 +85,7 @@ class _Tables:
     literal_count: Tensor
     n_classes: int
 
-    def without(self, keep: Tensor) -> _Tables:
+    def without(self, keep: Tensor) -> Tables:
         """The tables once the entries not in ``keep`` (``(N,)`` bool) are off for good and no more in the vectors."""
         number = keep.long().cumsum(0) - 1
         inputs, pairs = keep[self.in_literal], keep[self.pair_literal]
@@ -98,9 +98,9 @@ class _Tables:
             pair_literal=number[self.pair_literal[pairs]],
         )
 
-    def to(self, device: torch.device) -> _Tables:
+    def to(self, device: torch.device) -> Tables:
         moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return _Tables(**moved)
+        return Tables(**moved)
 
     def needs(self, on: Tensor) -> tuple[Tensor, Tensor]:
         """How many literals that are on keep each class, and whether any does: ``(n_classes,)`` in the type of ``on``.
@@ -115,51 +115,6 @@ class _Tables:
         n_in = self.in_const.index_add(0, self.in_row, on[self.in_literal])
         n_out = self.out_const.index_add(0, self.class_row, needed[self.class_of] * self.class_weight)
         return n_in, n_out
-
-    def macs(self, on: Tensor) -> Tensor:
-        """MACs of every layer, ``(L,)`` float64."""
-        _, needed = self.needs(on)
-        n_in, n_out = self.channels(on, needed)
-        return n_in * self.input_price(n_out) + self.fixed
-
-    def input_price(self, n_out: Tensor) -> Tensor:
-        """MACs that one more input of every layer costs."""
-        return self.pair * n_out + self.inp * (n_out > 0)
-
-    def need_price(self, needed: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
-        """MACs that every class of channels costs the layers which compute it."""
-        row, weight = self.class_row, self.class_weight
-        only_output = n_out[row] == needed[self.class_of] * weight
-        price = (self.pair * n_in)[row] * weight + (self.inp * n_in)[row] * only_output
-        return needed.new_zeros(self.n_classes).index_add_(0, self.class_of, price)
-
-    def marginal(self, on: Tensor) -> Tensor:
-        """MACs that every mask entry alone adds: ``(N,)`` float64."""
-        readers, needed = self.needs(on)
-        n_in, n_out = self.channels(on, needed)
-        return self.marginal_from(on, readers, self.input_price(n_out), self.need_price(needed, n_in, n_out))
-
-    def marginal_from(self, on: Tensor, readers: Tensor, d_in: Tensor, d_need: Tensor) -> Tensor:
-        """What every mask entry alone adds, from what an input of each layer and each class of channels costs."""
-        # A reader matters to a channel only where no other reader keeps it.
-        alone = (readers[self.pair_class] - on[self.pair_literal]) == 0
-        d_on = torch.zeros_like(on).index_add_(0, self.in_literal, d_in[self.in_row])
-        return d_on.index_add_(0, self.pair_literal, d_need[self.pair_class] * alone)
-
-
-class _Ratio(torch.autograd.Function):
-    """The part of the cost that is kept; the gradient is the marginal saving of every mask entry."""
-
-    @staticmethod
-    def forward(ctx: Any, masks: Tensor, on: Tensor, live: Tensor, budget: MacBudget) -> Tensor:
-        ctx.save_for_backward(masks, on, live)
-        ctx.budget = budget
-        return budget.cost_tensor(on) / budget.dense_cost
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        masks, on, live = ctx.saved_tensors
-        return ctx.budget._gradient(on, live, grads[0]).to(masks.dtype) * ste_derivative(masks), None, None, None
 
 
 class MacBudget:
@@ -236,11 +191,11 @@ class MacBudget:
         counting = set(self.patterns(torch.ones(self.n_literals)))
         self._held = [layer for layer in masked_layers(model).values() if layer not in counting]
         self.hold_masks()
-        self.cost = cost
-        self.dense_cost = self.dense_macs
-        if cost is not None:
-            cost.bind(self, model)
-            self.dense_cost = self.cost_of(torch.ones(self.n_literals, dtype=torch.bool))
+        self._macs = MacCost()
+        self.cost = cost or self._macs
+        for each in {self._macs, self.cost}:
+            each.bind(self, model)
+        self.dense_cost = self.cost_of(torch.ones(self.n_literals, dtype=torch.bool))
 
     def _prepare(self) -> None:
         self.needs: Needs = solve_needs(self.graph)
@@ -255,7 +210,7 @@ class MacBudget:
         first = {s: r for r, s in zip(self.layers[::-1], self.needs.literal_start[::-1], strict=True)}
         self._masked = [(r.name, r.mask) for s, r in sorted(first.items(), key=lambda sr: sr[0]) if s >= 0 and r.mask]
         self.dense_macs = sum(record.dense_macs for record in self.layers)
-        self._tables: dict[torch.device, _Tables] = {}
+        self._tables: dict[torch.device, Tables] = {}
         self._tables[torch.device("cpu")] = self._build_tables()
 
     def hold_masks(self) -> None:
@@ -269,7 +224,7 @@ class MacBudget:
             if not layer.mask_frozen:
                 layer.freeze_mask(torch.ones_like(layer.prune_pattern))
 
-    def _build_tables(self) -> _Tables:
+    def _build_tables(self) -> Tables:
         pair, inp, fixed, in_const, out_const = [], [], [], [], []
         literal_row: list[Tensor] = []
         in_row: list[Tensor] = []
@@ -305,7 +260,7 @@ class MacBudget:
         def floats(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.float64)
 
-        return _Tables(
+        return Tables(
             floats(pair),
             floats(inp),
             floats(fixed),
@@ -338,6 +293,7 @@ class MacBudget:
         """
         small = copy.copy(self)
         small._restrict(keep)
+        small.cost = self.cost.of_restricted(small)
         return small
 
     def _restrict(self, keep: Tensor) -> None:
@@ -386,7 +342,7 @@ class MacBudget:
         """The masked layers that count, by name, in the order of the flat vectors; of sharers of a mask the first."""
         return self._masked
 
-    def tables(self, device: torch.device) -> _Tables:
+    def tables(self, device: torch.device) -> Tables:
         """The budget's index vectors on a device (moved once)."""
         if device not in self._tables:
             self._tables[device] = self._tables[torch.device("cpu")].to(device)
@@ -429,17 +385,17 @@ class MacBudget:
 
     def macs_of(self, pattern: Tensor) -> int:
         """MACs (int) with a flat bool pattern in place of the masks'."""
-        return int(self.tables(pattern.device).macs(pattern.double()).sum())
+        return int(self._macs.total(self.tables(pattern.device), pattern.double()))
 
     @property
     def what(self) -> str:
         """What the budget is about: ``'operations'``, ``'parameters'`` or ``'latency'``."""
-        return "operations" if self.cost is None else self.cost.what
+        return self.cost.what
 
     @property
     def unit(self) -> str:
         """What it counts: ``'MACs'``, ``'parameters'`` or ``'ns'``."""
-        return "MACs" if self.cost is None else self.cost.unit
+        return self.cost.unit
 
     def cost_of(self, pattern: Tensor) -> int:
         """Cost with a flat bool pattern in place of the masks' (rounded up)."""
@@ -447,8 +403,7 @@ class MacBudget:
 
     def cost_tensor(self, pattern: Tensor) -> Tensor:
         """:meth:`cost_of` as 0-dim float64 tensor on the pattern's device, not rounded: nothing is read."""
-        tables, on = self.tables(pattern.device), pattern.double()
-        return tables.macs(on).sum() if self.cost is None else self.cost.total(tables, on)
+        return self.cost.total(self.tables(pattern.device), pattern.double())
 
     def kept_cost(self) -> int:
         """Cost of the network that slimming leaves."""
@@ -460,7 +415,8 @@ class MacBudget:
         if not self._masked:
             return torch.ones((), dtype=torch.float64)
         masks = self.flat_masks()
-        return _Ratio.apply(masks, *self._on_and_live(masks), self)
+        on, live = self._on_and_live(masks)
+        return CostRatio.apply(masks, on, live, self.tables(masks.device), self.cost, self.dense_cost)
 
     def marginal_costs(self) -> Tensor:
         """``dratio/dM_b``, flat: the part of the cost that each mask entry alone adds, whatever its real value.
@@ -480,14 +436,12 @@ class MacBudget:
         """
         masks = self.flat_masks().detach() if masks is None else masks
         on, live = self._on_and_live(masks)
-        open_ = self.cost_tensor(on) / self.dense_cost - target > 0
-        return self._gradient(on, live, open_.double()).to(masks.dtype) * ste_derivative(masks)
+        above = self.cost_tensor(on) / self.dense_cost - target > 0
+        return self._gradient(on, live, above.double()).to(masks.dtype) * ste_derivative(masks)
 
     def _gradient(self, on: Tensor, live: Tensor, d_ratio: Tensor | float) -> Tensor:
         """``dratio/dM_b`` times ``d_ratio``: float64, zero in frozen masks."""
-        tables = self.tables(on.device)
-        marginal = tables.marginal(on) if self.cost is None else self.cost.marginal(tables, on)
-        return marginal * live * (d_ratio / self.dense_cost)
+        return self.cost.marginal(self.tables(on.device), on) * live * (d_ratio / self.dense_cost)
 
     @torch.no_grad()
     def _on_and_live(self, masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -523,9 +477,8 @@ class MacBudget:
         """One row a layer, in the order of execution."""
         tables = self._tables[torch.device("cpu")]
         on = self.flat_pattern().cpu().double() if self._masked else torch.empty(0, dtype=torch.float64)
-        _, needed = tables.needs(on)
-        macs = tables.macs(on).tolist()
-        n_in, n_out = tables.channels(on, needed)
+        n_in, n_out = tables.channels(on, tables.needs(on)[1])
+        macs = self._macs.layers(torch.arange(len(self.layers)), n_in, n_out).tolist()
         rows = []
         for i, (record, start) in enumerate(zip(self.layers, self.needs.literal_start, strict=True)):
             in_kept, out_kept, note = int(n_in[i]), int(n_out[i]), record.note

@@ -170,10 +170,10 @@ class PathFollower:
     A push of weight ``b`` takes ``lr * b * push`` off the masks, and with the slope of the straight-through estimator
     left out (it only says how fast a mask moves) the first to cross zero are those with the lowest ``M / push``. So the
     masks are put in that order, and as many of them cross as it takes to bring the ratio down to its path: one
-    bisection, all of it on the device. The others stay where they are, since only the order says what goes next; moving all would
-    bring them next to zero, where noise switches them. A mask that its gradients bring back gets what the push has
-    taken, and competes again. The path ends at the target, and so does the ratio. What other forces (weight decay) drop
-    below the target comes back too, best first.
+    bisection, all of it on the device. The others stay where they are, since only the order says what goes next; moving
+    all would bring them next to zero, where noise switches them. A mask that its gradients bring back gets what the
+    push has taken, and competes again. The path ends at the target, and so does the ratio. What other forces (weight
+    decay) drop below the target comes back too, best first.
 
     Args:
         target: ``psi*``.

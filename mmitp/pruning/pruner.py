@@ -24,8 +24,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mmitp.values import is_count, is_number
+
 from .budget import LayerRow, MacBudget
-from .cost import Cost, LatencyCost, make_cost
+from .cost import Cost, make_cost
 from .freeze import (
     Projection,
     cost_limit,
@@ -37,6 +39,7 @@ from .freeze import (
     require_finite,
     require_reachable,
 )
+from .latency import LatencyCost
 from .layers import masked_layers
 from .live import plan_live, require_channels, shrink_live
 from .masks import SIDE, MaskBank, MaskedLayer
@@ -67,7 +70,7 @@ OUTCOME = ("target", "divisor", "cost", "fill", "min_keep")
 
 
 class Clock(Protocol):
-    """What holds a latency budget to the clock, see :class:`mmitp.pruning.calibration.Calibration`."""
+    """What holds a latency budget to the clock, see :class:`mmitp.pruning.latency.Calibration`."""
 
     clock: float
     table: float
@@ -219,6 +222,7 @@ class InTrainPruner:
             require_channels(model)
             self.off = OffTimes()
         self.floor = floors(self.budget, self.min_keep)
+        self._floors_bind = int(self.floor.max()) > 1
         self.clock: Clock | None = None
         self.active = False
         self.position = 0
@@ -443,7 +447,7 @@ class InTrainPruner:
 
     def _keep_floors(self, usable: Tensor | None = None) -> None:
         """No layer falls below its floor: the highest masks of one that does are put just above zero."""
-        if int(self.floor.max()) <= 1:
+        if not self._floors_bind:
             return  # what the binarisation does by itself
         masks = self.budget.flat_masks().detach()
         low = highest(self.budget, masks, self._device.floor) & (masks <= 0)
@@ -759,24 +763,21 @@ def check_settings(
         ValueError: names the argument and what it may be.
     """
 
-    def number(value: Any) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-    if not (number(target) and 0 < target < 1):
+    if not (is_number(target) and 0 < target < 1):
         raise ValueError(f"target must be a fraction of the operations in (0, 1), got {target!r}")
-    if not (b == "auto" or number(b) and float(b) >= 0):
+    if not (b == "auto" or is_number(b) and float(b) >= 0):
         raise ValueError(f"b must be a finite number >= 0 or 'auto', got {b!r}")
-    if not (number(lr) and lr > 0):
+    if not (is_number(lr) and lr > 0):
         raise ValueError(f"lr must be a positive finite number, got {lr!r}")
-    if steps is not None and not (isinstance(steps, int) and steps > 0):
+    if steps is not None and not is_count(steps):
         raise ValueError(f"steps must be a positive number of optimizer steps, got {steps!r}")
     if b == "auto" and steps is None:
         raise ValueError("b='auto' needs steps, the number of optimizer steps that the window will have")
     if push not in (None, "plain", "balanced"):
         raise ValueError(f"push must be 'plain' or 'balanced', got {push!r}")
-    if not (number(min_keep) and 0 <= min_keep < 1):
+    if not (is_number(min_keep) and 0 <= min_keep < 1):
         raise ValueError(f"min_keep must be a part of a layer's channels in [0, 1), got {min_keep!r}")
-    if not (number(divisor) and divisor == int(divisor) and divisor >= 1):
+    if not (is_number(divisor) and divisor == int(divisor) and divisor >= 1):
         raise ValueError(f"divisor must be a positive whole number of channels, got {divisor!r}")
     if on_miss not in ("project", "error", "warn"):
         raise ValueError(f"on_miss must be 'project', 'error' or 'warn', got {on_miss!r}")

@@ -1,4 +1,4 @@
-"""What a training leaves in its work folder: scalars, config, the freeze's record, slimmed networks, results, versions."""
+"""What a training leaves in its work folder: scalars, config, the freeze's record, slimmed networks, results."""
 
 from __future__ import annotations
 
@@ -192,14 +192,15 @@ def _read_scalars(run: RunRecord, logs: list[Path]) -> None:
             elif "iter" in line and "lr" in line:
                 train[line["step"]] = line
             else:
-                validations[line["step"]] = _numbers({k: v for k, v in line.items() if k not in _NO_METRIC})
+                metrics = {k: v for k, v in line.items() if not k.startswith(_NO_METRIC)}
+                validations.setdefault(line["step"], {}).update(_numbers(metrics))
         if damaged:
             run.remarks.append(f"{log.relative_to(run.folder)}: {_lines(damaged)} left out")
     run.train = [train[step] for step in sorted(train)]
     run.validations = [(step, metrics) for step, metrics in sorted(validations.items()) if metrics]
 
 
-_NO_METRIC = ("step", "data_time", "time")
+_NO_METRIC = ("step", "data_time", "time", "channels_kept/")  # the last are PruneHook's, at the freeze
 
 
 def _lines(count: int) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from mmitp.files import write_whole
 
 __all__ = ["plot_budget", "plot_channels", "plot_hw_losses", "plot_robustness"]
 
@@ -18,9 +21,12 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, out_path: str | Path) -> Path:
-    path = Path(out_path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    path, drawn = Path(out_path), io.BytesIO()
+    known = figure.canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in known:
+        raise ValueError(f"{path}: the ending says what to draw, one of {', '.join(sorted(known))}")
+    figure.savefig(drawn, dpi=120, format=path.suffix[1:].lower())
+    write_whole(path, drawn.getbuffer())
     return path
 
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from mmitp.files import write_whole
+
 __all__ = ["DrawnBox", "draw_side_by_side", "save_gt_vs_pred"]
 
 _GREEN, _BLUE, _GREY = (60, 200, 60), (255, 120, 30), (150, 150, 150)  # BGR
@@ -136,7 +138,7 @@ def save_gt_vs_pred(
     width = max(row.shape[1] for row in rows)
     rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     path = Path(out_path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), np.concatenate(rows)):
+    if not cv2.haveImageWriter(str(path)):
         raise ValueError(f"{path} could not be written as an image")
+    write_whole(path, cv2.imencode(path.suffix, np.concatenate(rows))[1].tobytes())
     return path

@@ -125,9 +125,12 @@ def test_where_results_go_is_said_once(capsys: pytest.CaptureFixture[str]) -> No
     assert "required: --out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("package", "extra"), [("mmdet", "mm"), ("onnxruntime", "export")])
-def test_a_package_that_is_not_installed_is_named_with_its_extra(
-    package: str, extra: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("package", "how"),
+    [("torch", "torch numpy"), ("mmdet", '"mmitp[mm]"'), ("onnxruntime", '"mmitp[export]"')],
+)
+def test_a_package_that_is_not_installed_is_named_with_what_brings_it(
+    package: str, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @command
     def main(argv: object = None) -> None:
@@ -135,9 +138,8 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(
 
     with pytest.raises(SystemExit, match="2"):
         main([])
-    assert f'{package} is not installed, which this command needs: pip install "mmitp[{extra}]"' in (
-        capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert f"{package} is not installed, which this command needs: pip install {how} (docs/faq.md)" in said
 
 
 @pytest.mark.parametrize(

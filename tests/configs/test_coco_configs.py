@@ -1,4 +1,4 @@
-"""configs/coco and configs/bccd on eight small photos in COCO's format: train, prune, slim, test under attack, export."""
+"""configs/coco and configs/bccd on eight small photos: train, prune, slim, test under attack, export."""
 
 import json
 from pathlib import Path
@@ -36,8 +36,8 @@ RESNET = [
 ROI = "model.roi_head.bbox_head"
 SMALL = {
     "coco/retinanet_r50_fpn_prune50_8xb2-1x_coco": [
-        *RESNET, "model.bbox_head.in_channels=16", "model.bbox_head.feat_channels=16", "model.bbox_head.stacked_convs=1",
-        "model.test_cfg.score_thr=0.0", "model.test_cfg.max_per_img=10",
+        *RESNET, "model.bbox_head.in_channels=16", "model.bbox_head.feat_channels=16",
+        "model.bbox_head.stacked_convs=1", "model.test_cfg.score_thr=0.0", "model.test_cfg.max_per_img=10",
     ],
     "coco/faster-rcnn_r50_fpn_prune50_8xb2-1x_coco": [
         *RESNET, "model.rpn_head.in_channels=16", "model.rpn_head.feat_channels=16", f"{ROI}.in_channels=16",

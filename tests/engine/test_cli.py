@@ -83,6 +83,29 @@ def test_what_mmengine_says_of_a_config_is_the_users(capsys: pytest.CaptureFixtu
     assert "unexpected keyword argument 'targett'" in text
 
 
+def test_what_other_peoples_classes_say_of_a_config_is_the_users(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+    from mmengine.optim import build_optim_wrapper
+    from mmengine.registry import MODELS
+
+    def optimizer() -> None:
+        build_optim_wrapper(torch.nn.Linear(1, 1), dict(optimizer=dict(type="SGD", lr=-1)))
+
+    status, text = answer(optimizer, capsys)
+    assert (status, text) == (
+        2,
+        "test_cli.py: the config's 'SGD' cannot be built: ValueError: Invalid learning rate: -1\n",
+    )
+
+    @MODELS.register_module(force=True)
+    class Broken:
+        def __init__(self) -> None:
+            exec("raise AttributeError('deep inside a library')")
+
+    status, text = answer(lambda: MODELS.build(dict(type="Broken")), capsys)
+    assert (status, "'Broken' cannot be built: AttributeError" in text) == (2, True)
+
+
 def lacking() -> None:
     {}["key"]  # type: ignore[index]
 
@@ -154,13 +177,16 @@ CIFAR = str(Path(__file__).parents[2] / "configs" / "cifar10" / "resnet20_cifar1
         ("train", [CIFAR, "--cfg-options", "optim_wraper.x=1"], "the nearest is 'optim_wrapper'"),
         ("train", [CIFAR, "--launcher", "pytorch"], "RANK, WORLD_SIZE, MASTER_ADDR not set"),
         ("train", ["empty.py"], "there is nothing to train on"),
+        ("train", [CIFAR, "--cfg-options", "train_dataloader.batch_size=0"], "batch_size must be a whole number of at"),
+        ("slim", ["empty.py", "text.txt", "out"], "empty.py has no model: there is nothing to slim"),
+        ("export", ["empty.py", "text.txt", "out.pt"], "empty.py has no model: there is nothing to export"),
         ("test", ["empty.py", "text.txt"], "there is nothing to test on"),
         ("test", [CIFAR, "nofile.pth"], "no checkpoint file 'nofile.pth'"),
         ("slim", [CIFAR, "nofile.pth", "out"], "not 'mmitp.MaskedModel'"),
         ("slim", [CIFAR, "nofile.pth", "text.txt"], "cannot be written"),
         ("export", [CIFAR, "nofile.pth", "."], "is a folder"),
         ("export", [CIFAR, "nofile.pth", "out.onnx"], "no checkpoint file 'nofile.pth'"),
-        ("prune_report", ["empty.py"], "describes no model"),
+        ("prune_report", ["empty.py"], "has no model: there is nothing to report on"),
         ("prune_report", ["mmdet::no/such_config"], "mmdet has no config"),
         ("check_signs", ["nofolder"], "nofolder"),
         ("eval_kitti", ["nofolder", "."], "nofolder is not a folder"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,24 @@ def test_keys_that_something_takes_may_be_new(option: str, said: int, monkeypatc
         node = node[int(part)] if part.isdecimal() else node[part]
     assert str(node) in (value, "['head']")
     assert len(lines) == said
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("train_dataloader.batch_size=0", "train_dataloader.batch_size must be a whole number of at least 1, got 0"),
+        ("val_dataloader.num_workers=-1", "val_dataloader.num_workers must be a whole number of at least 0, got -1"),
+        ("train_cfg.max_epochs=0", "train_cfg.max_epochs must be a whole number of at least 1, got 0"),
+        ("train_cfg.max_epochs=2.5", "train_cfg.max_epochs must be a whole number of at least 1, got 2.5"),
+        ("optim_wrapper.accumulative_counts=0", "optim_wrapper.accumulative_counts must be a whole number"),
+        ("optim_wrapper.optimizer.lr=nan", "optim_wrapper.optimizer.lr is NaN"),
+        ("custom_hooks.0.lr=nan", "custom_hooks.0.lr is NaN"),
+    ],
+)
+def test_values_that_make_no_run_are_refused(option: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "print_log", lambda text, **_: None)
+    with pytest.raises(ValueError, match=re.escape(f"{CONFIG}: {says}")):
+        load_config(CONFIG, [option])
 
 
 @pytest.mark.parametrize(

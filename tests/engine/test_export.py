@@ -200,13 +200,14 @@ def test_torch_formats_take_any_batch(tmp_path: Path, ending: str) -> None:
 
 
 def test_a_file_that_computes_something_else_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def off(network: export_module.RawOutputs, out: str, batch: int | None) -> object:
-        Path(out).touch()
-        return lambda images: [1.001 * o for o in network(images)]
+    def off(network: export_module.RawOutputs, batch: int | None, cfg: Config) -> object:
+        return b"", lambda images: [1.001 * o for o in network(images)]
 
-    monkeypatch.setattr(export_module, "_write_traced", off)
-    with pytest.raises(RuntimeError, match=r"differs from torch by 0.001"):
+    monkeypatch.setattr(export_module, "_traced", off)
+    (tmp_path / "net.pt").write_text("the former one")
+    with pytest.raises(RuntimeError, match=r"would differ from torch by 0.001"):
         export_checkpoint(classifier(), save(classifier(), tmp_path / "w.pth"), str(tmp_path / "net.pt"), (32, 32))
+    assert (tmp_path / "net.pt").read_text() == "the former one"
 
 
 def test_a_missing_shape_a_wrong_ending_and_another_networks_weights_are_named(tmp_path: Path) -> None:

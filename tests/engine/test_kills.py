@@ -88,7 +88,7 @@ def while_saving(number, part):
             if seen[0] >= number:
                 die()
         elif part == "unnamed":
-            saving.os.replace = lambda *_: die()
+            os.replace = lambda *_: die()
             write(path, content)
         else:
             Path(f"{path}.part").write_bytes(bytes(content)[: int(len(content) * part)])

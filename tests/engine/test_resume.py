@@ -15,7 +15,8 @@ from toy_config import VALIDATION, same, tiny_config
 
 from mmitp.engine.resume import newest_good
 from mmitp.engine.run import build_runner
-from mmitp.engine.saving import GRADIENTS, write_whole
+from mmitp.engine.saving import GRADIENTS
+from mmitp.files import write_whole
 
 STATES = ("state_dict", "optimizer", "param_schedulers", "mmitp_prune_hook")
 

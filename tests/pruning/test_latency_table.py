@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from mmitp.pruning.cost import LatencyCost
-from mmitp.pruning.latency_table import TABLE_FORMAT, check_latency_table
+from mmitp.pruning.latency import TABLE_FORMAT, LatencyCost, check_latency_table
 
 LAYER = dict(
     inputs=[1, 4, 8], outputs=[1, 16], ns=[[1.0, 2.0], [3, 4.0], [5.0, 6.0]], gather=0.5, scatter=0.0, element=0,
@@ -36,7 +35,11 @@ def test_a_whole_table_passes():
         ("layers.conv.ns", [[1.0, 2.0], [3.0, "4"], [5.0, 6.0]], r"layers.conv.ns\[1\] must be 2 times"),
         ("layers.conv.ns", [[1.0, 2.0], [3.0, 4.0], [5.0, -6.0]], r"layers.conv.ns\[2\] must be 2 times"),
         ("layers.conv.gather", None, "layers.conv.gather must be a time"),
-        ("layers.conv.n_out", 1.5, "layers.conv.n_out must be a whole number"),
+        ("layers.conv.n_out", 1.5, "layers.conv.n_out must be the last number of channels of 'outputs'"),
+        ("layers.conv.n_in", 9, "layers.conv.n_in must be the last number of channels of 'inputs', or"),
+        ("batch", 0, "batch must be a whole number of images"),
+        ("shape", [32], "shape must be two whole numbers"),
+        ("machine", 7, "machine must be a name"),
         ("layers.conv.pair_macs", float("inf"), "layers.conv.pair_macs must be a number"),
     ],
 )

@@ -8,6 +8,7 @@ from torch import nn
 
 from mmitp.pruning import InTrainPruner, MacBudget, mask_model, masked_layers, project, share_masks
 from mmitp.pruning.check import counted_macs
+from mmitp.pruning.cost import ParameterCost
 from mmitp.pruning.divisor import Divisor
 from mmitp.pruning.live import shrink_live
 from mmitp.pruning.progressive import OffTimes, entries_to_keep, note_cut, plan_cut
@@ -150,6 +151,19 @@ def test_a_cut_leaves_multiples_of_the_divisor_the_floors_and_the_target_in_reac
             assert all(layer.prune_mask.numel() >= min_keep * 16 for layer in masked_layers(model).values())
             found = project(budget, 0.6, fill=True, divisor=divisor, min_keep=min_keep)
             assert found.ratio <= 0.6
+
+
+def test_a_budget_of_parameters_stays_exact_over_a_cut():
+    model = masked()
+    budget = MacBudget(model, X, cost=ParameterCost())
+    dense = sum(p.numel() for p in Net().parameters())
+    for seed in (1, 2):
+        switch_off(model, 0.3, seed)
+        kept = budget.kept_cost()
+        cut(model, budget, keep=entries_to_keep(budget, ~budget.flat_pattern(), 0.4))
+        assert (budget.dense_cost, budget.kept_cost()) == (dense, kept)
+    small = InTrainPruner(model, X, 0.4, b=1.0, budget=budget).slim()
+    assert sum(p.numel() for p in small.parameters()) == kept
 
 
 def test_nothing_is_cut_where_the_target_would_get_out_of_reach():

@@ -11,6 +11,7 @@ import cv2
 
 from mmitp.datasets.scenes.geometry import KITTI_SIZE
 from mmitp.datasets.scenes.rendering import render_scene
+from mmitp.files import write_whole
 
 
 def is_validation_frame(index: int, fraction: float) -> bool:
@@ -50,13 +51,16 @@ def write_scenes(
         raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
     root = Path(out)
     images, labels, splits = root / "training" / "image_2", root / "training" / "label_2", root / "ImageSets"
+    stamp = root / "scenes.json"
+    stamp.unlink(missing_ok=True)  # it says of whole sets how they were made
     for folder in (images, labels, splits):
         folder.mkdir(parents=True, exist_ok=True)
     for index in range(frames):
         scene = render_scene(seed, index, size)
-        cv2.imwrite(str(images / f"{index:06d}.png"), scene.image, [cv2.IMWRITE_PNG_COMPRESSION, 2])
+        encoded = cv2.imencode(".png", scene.image, [cv2.IMWRITE_PNG_COMPRESSION, 2])[1]
+        write_whole(images / f"{index:06d}.png", encoded.tobytes(), durable=False)
         text = "".join(label.line() + "\n" for label in scene.labels)
-        (labels / f"{index:06d}.txt").write_text(text, encoding="ascii")
+        write_whole(labels / f"{index:06d}.txt", text, durable=False)
         if progress is not None:
             progress(index + 1)
     held_out = [is_validation_frame(i, val_fraction) for i in range(frames)]
@@ -66,9 +70,7 @@ def write_scenes(
         ("trainval", [True] * frames),
     ):
         ids = "".join(f"{i:06d}\n" for i in range(frames) if keep[i])
-        (splits / f"{name}.txt").write_text(ids, encoding="ascii")
-    (root / "scenes.json").write_text(
-        json.dumps({"frames": frames, "seed": seed, "size": list(size), "val_fraction": val_fraction}) + "\n",
-        encoding="ascii",
-    )
+        write_whole(splits / f"{name}.txt", ids)
+    arguments = {"frames": frames, "seed": seed, "size": list(size), "val_fraction": val_fraction}
+    write_whole(stamp, json.dumps(arguments) + "\n")
     return root

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from mmitp.attacks import attack_mode, check_pixels, fgsm_rs, n_fgsm, pgd
 from mmitp.attacks.arguments import Norm
 from mmitp.attacks.gradient import LossFn
-from mmitp.attacks.mode import BatchNormMode, DropoutMode
+from mmitp.attacks.mode import BatchNormMode, DropoutMode, check_mode
 from mmitp.engine.attack import (
     ImageBatch,
     PixelUnits,
@@ -32,6 +31,7 @@ from mmitp.engine.attack import (
     unwrap,
 )
 from mmitp.registry import HOOKS
+from mmitp.values import is_count, is_number
 
 Attack = Literal["fgsm_rs", "n_fgsm", "pgd"]
 DataBatch = dict | tuple | list | None
@@ -107,10 +107,17 @@ class AdversarialHook(Hook):
         pixel_range: float = 255.0,
         seed: int | None = None,
     ) -> None:
-        if not 0 < pixel_range < math.inf:
-            raise ValueError(f"pixel_range, the value of full white, must be positive and finite, got {pixel_range}")
-        if not (begin >= 0 and warmup >= 0 and (end is None or end > begin)):
-            raise ValueError(f"the attack's window is empty: begin={begin}, end={end}, warmup={warmup}")
+        if not (is_number(pixel_range) and pixel_range > 0):
+            raise ValueError(f"pixel_range, the value of full white, must be positive and finite, got {pixel_range!r}")
+        if not (is_number(begin, 0) and is_number(warmup, 0) and (end is None or is_number(end) and end > begin)):
+            raise ValueError(f"the attack's window is empty: begin={begin!r}, end={end!r}, warmup={warmup!r}")
+        if not isinstance(by_epoch, bool):
+            raise ValueError(f"by_epoch must be True or False, got {by_epoch!r}")
+        if not (seed is None or is_count(seed, 0)):
+            raise ValueError(f"seed must be a whole number of at least 0, or None for the runner's, got {seed!r}")
+        if losses is not None and not (isinstance(losses, (list, tuple)) and losses and all(map(_is_pattern, losses))):
+            raise ValueError(f"losses must be a list of at least one pattern, or None for all, got {losses!r}")
+        check_mode(batchnorm, dropout)
         self.eps, self.norm, self.losses, self.pixel_range, self.seed = eps, norm, losses, pixel_range, seed
         self.begin, self.end, self.warmup, self.by_epoch = begin, end, warmup, by_epoch
         self.batchnorm, self.dropout = batchnorm, dropout
@@ -153,7 +160,7 @@ class AdversarialHook(Hook):
         doubts = check_pixels(eps=self.eps, alpha=alpha, norm=self.norm, steps=steps, noise=noise)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        return doubts
+        return doubts if self.eps else [*doubts, "eps=0 attacks nothing: the images stay what they are"]
 
     def switch(self, attack: Attack, *, alpha: float, steps: int = 1, noise: float = 2.0) -> None:
         """Like :meth:`set_attack` for a change in mid-run: it is kept in checkpoints and survives a resume."""
@@ -396,6 +403,10 @@ class AdversarialHook(Hook):
                 logger="current",
                 level=logging.WARNING,
             )
+
+
+def _is_pattern(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _where(samples: Sequence[Any] | None, index: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,6 +19,7 @@ from mmitp.engine.hooks.adversarial_hook import AdversarialHook
 from mmitp.pruning.rng import kept_rng
 from mmitp.pruning.verify import eval_mode
 from mmitp.registry import HOOKS
+from mmitp.values import is_count
 
 Action = Literal["warn", "restore", "switch", "restore_switch", "stop"]
 
@@ -90,10 +91,15 @@ class CollapseGuardHook(Hook):
             raise ValueError(f"action must be one of {get_args(Action)}, got {action!r}")
         if source not in ("auto", "val", "train"):
             raise ValueError(f"source must be 'auto', 'val' or 'train', got {source!r}")
-        if not min(interval, num_batches, steps) >= 1:
+        if not (is_count(interval) and is_count(num_batches) and is_count(steps)):
             raise ValueError(
-                f"interval, num_batches and steps must be at least 1, got {interval}, {num_batches}, {steps}"
+                f"interval, num_batches and steps must be whole numbers of at least 1, got {interval!r}, "
+                f"{num_batches!r}, {steps!r}"
             )
+        if not isinstance(by_epoch, bool):
+            raise ValueError(f"by_epoch must be True or False, got {by_epoch!r}")
+        if not (switch_to is None or isinstance(switch_to, Mapping)):
+            raise ValueError(f"switch_to must be a dictionary of an attack's settings, got {switch_to!r}")
         check_arguments(eps=1.0, alpha=alpha, steps=steps)
         self.rule = CollapseRule(drop, gap)
         self.interval, self.by_epoch, self.source, self.num_batches = interval, by_epoch, source, num_batches

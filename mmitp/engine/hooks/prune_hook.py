@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,12 +22,12 @@ from torch import Tensor, nn
 from mmitp.engine.attack import unwrap
 from mmitp.engine.example import blank_example, example_inputs
 from mmitp.engine.surgery import require_same_training, require_slimmable, slim_runner, without_runner_hooks
+from mmitp.files import write_whole
 from mmitp.models.slim_config import is_masked, slim_config
 from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, SlimPlan, masked_layers
-from mmitp.pruning.calibration import Calibration
-from mmitp.pruning.cost import Cost, LatencyCost, make_cost
+from mmitp.pruning.cost import Cost, make_cost
 from mmitp.pruning.freeze import NotFinite
-from mmitp.pruning.latency import clock_ratio, processor
+from mmitp.pruning.latency import Calibration, LatencyCost, clock_ratio, processor
 from mmitp.pruning.live import plan_live
 from mmitp.pruning.masks import weights_of
 from mmitp.pruning.progressive import restore_cut
@@ -42,6 +43,7 @@ from mmitp.pruning.pruner import (
     require_same_layout,
 )
 from mmitp.registry import HOOKS
+from mmitp.values import is_number, is_size
 
 STATE_KEY = "mmitp_prune_hook"
 
@@ -50,6 +52,9 @@ STOPPED = "stopped.pth"
 
 #: A latency budget is compared with the clock so many times in the window: some seconds each.
 CALIBRATIONS = 10
+
+#: The log says so many times in the window how far the masks have come.
+PROGRESS = 10
 
 
 @HOOKS.register_module()
@@ -79,10 +84,10 @@ class PruneHook(Hook):
             rounding (see :mod:`mmitp.pruning.live`). Checkpoints hold the small network from then on; they resume, and
             ``<work_dir>/slim/config.py`` loads them like any config.
         cost: what ``target`` is a fraction of: ``'macs'``, ``'params'``, or measured latency,
-            ``dict(type='latency', table='table.json', margin=0.1)`` with a table from ``tools/profile_latency.py``
-            (see :class:`mmitp.pruning.cost.LatencyCost`). On the table's machine the run ends at or under the target
+            ``dict(type='latency', table='table.json', margin=0.1)`` with a table from ``mmitp profile``
+            (see :class:`mmitp.pruning.latency.LatencyCost`). On the table's machine the run ends at or under the target
             by the clock: slimmed copies are timed beside the dense network ten times in the window and at the freeze
-            (see :class:`mmitp.pruning.calibration.Calibration`). On another one, where its times cannot be checked, the
+            (see :class:`mmitp.pruning.latency.Calibration`). On another one, where its times cannot be checked, the
             table less its margin is believed, and a warning says so.
         push: ``'plain'`` (the paper's; the default for a fixed ``b``) or ``'balanced'`` (the default for ``'auto'``).
         min_keep: part of its input channels that every layer keeps at least; 0 is one channel (the paper's).
@@ -125,8 +130,8 @@ class PruneHook(Hook):
             check_settings(target, b, lr, 1, push, min_keep, divisor, on_miss)
         except ValueError as error:
             raise ValueError(f"PruneHook {error}") from None
-        if not (0 <= begin < math.inf and 0 < end < math.inf) or _is_part(begin) == _is_part(end) and begin >= end:
-            raise ValueError(f"PruneHook needs 0 <= begin < end, got begin={begin}, end={end}")
+        if not (is_number(begin, 0) and is_number(end, 0)) or _is_part(begin) == _is_part(end) and begin >= end:
+            raise ValueError(f"PruneHook needs 0 <= begin < end, got begin={begin!r}, end={end!r}")
         for name, value in (("begin", begin), ("end", end)):
             if value != int(value) and not _is_part(value):
                 raise ValueError(f"PruneHook {name} must be whole, or a part of the run below 1, got {value}")
@@ -144,8 +149,8 @@ class PruneHook(Hook):
             if not slim_at_end:
                 raise ValueError("PruneHook slim_every needs slim_at_end=True: it slims on the way there")
         self.slim_every = slim_every
-        if input_shape is not None and len(input_shape) != 2:
-            raise ValueError(f"PruneHook input_shape must be (H, W), got {input_shape}")
+        if input_shape is not None and not is_size(input_shape):
+            raise ValueError(f"PruneHook input_shape must be two whole numbers of pixels (H, W), got {input_shape!r}")
         self.target, self.slim_at_end, self.interval = float(target), slim_at_end, interval
         self.window = (begin, end)
         self.begin, self.end = begin, end  # in whole epochs or iterations once the run's length is known
@@ -165,6 +170,7 @@ class PruneHook(Hook):
         self._dense: nn.Module | None = None  # of a network resumed after a cut, until its budget is made
         self._best_rules: dict[CheckpointHook, Any] = {}
         self._steps_now = False
+        self._window_since: tuple[int, float] | None = None  # steps done, and the time, as the window was entered
 
     @property
     def budget(self) -> MacBudget | None:
@@ -226,6 +232,9 @@ class PruneHook(Hook):
         if self.interval == "epoch":
             self.window_steps = min(self.window_steps, end - begin)
         self.calibrate_every = max(self.window_steps // CALIBRATIONS, 1)
+        after = "the slimmed network" if self.slim_at_end else "the network with fixed masks"
+        rest = f", {after} in those from {end + 1} on" if end < last else ""
+        self.logger.info(f"PruneHook: masks train in {unit} {begin + 1} to {end} of {last}{rest}")
         if self._pending is not None:
             self._require_same_outcome(self._pending)
             if isinstance(self.cost, LatencyCost) and self._state.get("counted") is not None:
@@ -422,7 +431,9 @@ class PruneHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
         if self._is_logged(runner, batch_idx):
-            self._tell_progress(runner)
+            self._log(runner)
+        if self._steps_now and self.pruner is not None:
+            self._tell_progress(self.pruner.position)
         if self.by_iter and not self.frozen and runner.iter + 1 >= self.end:
             self._freeze(runner)
             if self.slim_at_end:
@@ -436,7 +447,7 @@ class PruneHook(Hook):
         due = any(self.every_n_inner_iters(batch_idx, n) or self.every_n_train_iters(runner, n) for n in intervals)
         return due or self.end_of_epoch(runner.train_dataloader, batch_idx) or runner.iter + 1 == runner.max_iters
 
-    def _tell_progress(self, runner: Runner) -> None:
+    def _log(self, runner: Runner) -> None:
         ratio, hub = self._ratio(), runner.message_hub
         hub.update_scalar("train/ops_kept", ratio)
         hub.update_scalar("train/L_HW", max(ratio - self.target, 0.0))
@@ -446,6 +457,21 @@ class PruneHook(Hook):
             if path is not None:
                 hub.update_scalar("train/b", float(path.push) / self.pruner.lr)
                 hub.update_scalar("train/ops_path", path.wanted(self.pruner.position - 1))
+
+    def _tell_progress(self, done: int) -> None:
+        """The share kept, the target and the time left to the freeze."""
+        now = time.perf_counter()
+        if self._window_since is None:
+            self._window_since = done, now
+        since, start = self._window_since
+        if done == since or done % max(self.window_steps // PROGRESS, 1):
+            return
+        left = timedelta(seconds=round((now - start) / (done - since) * max(self.window_steps - done, 0)))
+        assert self.budget is not None
+        self.logger.info(
+            f"PruneHook: masks train, step {done} of {self.window_steps}: {self._ratio():.4f} of the "
+            f"{self.budget.what}, target {self.target}; they freeze in about {left}"
+        )
 
     def after_train_epoch(self, runner: Runner) -> None:
         if not self.by_iter and not self.frozen and runner.epoch + 1 >= self.end:
@@ -511,8 +537,7 @@ class PruneHook(Hook):
                 step=runner.iter + 1,
             )
         if is_main_process():
-            with open(os.path.join(runner.work_dir, "pruning.json"), "w", encoding="utf-8") as file:
-                json.dump(report.to_dict(), file, indent=1)
+            write_whole(os.path.join(runner.work_dir, "pruning.json"), json.dumps(report.to_dict(), indent=1))
 
     def _cut(self, runner: Runner) -> None:
         """Progressive slimming, between two iterations."""
@@ -554,9 +579,7 @@ class PruneHook(Hook):
             self.pruner.detach()
         self.slimmed, self.pruner, self.masks, self.calibration = slim, None, {}, None
         if is_main_process() and is_masked(runner.cfg.get("model", {})):
-            folder = os.path.join(runner.work_dir, "slim")
-            os.makedirs(folder, exist_ok=True)
-            slim_config(runner.cfg, plan).dump(os.path.join(folder, "config.py"))
+            write_whole(os.path.join(runner.work_dir, "slim", "config.py"), slim_config(runner.cfg, plan).pretty_text)
 
     # -- evaluation and checkpoints
 

@@ -44,7 +44,8 @@ def record_graph(model: nn.Module, example_inputs: Any, more_examples: Sequence[
         more_examples: inputs of other sizes or batches. A channel that any of the passes needs is needed.
 
     Raises:
-        ValueError: the pass runs no convolution or linear layer, or returns no tensor.
+        ValueError: the pass runs no convolution or linear layer, or returns no tensor; the model does not run on such
+            an input at all.
     """
     recorder = _Recorder(model)
     try:
@@ -54,9 +55,31 @@ def record_graph(model: nn.Module, example_inputs: Any, more_examples: Sequence[
                 if next(tensors_in(out), None) is None:
                     kind = type(out).__name__
                     raise ValueError(f"the forward pass of {type(model).__name__} returned no tensor ({kind})")
+    except Exception as error:
+        recorder.clear()
+        _require_runs(model, (example_inputs, *more_examples), error)
+        raise
     finally:
         recorder.clear()
     return recorder.finish()
+
+
+def _require_runs(model: nn.Module, examples: Sequence[Any], seen: Exception) -> None:
+    """Tells an input that the model is not made for from a fault of the recorder's.
+
+    Raises:
+        ValueError: the model does not run on one of the examples when nobody looks, either.
+    """
+    with eval_mode(model), kept_rng(), torch.no_grad():
+        for example in examples:
+            try:
+                call_model(model, example)
+            except Exception as error:  # whatever a foreign model raises
+                shapes = " and ".join(str(tuple(t.shape)) for t in tensors_in(example)) or "this input"
+                reason = (str(error).splitlines() or [""])[0]
+                raise ValueError(
+                    f"{type(model).__name__} does not run on {shapes}: {type(error).__name__}: {reason}"
+                ) from seen
 
 
 class _Recorder(TorchFunctionMode):

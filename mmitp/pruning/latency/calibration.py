@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .budget import MacBudget
+from ..budget import MacBudget
+from ..freeze import Projection, lowest_pattern, project
 from .cost import LatencyCost
-from .freeze import Projection, lowest_pattern, project
 
 #: The same network measured twice differs by about so much: what is to be at the target later is below it by that now.
 SPREAD = 0.01

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
+
+from mmitp.values import is_count, is_number, is_size
 
 #: What a latency table's file must say of itself.
 TABLE_FORMAT = 1
 
 
 def read_latency_table(path: str) -> dict[str, Any]:
-    """Reads a file of ``tools/profile_latency.py``.
+    """Reads a file of ``mmitp profile``.
 
     Raises:
         ValueError: the file is no JSON.
@@ -21,14 +22,15 @@ def read_latency_table(path: str) -> dict[str, Any]:
     with open(path, encoding="utf-8") as file:
         try:
             return json.load(file)
-        except ValueError as error:  # no text, no JSON
+        except (ValueError, RecursionError) as error:  # no text, no JSON, brackets without end
             raise ValueError(f"{path} is no latency table, for it is no JSON: {error}") from error
 
 
 def check_latency_table(table: Any, source: str) -> None:
-    """Looks at a whole table, as ``tools/profile_latency.py`` writes it.
+    """Looks at a whole table, as ``mmitp profile`` writes it.
 
-    Channel numbers rise from 1 or more, every layer has a time for each pair of them, and no time is negative.
+    Channel numbers rise from 1 or more to those of the layer, every layer has a time for each pair of them, and no time
+    is negative.
 
     Args:
         table: read from JSON.
@@ -43,9 +45,16 @@ def check_latency_table(table: Any, source: str) -> None:
         raise ValueError(f"{source}: {key} must be {what}, got {shown if len(shown) < 80 else shown[:77] + '...'}")
 
     if not isinstance(table, Mapping) or table.get("format") != TABLE_FORMAT:
-        raise ValueError(f"{source} is no latency table of format {TABLE_FORMAT} (tools/profile_latency.py writes one)")
+        raise ValueError(f"{source} is no latency table of format {TABLE_FORMAT} (mmitp profile writes one)")
     if not _is_time(table.get("constant")):
         refuse("constant", "a time in ns, finite and not negative", table.get("constant"))
+    if not is_count(table.get("batch", 1)):
+        refuse("batch", "a whole number of images, at least 1", table["batch"])
+    if not is_size(table.get("shape", [1, 1])):
+        refuse("shape", "two whole numbers of pixels (H, W)", table["shape"])
+    for key in ("machine", "device"):
+        if not isinstance(table.get(key, ""), str):
+            refuse(key, "a name", table[key])
     layers = table.get("layers")
     if not isinstance(layers, Mapping) or not layers:
         refuse("layers", "a dictionary with at least one layer", layers)
@@ -56,7 +65,7 @@ def check_latency_table(table: Any, source: str) -> None:
             refuse(where, "a dictionary", entry)
         for key in ("inputs", "outputs"):
             axis = entry.get(key)
-            if not isinstance(axis, list) or not axis or not all(map(_is_count, axis)):
+            if not isinstance(axis, list) or not axis or not all(map(is_count, axis)):
                 refuse(f"{where}.{key}", "a list of whole numbers of channels, at least 1", axis)
             if any(a >= b for a, b in zip(axis, axis[1:], strict=False)):
                 refuse(f"{where}.{key}", "rising numbers of channels", axis)
@@ -69,16 +78,14 @@ def check_latency_table(table: Any, source: str) -> None:
         for key in ("gather", "scatter", "element"):
             if not _is_time(entry.get(key)):
                 refuse(f"{where}.{key}", "a time in ns, finite and not negative", entry.get(key))
-        for key in ("n_in", "n_out"):
-            if not _is_count(entry.get(key)):
-                refuse(f"{where}.{key}", "a whole number of channels, at least 1", entry.get(key))
+        n_in, n_out = entry.get("n_in"), entry.get("n_out")
+        if not is_count(n_in) or n_in % entry["inputs"][-1]:
+            refuse(f"{where}.n_in", "the last number of channels of 'inputs', or of its groups together", n_in)
+        if not is_count(n_out) or n_out != entry["outputs"][-1]:
+            refuse(f"{where}.n_out", "the last number of channels of 'outputs'", n_out)
         if not _is_time(entry.get("pair_macs")):
             refuse(f"{where}.pair_macs", "a number of operations, finite and not negative", entry.get("pair_macs"))
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 def _is_time(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+    return is_number(value, 0)
