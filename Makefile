@@ -1,4 +1,4 @@
-# make demo | make test | make lint | make docs | make clean: each sets up the virtual environment .venv by itself.
+# make demo | make test | make fuzz | make lint | make docs | make clean: each sets up the environment .venv by itself.
 # Wants only make and Python >= 3.10. To choose another interpreter or other wheels (torch's CPU wheels, say, which spare
 # a machine without CUDA gigabytes; their index is named in torch's own installation guide):
 #   make test PYTHON=python3.12 PIP_ARGS="--extra-index-url INDEX"
@@ -16,7 +16,7 @@ export GOMP_SPINCOUNT := 10000
 
 HALF := tests/engine tests/attacks tests/integration
 
-.PHONY: demo test lint docs clean setup
+.PHONY: demo test fuzz lint docs clean setup
 
 demo: setup
 	$(BIN)/python tools/demo.py
@@ -27,6 +27,10 @@ test: lint
 	$(BIN)/python -m pytest $(HALF) > $(VENV)/half.log 2>&1 & half=$$!; \
 	$(BIN)/python -m pytest tests $(HALF:%=--ignore=%); rest=$$?; \
 	wait $$half; half=$$?; cat $(VENV)/half.log; exit $$((half + rest))
+
+# The tests of strange input with a hundred times the examples, new ones every time: about ten minutes of a core.
+fuzz: setup
+	OMP_NUM_THREADS=1 MMITP_FUZZ=100 $(BIN)/python -m pytest tests/test_fuzz.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,12 +1,11 @@
 """The guide's example: RTMDet-tiny on BCCD, dense and pruned in the same processor time, tested clean and under attack.
 
-    python benchmarks/bccd.py run configs/bccd/rtmdet_tiny_bccd.py [--seed 0] [--eps 2] [--work-dir DIR]
+    python benchmarks/bccd.py configs/bccd/rtmdet_tiny_bccd.py [--seed 0] [--eps 2] [--work-dir DIR]
         [--metrics benchmarks/bccd/rtmdet_tiny_bccd_s0.json] [--cfg-options KEY=VALUE ...]
-    python benchmarks/bccd.py table [--check]
 
-``run`` trains as ``detector_run.py`` does (one thread, data loading in the same process, validation left out of the
+It trains as ``detector_run.py`` does (one thread, data loading in the same process, validation left out of the
 seconds; a stopped run goes on when the command is given again). Then a pruned network is slimmed and timed beside the
-dense one, and the network is tested on the test split, clean and under PGD-10 on the training loss. ``table`` writes
+dense one, and the network is tested on the test split, clean and under PGD-10 on the training loss. ``tables.py`` puts
 the figures of ``benchmarks/bccd/*.json`` into ``docs/own_data.md``.
 """
 
@@ -15,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +31,6 @@ from mmitp.pruning.latency import paired_times
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "bccd"
-PAGE = ROOT / "docs" / "own_data.md"
-MARKS = ("<!-- bccd:begin -->", "<!-- bccd:end -->")
 AP, AP50 = "coco/bbox_mAP", "coco/bbox_mAP_50"
 
 
@@ -135,38 +131,17 @@ def mean(values: Any) -> float:
     return statistics.fmean(values)
 
 
-def table(args: argparse.Namespace) -> int:
-    page = PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(MARKS[0], 1)
-    text = before + "\n".join([MARKS[0], "", *rows(), "", MARKS[1]]) + rest.split(MARKS[1], 1)[1]
-    if not args.check:
-        PAGE.write_text(text, encoding="utf-8")
-    elif text != page:
-        command = "python benchmarks/bccd.py table"
-        print(f"{PAGE.name}: the table is not what benchmarks/bccd gives: run `{command}`", file=sys.stderr)
-        return 1
-    return 0
-
-
-def main(argv: list[str] | None = None) -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run", help="train, test and write the metrics file")
-    running.add_argument("config")
-    running.add_argument("--seed", type=int, default=0)
-    running.add_argument("--eps", type=float, default=2.0, help="size of the attack, pixels/255")
-    running.add_argument("--work-dir", help="default: work_dirs/CONFIG_sSEED")
-    running.add_argument("--metrics", help="default: benchmarks/bccd/CONFIG_sSEED.json")
-    running.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE")
-    running.set_defaults(data_root=None, batches=None)
-    page = commands.add_parser("table", help="write the table in docs/own_data.md")
-    page.add_argument("--check", action="store_true", help="fail if the table is not what the files give")
-    args = parser.parse_args(argv)
-    if args.command == "table":
-        return table(args)
-    run(args)
-    return 0
+    parser.add_argument("config")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--eps", type=float, default=2.0, help="size of the attack, pixels/255")
+    parser.add_argument("--work-dir", help="default: work_dirs/CONFIG_sSEED")
+    parser.add_argument("--metrics", help="default: benchmarks/bccd/CONFIG_sSEED.json")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE")
+    parser.set_defaults(data_root=None, batches=None)
+    run(parser.parse_args())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,6 +1,6 @@
 """What mmitp prunes exactly: networks of torchvision, timm, Ultralytics, Hugging Face and OpenMMLab, one row each.
 
-    python benchmarks/compatibility.py run [--only 'timm/*'] [--again] [--limit SECONDS] [--memory GIB]
+    python benchmarks/compatibility.py run [--only 'timm/*' ...] [--again] [--limit SECONDS] [--memory GIB]
     python benchmarks/compatibility.py table [--check]
 
 ``run`` builds each network with random weights in a process of its own, and does what ``prune_report --check`` does:
@@ -522,9 +522,10 @@ def run(args: argparse.Namespace) -> None:
     import torchvision.models  # noqa: F401  what children would import again and again
 
     torch.set_num_threads(1)
-    for library, name in in_order(names()):
+    networks = list(in_order(names()))
+    for library, name in [pair for only in args.only for pair in networks if fnmatch.fnmatch(pair[1], only)]:
         results = load()
-        if not fnmatch.fnmatch(name, args.only) or name in results["networks"] and not args.again:
+        if name in results["networks"] and not args.again:
             continue
         row = one(name, args.limit, args.memory)
         row["version"] = version_of(library)
@@ -630,7 +631,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="measure what has no row yet")
-    running.add_argument("--only", default="*", help="names to measure, a pattern")
+    running.add_argument("--only", nargs="+", default=["*"], help="patterns of names, worked off in this order")
     running.add_argument("--again", action="store_true", help="measure those with a row too")
     running.add_argument("--limit", type=float, default=600, help="seconds a network (default 600)")
     running.add_argument("--memory", type=float, default=12, help="GiB a network (default 12)")

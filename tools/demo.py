@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -231,7 +232,9 @@ def table(summary: dict[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser(__doc__)
     options.add_argument("--minutes", type=non_negative, default=12.0, help="time aimed at, all of it (default 12)")
-    options.add_argument("--work-dir", type=Path, default=Path("work_dirs/demo"))
+    options.add_argument(
+        "--work-dir", type=Path, default=Path("work_dirs/demo"), help="an earlier demo's runs in it are replaced"
+    )
     options.add_argument("--data", type=Path, default=Path("data/scenes"), help="where the scenes are generated")
     options.add_argument("--step-of", metavar="CONFIG", help="only time a training step of a config (used by the demo)")
     args = options.parse_args(argv)
@@ -241,6 +244,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"seconds a step: {seconds_a_step(args.step_of, data, str(work)):.4f}")
         return 0
     out = check_writable(work / "summary.json")
+    for name in (*CONFIGS, "report"):
+        shutil.rmtree(work / name, ignore_errors=True)
     progress = Progress(args.minutes)
 
     progress.say(f"1/7 scenes: {SCENES['frames']} frames in {args.data}")
@@ -273,7 +278,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # the training's own config has the schedule and the data
     trained = sorted((work / "pruned").glob("*/vis_data/config.py"))[-1]
     finish(
-        {"slim": (start(tool("slim", trained, checkpoints["pruned"], slim), log), log)}, progress, lambda: "4/7 slim"
+        {"slim": (start(tool("slim", trained, checkpoints["pruned"], "--out", slim), log), log)},
+        progress,
+        lambda: "4/7 slim",
     )
 
     attack = ["--attack", "pgd", "--steps", str(ATTACK["steps"]), "--eps", str(ATTACK["eps"])]
@@ -282,14 +289,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     networks = {"dense": (CONFIGS["dense"], checkpoints["dense"]), "pruned": (slim / "config.py", slim / "weights.pth")}
     for name, (config, weights) in networks.items():
         log, json_out = work / f"test_{name}.log", work / name / "test.json"
-        words = tool("test", config, weights, *attack, "--max-images", str(it.test_images), "--json", json_out)
+        words = tool("test", config, weights, *attack, "--max-images", str(it.test_images), "--out", json_out)
         words += ["--work-dir", str(work / f"test_{name}"), "--cfg-options", *data]
         jobs[name] = (start(words, log), log)
     finish(jobs, progress, lambda: "5/7 testing both, clean and under attack")
 
     onnx, log = work / "pruned" / "slim.onnx", work / "export.log"
     progress.say("6/7 exporting the slimmed network to ONNX, and checking the file")
-    export = tool("export", slim / "config.py", slim / "weights.pth", onnx)
+    export = tool("export", slim / "config.py", slim / "weights.pth", "--out", onnx)
     finish({"export": (start(export, log), log)}, progress, lambda: "6/7 ONNX")
 
     progress.say("7/7 timing both networks, and the report")

@@ -3,15 +3,13 @@
 # step). 9 epochs fit in the time of the CPU-sized schedule's 10: the masked step costs 1.06 of a dense one, and so does
 # the small network's with its teacher (benchmarks/cifar_sweep/costs.json). What is validated and saved is the average,
 # as with any EMAHook.
-_base_ = ["./resnet20_cifar10_short.py"]
+_base_ = ["./resnet20_cifar10_psi30_early_short.py"]
 
-model = dict(type="mmitp.MaskedModel", of="mmpretrain.ImageClassifier")
 custom_hooks = [
-    dict(type="mmitp.PruneHook", target=0.3, b="auto", begin=0, end=1, divisor=8, slim_at_end=True),
+    *_base_.custom_hooks,
     dict(type="EMAHook", momentum=0.005),
     dict(type="mmitp.DistillHook", teacher="ema", begin=1),
 ]
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"prune_mask": dict(decay_mult=0.0)}))
 param_scheduler = [
     dict(type="OneCycleLR", eta_max=0.2, total_steps=9, by_epoch=True, convert_to_iter_based=True),
     dict(type="CosineAnnealingMomentum", eta_min=0.85, end=2.7, by_epoch=True, convert_to_iter_based=True),

@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from mmitp.values import is_number
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -70,8 +72,8 @@ class CollapseRule:
     """
 
     def __init__(self, drop: float = 0.5, gap: float = 0.5) -> None:
-        if not (0 < drop <= 1 and 0 < gap <= 1):
-            raise ValueError(f"drop and gap must lie between 0 and 1, got drop={drop}, gap={gap}")
+        if not (is_number(drop) and is_number(gap) and 0 < drop <= 1 and 0 < gap <= 1):
+            raise ValueError(f"drop and gap must lie between 0 and 1, got drop={drop!r}, gap={gap!r}")
         self.drop, self.gap = drop, gap
         self.best = 0.0
 
@@ -99,4 +101,6 @@ class CollapseRule:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
+        if not is_number(state.get("best")):
+            raise ValueError(f"the rule's best result must be a finite number, got {state.get('best')!r}")
         self.best = float(state["best"])

@@ -28,6 +28,7 @@ __all__ = [
     "non_negative",
     "parser",
     "positive",
+    "raised_by_us",
     "torch_device",
 ]
 
@@ -176,7 +177,12 @@ def _explains_itself(error: BaseException, tools: Path) -> bool:
 def _is_ours(error: BaseException, tools: Path) -> bool:
     """Whether a statement of this package, or of the tool, raised it."""
     file = _raised_in(error)
-    return file.is_file() and (_PACKAGE in file.resolve().parents or file.resolve().parent == tools)
+    return raised_by_us(error) or file.is_file() and file.resolve().parent == tools
+
+
+def raised_by_us(error: BaseException) -> bool:
+    """Whether a statement of this package raised it, and not one that it calls."""
+    return _PACKAGE in _raised_in(error).resolve().parents
 
 
 def _built(error: BaseException) -> str | None:
@@ -204,7 +210,7 @@ def _text(error: BaseException) -> str:
         return f"{error.name} is not installed, which this command needs: {_PACKAGES[error.name]} (docs/faq.md)"
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     kind = _built(error)
-    if kind is None or _PACKAGE in _raised_in(error).resolve().parents:
+    if kind is None or raised_by_us(error):
         return text
     said = " ".join(text.split())  # other people's may have lines
     return said if kind in said else f"the config's {kind!r} cannot be built: {type(error).__name__}: {said}"

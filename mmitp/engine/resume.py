@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine import Config
-from mmengine.logging import print_log
+from mmengine.logging import HistoryBuffer, print_log
 
 from mmitp.engine.checkpoint import read_checkpoint
 from mmitp.engine.hooks.prune_hook import STATE_KEY
@@ -93,6 +93,11 @@ def read_training_state(path: str, cfg: Config, trust: bool = False) -> dict[str
     for key in ("log_scalars", "runtime_info", "resumed_keys"):
         if not isinstance(hub, Mapping) or not isinstance(hub.get(key), Mapping):
             raise ValueError(f"{path}: message_hub.{key} is no dictionary")
+    # mmengine reads these in the midst of the run
+    if strange := [key for key, value in hub["log_scalars"].items() if not isinstance(value, HistoryBuffer)]:
+        raise ValueError(f"{path}: message_hub.log_scalars[{strange[0]!r}] is no logged history")
+    if strange := [key for key, value in hub["resumed_keys"].items() if not isinstance(value, bool)]:
+        raise ValueError(f"{path}: message_hub.resumed_keys[{strange[0]!r}] must be True or False")
     optim = cfg.get("optim_wrapper") or {}
     every = optim.get("accumulative_counts", 1) if isinstance(optim, Mapping) else 1
     finished = meta["iter"] == hub["runtime_info"].get("max_iters")

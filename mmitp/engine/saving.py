@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -22,9 +23,11 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
 from mmitp.engine.attack import unwrap
+from mmitp.engine.cli import raised_by_us
 from mmitp.engine.ranks import watched
 from mmitp.engine.safe_load import data_only, replaced, saved_bytes
 from mmitp.files import write_whole
+from mmitp.values import is_number
 
 __all__ = ["GRADIENTS", "PendingGradients", "protect"]
 
@@ -93,6 +96,9 @@ def _keep_to_own_folder(hook: CheckpointHook) -> None:
         kept = info.get("keep_ckpt_ids", [])
         if not isinstance(kept, list) or not all(isinstance(step, int) for step in kept):
             raise ValueError(f"{runner._load_from}: message_hub.keep_ckpt_ids must be whole numbers, got {kept!r}")
+        best = info.get("best_score")
+        if not (best is None or is_number(best) or best in (math.inf, -math.inf)):
+            raise ValueError(f"{runner._load_from}: message_hub.best_score must be a number, got {best!r}")
         original(runner)
         if not isinstance(hook.file_backend, LocalBackend):
             return
@@ -178,6 +184,7 @@ def protect(runner: Runner, trust: bool = False) -> Runner:
             _keep_to_own_folder(hook)
     for name in ("train", "val", "test", "load_checkpoint"):
         setattr(runner, name, _guarded(runner, name, trust))
+    runner.load_or_resume = _explained(runner)
     if not trust:
         runner.load_checkpoint = _without_program(runner.load_checkpoint)
     return runner
@@ -191,6 +198,25 @@ def _guarded(runner: Runner, name: str, trust: bool) -> Callable[..., Any]:
         loop = contextlib.nullcontext() if name == "load_checkpoint" else watched(runner)
         with data_only(trust), _whole_checkpoints(), loop:
             return method(*args, **kwargs)
+
+    return run
+
+
+def _explained(runner: Runner) -> Callable[[], None]:
+    """Reading a checkpoint fails with its name, whatever other people's code makes of what it holds."""
+    load = runner.load_or_resume
+
+    @functools.wraps(load)
+    def run() -> None:
+        try:
+            load()
+        except Exception as error:  # all kinds
+            if raised_by_us(error):
+                raise
+            text = " ".join(str(error).split())
+            raise ValueError(
+                f"{runner._load_from}: what it holds cannot be loaded: {type(error).__name__}: {text}"
+            ) from error
 
     return run
 

@@ -223,10 +223,10 @@ def write_detections(path: str | os.PathLike[str], detections: Detections) -> No
     to four decimals.
 
     Raises:
-        ValueError: a class name with white space in it, or none, which the format cannot hold.
+        ValueError: a class name with white space or control characters in it, or none, which the format cannot hold.
     """
     for name in set(detections.names):
-        if len(name.split()) != 1:
+        if name.split() != [name] or not name.isprintable():
             raise ValueError(f"{os.fspath(path)}: {name!r} cannot be written, KITTI's class names have no white space")
     lines = [
         f"{name} -1 -1 -10 {x1:.4f} {y1:.4f} {x2:.4f} {y2:.4f} -1 -1 -1 -1000 -1000 -1000 -10 {score!r}\n"

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmitp.values import unlike
+
 from .budget import MacBudget
 from .divisor import Divisor
 from .freeze import cost_limit, floors, highest, lowest_ratio
@@ -114,8 +116,12 @@ def restore_cut(model: nn.Module, budget: MacBudget, state: Mapping[str, Any]) -
     Raises:
         ValueError: the state is of another network.
     """
+    example = dict(literals=None, present=budget.present, whole_tensors=True, spec={})
+    if problem := unlike(state, example, "the state of the cut network"):
+        raise ValueError(problem)
     literals, present = state["literals"], state["present"]
-    if budget.cut is not None or len(present) != budget.graph.n_nodes or int(literals.max()) >= budget.n_literals:
+    fits = isinstance(literals, Tensor) and literals.dim() == 1 and literals.numel() and literals.dtype == torch.long
+    if not fits or budget.cut is not None or int(literals.min()) < 0 or int(literals.max()) >= budget.n_literals:
         raise ValueError("the checkpoint's network was cut in its window, and is another one than this dense network")
     keep = torch.zeros(budget.n_literals, dtype=torch.bool)
     keep[literals] = True

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mmitp.values import is_count, is_number
+from mmitp.values import is_count, is_number, unlike
 
 from .budget import LayerRow, MacBudget
 from .cost import Cost, make_cost
@@ -657,12 +657,16 @@ class InTrainPruner:
         optimizer after the pruner then.
 
         Raises:
-            ValueError: the masks were others; they are frozen and the settings that decided on the pattern differ.
+            ValueError: it is no such state; the masks were others; they are frozen and the settings that decided on
+                the pattern differ.
         """
         if (cut := state.get("cut")) is not None and self.budget.cut is None:
             plan = restore_cut(self.model, self.budget, cut)
             shrink_live(self.model, plan, keep_masks=True)
             self._device.keep(self.budget.in_dense(torch.ones(self.budget.n_literals, dtype=torch.bool)))
+        example = self.state_dict() | dict(layout={}, settings={}, forecast=dict(seen=[(0, 0.0)]))
+        if problem := unlike(state, example, "the pruner's state"):
+            raise ValueError(problem)
         require_same_layout(state["layout"], mask_layout(self.model))
         now, then = self.settings(), state["settings"]
         changed = {key: (then[key], now[key]) for key in now if key in then and then[key] != now[key]}

@@ -160,7 +160,7 @@ def read_run(folder: str | Path) -> RunRecord:
     if not logs:
         raise ValueError(
             f"{folder} is no run: it holds no */vis_data/scalars.json. Give the work folder of a training "
-            "(--work-dir of tools/train.py, work_dirs/NAME by default)"
+            "(--work-dir of mmitp train, work_dirs/NAME by default)"
         )
     configs = [path for log in reversed(logs) if (path := log.with_name("config.py")).is_file()]
     if not configs:
@@ -243,7 +243,7 @@ def _newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _find_slimmed(run: RunRecord) -> None:
-    """The slimmed network: a folder of tools/slim.py, else what ``slim_at_end`` left and the newest checkpoint."""
+    """The slimmed network: a folder of mmitp slim, else what ``slim_at_end`` left and the newest checkpoint."""
     folders = sorted(path.parent for path in run.folder.glob("*/config.py"))
     for folder in sorted(folders, key=lambda path: not (path / "weights.pth").is_file()):
         cfg = Config.fromfile(str(folder / "config.py"))

@@ -73,6 +73,8 @@ def overview(runs: Sequence[RunRecord], sizes: Sequence[Sizes], timings: Sequenc
 def _network(run: RunRecord) -> str:
     model = run.cfg.get("model", {})
     kind = str(model.get("of") or model.get("type")).split(".")[-1]
+    if backbone := (model.get("backbone") or {}).get("type"):
+        kind = f"{kind} ({str(backbone).split('.')[-1]})"
     hooks = [str(hook.get("type")).split(".")[-1] for hook in run.cfg.get("custom_hooks") or []]
     return f"{kind}, {'pruned' if run.pruned else 'dense'}" + (", adversarial" if "AdversarialHook" in hooks else "")
 
@@ -160,7 +162,7 @@ def results_table(runs: Sequence[RunRecord]) -> Table:
     note = (
         ""
         if not missing
-        else f"No test was found in {', '.join(missing)}: tools/test.py CONFIG CHECKPOINT --json WORK_DIR/test.json "
+        else f"No test was found in {', '.join(missing)}: mmitp test CONFIG CHECKPOINT --out WORK_DIR/test.json "
         "(--attack pgd --eps 2 for one under attack) leaves one."
     )
     return Table("Tests", "tests", ["run", "network", "test", "images", *metrics], rows, note)

@@ -13,7 +13,7 @@ body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 60rem; 
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 h3 { font-size: 1rem; overflow-wrap: anywhere; }
-nav a { margin-right: 1rem; }
+nav { display: flex; flex-wrap: wrap; gap: .3rem 1rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(--soft); vertical-align: top; }
@@ -31,7 +31,8 @@ svg .kept { fill: var(--mark); }
 svg .all { fill: none; stroke: var(--line); stroke-width: 1; vector-effect: non-scaling-stroke; }
 .bars td:nth-child(2), .bars td:nth-child(4) { width: 22%; vertical-align: middle; }
 .bars table { width: 100%; }
-.bars tbody th { overflow-wrap: anywhere; font-size: .8rem; }
+.bars tbody th { overflow-wrap: anywhere; font-size: .8rem; min-width: 8rem; }
+@media (max-width: 34rem) { .bars :is(th, td):nth-child(4) { display: none; } }
 img { max-width: 100%; height: auto; }
 pre { overflow-x: auto; font-size: .8rem; }
 </style>

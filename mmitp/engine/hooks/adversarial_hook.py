@@ -31,7 +31,7 @@ from mmitp.engine.attack import (
     unwrap,
 )
 from mmitp.registry import HOOKS
-from mmitp.values import is_count, is_number
+from mmitp.values import is_count, is_number, unlike
 
 Attack = Literal["fgsm_rs", "n_fgsm", "pgd"]
 DataBatch = dict | tuple | list | None
@@ -223,7 +223,10 @@ class AdversarialHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """On resume, go on with the attack that was switched to; weights alone bring none."""
         if getattr(runner, "_resume", False) and _STATE_KEY in checkpoint:
-            self.switch(**checkpoint[_STATE_KEY])
+            state, example = checkpoint[_STATE_KEY], dict(attack="", alpha=0.0, steps=1, noise=0.0)
+            if problem := unlike(state, example, _STATE_KEY):
+                raise ValueError(f"{runner._load_from}: {problem}")
+            self.switch(**{key: state[key] for key in example})
 
     def _check_window(self, runner: Runner) -> None:
         unit = "epochs" if self.by_epoch else "iterations"

@@ -19,7 +19,7 @@ from mmitp.engine.hooks.adversarial_hook import AdversarialHook
 from mmitp.pruning.rng import kept_rng
 from mmitp.pruning.verify import eval_mode
 from mmitp.registry import HOOKS
-from mmitp.values import is_count
+from mmitp.values import is_count, unlike
 
 Action = Literal["warn", "restore", "switch", "restore_switch", "stop"]
 
@@ -140,6 +140,9 @@ class CollapseGuardHook(Hook):
         """On resume, judge on; weights alone bring no past."""
         if getattr(runner, "_resume", False) and _STATE_KEY in checkpoint:
             state = checkpoint[_STATE_KEY]
+            probe = dict(iter=0, eps=0.0, collapsed=False)
+            if problem := unlike(state, dict(rule={}, history=[probe], good=None), _STATE_KEY):
+                raise ValueError(f"{runner._load_from}: {problem}")
             self.rule.load_state_dict(state["rule"])
             self.history = [dict(probe) for probe in state["history"]]
             self._good = _to_cpu(state["good"]) if self._restores else None

@@ -43,7 +43,7 @@ from mmitp.pruning.pruner import (
     require_same_layout,
 )
 from mmitp.registry import HOOKS
-from mmitp.values import is_number, is_size
+from mmitp.values import is_number, is_size, unlike
 
 STATE_KEY = "mmitp_prune_hook"
 
@@ -619,6 +619,9 @@ class PruneHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         state = checkpoint.get(STATE_KEY, {})
+        pruner = dict(settings={}, frozen=False, layout={}, count=0) if "pruner" in state else None
+        if state and (problem := unlike(state, dict(window=[0.0], pruner=pruner), STATE_KEY)):
+            raise ValueError(f"{runner._load_from}: {problem}")
         resume = getattr(runner, "_resume", False)
         if (slim := state.get("slimmed")) and self.slimmed is None:
             if isinstance(runner._train_loop, BaseLoop) and not resume:
@@ -635,6 +638,8 @@ class PruneHook(Hook):
                     "load_from names a checkpoint from inside the window of a run with slim_every, whose network is "
                     "smaller than the dense one already: resume it"
                 )
+            if problem := unlike(cut, dict(spec=dict(layers={}, norms={})), f"{STATE_KEY}.pruner.cut"):
+                raise ValueError(f"{runner._load_from}: {problem}")
             with without_runner_hooks(model := self._model(runner)):
                 self._dense = copy.deepcopy(model)
             slim_runner(runner, SlimPlan.from_spec(cut["spec"]), keep_masks=True)
