@@ -116,7 +116,7 @@ def restore_cut(model: nn.Module, budget: MacBudget, state: Mapping[str, Any]) -
     Raises:
         ValueError: the state is of another network.
     """
-    example = dict(literals=None, present=budget.present, whole_tensors=True, spec={})
+    example: dict[str, Any] = dict(literals=None, present=budget.present, whole_tensors=True, spec={})
     if problem := unlike(state, example, "the state of the cut network"):
         raise ValueError(problem)
     literals, present = state["literals"], state["present"]
