@@ -209,7 +209,7 @@ class Run:
                 cost=prune.cost if prune.cost is not None else "macs",
                 **prune.arguments,
             )
-            self.pruner.attach(self.optimizer)
+            self.pruner.attach(self.optimizer, captured=True)
 
     def _batches(self) -> list[list[int]]:
         order = list(self.sampler)
@@ -293,6 +293,8 @@ class Run:
             seed = seeded_generator(self.seed, 0, epoch * self.length + i, "cpu").initial_seed()
             self.generator.manual_seed(seed)
             self.steps[n](key)
+            if self.pruner is not None:
+                self.pruner.advance()
             yield False
         for scheduler in self.schedulers:
             scheduler.step()
@@ -316,7 +318,8 @@ class Run:
 
     def _key(self) -> tuple:
         rates = [tuple(group[k] for k in ("lr", "momentum", "weight_decay")) for group in self.optimizer.param_groups]
-        return (*rates, self.pruner is not None and self.pruner.active, self.state.slim is not None)
+        masks = None if self.pruner is None else (self.pruner.active, self.pruner.frozen)
+        return (*rates, masks, self.state.slim is not None)
 
     def _freeze(self) -> None:
         assert self.pruner is not None
@@ -331,11 +334,11 @@ class Run:
 
     def _shrink(self, plan: SlimPlan) -> None:
         assert self.pruner is not None
+        for step in self.steps.values():
+            step.forget()  # a graph of the network as it was
         self.pruner.detach()
         shrink_live(self.model, plan, self.optimizer)
         self.state.slim, self.pruner = plan.spec(), None
-        for step in self.steps.values():
-            step.graph = None
 
     # -- figures
 
