@@ -533,6 +533,7 @@ def run(args: argparse.Namespace) -> None:
         results["networks"][name] = row
         results["versions"].update(versions())
         save(results)
+        PAGE.write_text("\n".join(lines_of(results)) + "\n", encoding="utf-8")
         print(f"{name}: {row['outcome']} {row.get('problem', '')[:150]} ({row['seconds']} s)", flush=True)
 
 

@@ -155,6 +155,13 @@ def test_the_config_trains_prunes_slims_and_is_tested_under_attack(name: str, ph
         assert export_checkpoint(*exporting).difference < 1e-4
 
 
+def scopeless(node: Any) -> Any:
+    """Without the scope that mmengine notes where a base comes from another package."""
+    if isinstance(node, dict):
+        return {key: scopeless(value) for key, value in node.items() if key != "_scope_"}
+    return [scopeless(value) for value in node] if isinstance(node, list | tuple) else node
+
+
 def test_the_pruned_configs_differ_from_mmdets_by_the_pruning_alone() -> None:
     stock = {
         "coco/retinanet_r50_fpn_prune50_8xb2-1x_coco": "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py",
@@ -171,11 +178,11 @@ def test_the_pruned_configs_differ_from_mmdets_by_the_pruning_alone() -> None:
         if "bccd" in name:  # as many epochs as take the dense run's processor time
             theirs.custom_hooks[1].switch_epoch = ours.train_cfg.max_epochs * 9 // 10
             theirs.max_epochs, theirs.switch = ours.max_epochs, theirs.custom_hooks[1]
-        assert hooks == list(theirs.get("custom_hooks", []))
-        assert {k: v for k, v in pruning.items() if k != "input_shape"} == dict(recipe)
-        assert ours.model == dict(theirs.model, type="mmitp.MaskedModel", of=theirs.model.type)
+        assert scopeless(hooks) == scopeless(theirs.get("custom_hooks", []))
+        assert {k: v for k, v in scopeless(pruning).items() if k != "input_shape"} == dict(recipe)
+        assert scopeless(ours.model) == scopeless(dict(theirs.model, type="mmitp.MaskedModel", of=theirs.model.type))
         assert ours.optim_wrapper.paramwise_cfg.pop("custom_keys") == {"prune_mask": {"decay_mult": 0.0}}
         theirs.optim_wrapper.setdefault("paramwise_cfg", {})
         for key in theirs:
             if key not in ("custom_hooks", "model", "work_dir", "train_cfg", "param_scheduler", "custom_imports"):
-                assert ours[key] == theirs[key], (name, key)
+                assert scopeless(ours[key]) == scopeless(theirs[key]), (name, key)
