@@ -70,7 +70,7 @@ class Row:
         config: in configs/cifar10.
         options: overrides, as ``--cfg-options`` takes them.
         clean_weight: part of the loss that is taken on the images as they are; the rest is on attacked ones.
-        published: what others report.
+        published: what the paper reports of the config.
         attacks: that its end is evaluated under.
     """
 
@@ -78,7 +78,7 @@ class Row:
     config: str
     options: tuple[str, ...] = ()
     clean_weight: float = 0.0
-    published: str = ""
+    published: Mapping[str, Any] = field(default_factory=dict)
     attacks: tuple[Attack, ...] = ()
 
 
@@ -440,7 +440,7 @@ class Run:
                 clean_weight=self.row.clean_weight,
                 seed=self.seed,
                 bf16=self.bf16,
-                published=self.row.published,
+                published=dict(self.row.published),
                 **self.about,
                 state="finished" if self.finished else "running",
                 epochs=self.epochs,

@@ -280,5 +280,11 @@ def test_rows_name_configs_of_300_epochs_that_exist() -> None:
         assert cfg.model.backbone.get("base_channels", 16) == (32 if wide else 16)
         assert cfg.model.head.in_channels == (128 if wide else 64)
         assert bool(row_of(name).clean_weight) == name.endswith("half")
+    assert module("cifar_full").published("resnet20_cifar10_psi20_b50") == {
+        "ops, paper": 0.17,
+        "accuracy, paper": 88.17,
+    }
+    assert module("cifar_full").published("resnet20_cifar10_fastat_psi50")["PGD, paper"] == 40.14
+    assert module("cifar_full").published("resnet20_cifar10_psi30_early") == {}
     assert cifar_run.window_of((1 / 15, 1 / 3), 300) == (20, 100)
     assert cifar_run.window_of((20, 240), 300) == (20, 240)
