@@ -10,6 +10,7 @@ test images are taken as fit into the minutes, on a fast and on a slow or busy m
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -111,7 +112,7 @@ def seconds_a_step(config: str, options: Sequence[str], work_dir: str) -> float:
     runner = build_runner(cfg)
     runner.model.train()
     wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
-    batches = iter(runner.build_dataloader(cfg.train_dataloader))
+    batches = itertools.chain.from_iterable(itertools.repeat(runner.build_dataloader(cfg.train_dataloader)))
     runner.model.train_step(next(batches), optim_wrapper=wrapper)
     start = time.perf_counter()
     for _ in range(4):
