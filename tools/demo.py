@@ -25,6 +25,7 @@ from mmitp.engine.config import load_config
 from mmitp.engine.results import check_writable, provenance, write_results
 from mmitp.engine.robust_eval import tested_images
 from mmitp.engine.run import build_runner, device_of
+from mmitp.engine.signs import logged
 from mmitp.engine.slim_checkpoint import slim_checkpoint
 from mmitp.visualization import plot_budget, plot_channels, save_gt_vs_pred
 
@@ -99,8 +100,7 @@ def evaluate(
 def scalars(work_dir: Path) -> list[dict[str, Any]]:
     """The newest run's logged training scalars."""
     newest = max(work_dir.glob("*/vis_data/scalars.json"), key=lambda p: p.stat().st_mtime)
-    rows = [json.loads(line) for line in newest.read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if "ops_kept" in row and "iter" in row]
+    return [row for row in logged(newest) if "ops_kept" in row and "iter" in row]
 
 
 @command
