@@ -194,6 +194,8 @@ class PruneHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self.logger = MMLogger.get_current_instance()
         self.runner = runner
+        if sum(isinstance(hook, PruneHook) for hook in runner.hooks) > 1:
+            raise ValueError("two PruneHooks in one run: each would move and freeze the other's masks, leave one out")
         self.masks = masked_layers(self._model(runner))
         if not self.masks and self.slimmed is None:
             raise ValueError(
