@@ -154,6 +154,7 @@ def sample_detections(run: RunRecord, count: int, trust: bool = False) -> Sample
         except (ValueError, OSError, ImportError, KeyError) as error:  # what a test set or its metric lacks
             return str(error).splitlines()[0]
         image = cv2.imread(str(picture))
+        assert image is not None, "it was written just now"
         if image.shape[1] > 1200:
             image = cv2.resize(image, (1200, image.shape[0] * 1200 // image.shape[1]), interpolation=cv2.INTER_AREA)
         _, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 80])

@@ -128,10 +128,8 @@ class RunRecord:
 
     def processor_seconds(self) -> float | None:
         """Processor time of the training processes, where every start of the run recorded it."""
-        known = [record.get("processor_seconds") for record in self.records]
-        if not known or any(value is None for value in known):
-            return None
-        return math.fsum(known)
+        known = [seconds for record in self.records if (seconds := record.get("processor_seconds")) is not None]
+        return math.fsum(known) if known and len(known) == len(self.records) else None
 
 
 def _seconds(lines: list[dict[str, Any]]) -> float | None:

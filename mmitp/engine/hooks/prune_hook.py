@@ -194,6 +194,8 @@ class PruneHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self.logger = MMLogger.get_current_instance()
         self.runner = runner
+        if sum(isinstance(hook, PruneHook) for hook in runner.hooks) > 1:
+            raise ValueError("two PruneHooks in one run: each would move and freeze the other's masks, leave one out")
         self.masks = masked_layers(self._model(runner))
         if not self.masks and self.slimmed is None:
             raise ValueError(
@@ -389,7 +391,7 @@ class PruneHook(Hook):
         now = runner.iter if self.by_iter else runner.epoch
         if not self.frozen and now >= self.end:
             self._warn(f"training goes on at {now}, past the window's end, with masks not frozen")
-            self._freeze(runner)
+            self._freeze(runner, runner.iter)
         if self.slim_at_end and self.frozen:
             self._slim(runner)  # resumed from a checkpoint with frozen masks
             return
@@ -435,7 +437,7 @@ class PruneHook(Hook):
         if self._steps_now and self.pruner is not None:
             self._tell_progress(self.pruner.position)
         if self.by_iter and not self.frozen and runner.iter + 1 >= self.end:
-            self._freeze(runner)
+            self._freeze(runner, runner.iter + 1)
             if self.slim_at_end:
                 outputs = outputs or {}
                 outputs.update({key: value.detach() for key, value in outputs.items()})  # lets go of the graph
@@ -475,7 +477,7 @@ class PruneHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         if not self.by_iter and not self.frozen and runner.epoch + 1 >= self.end:
-            self._freeze(runner)
+            self._freeze(runner, runner.iter)
             if self.slim_at_end:
                 self._slim(runner)
 
@@ -487,7 +489,7 @@ class PruneHook(Hook):
                 "PruneHook: training stopped before the window's end; the masks freeze now, after the last save: "
                 f"{os.path.join(runner.work_dir, STOPPED)} holds the outcome"
             )
-            self._freeze(runner)
+            self._freeze(runner, runner.iter)
             if self.slim_at_end:
                 self._slim(runner)
             done = dict(epoch=runner.epoch, iter=runner.iter)
@@ -495,7 +497,8 @@ class PruneHook(Hook):
 
     # -- the freeze
 
-    def _freeze(self, runner: Runner) -> None:
+    def _freeze(self, runner: Runner, done: int) -> None:
+        """``done``: steps of the training so far; ``runner.iter`` counts an iteration once its hooks are through."""
         assert self.pruner is not None
         model = self._model(runner)
         try:
@@ -517,9 +520,9 @@ class PruneHook(Hook):
                     f"the target {self.target} is missed by the clock: even the cheapest network the masks "
                     f"allow takes {self.calibration.clock:.4f} of the dense latency, whatever its table says"
                 )
-        self._tell(runner, report)
+        self._tell(runner, report, done)
 
-    def _tell(self, runner: Runner, report: FreezeReport) -> None:
+    def _tell(self, runner: Runner, report: FreezeReport, done: int) -> None:
         """The frozen network in the log, on the visualizer, and as ``<work_dir>/pruning.json``."""
         how = (
             "single weights: the operations are multiplications by those not masked to zero, and slimming keeps zeros"
@@ -534,7 +537,7 @@ class PruneHook(Hook):
         if hasattr(runner, "visualizer"):
             runner.visualizer.add_scalars(
                 {f"channels_kept/{row.name}": row.in_kept / row.in_channels for row in report.layers},
-                step=runner.iter + 1,
+                step=done,
             )
         if is_main_process():
             write_whole(os.path.join(runner.work_dir, "pruning.json"), json.dumps(report.to_dict(), indent=1))
