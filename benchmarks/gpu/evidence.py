@@ -211,7 +211,7 @@ def drive(command: Sequence[str], parts: Sequence[Part], stem: Path, seconds: fl
             over = _settle(Evidence(path), left, why, f"({worker.returncode}): {output}")
         tell(stem, [p.name for p in over])
         failed += [p.name for p in over if Evidence(path).state(p.name) != "finished"]
-        if not over:
+        if not over and why is None:
             print(f"{stem.name}: the worker did not start {output.strip()}", flush=True)
             break
         left = [p for p in left if p not in over]
