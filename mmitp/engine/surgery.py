@@ -89,10 +89,11 @@ def require_same_training(model: nn.Module, example_inputs: Any, batch: Any) -> 
         )
 
 
-def slim_runner(runner: Runner, plan: SlimPlan) -> list[str]:
+def slim_runner(runner: Runner, plan: SlimPlan, keep_masks: bool = False) -> list[str]:
     """Shrinks the Runner's model with its optimizer state, averaged copies and distributed wrapper.
 
     No graph of the present network may be alive (a loss that somebody keeps): it remembers the gradients' old shapes.
+    With ``keep_masks`` the masks stay, in all of them, and train on.
 
     Returns:
         Names of parameters whose optimizer state starts anew, see :func:`mmitp.pruning.live.shrink_live`.
@@ -103,11 +104,12 @@ def slim_runner(runner: Runner, plan: SlimPlan) -> list[str]:
     gc.collect()  # the wrapper's reducer, which remembers the old shapes too, sits in a reference cycle
     wrapper = runner.optim_wrapper
     with without_runner_hooks(model):
-        restarted = shrink_live(model, plan, wrapper.optimizer if isinstance(wrapper, OptimWrapper) else None)
+        optimizer = wrapper.optimizer if isinstance(wrapper, OptimWrapper) else None
+        restarted = shrink_live(model, plan, optimizer, keep_masks)
     for hook in runner.hooks:
         if isinstance(hook, EMAHook):
             averaged = hook.ema_model
-            shrink_live(averaged.module, plan)
+            shrink_live(averaged.module, plan, keep_masks=keep_masks)
             averaged.avg_parameters = (
                 averaged.module.state_dict() if averaged.update_buffers else dict(averaged.module.named_parameters())
             )

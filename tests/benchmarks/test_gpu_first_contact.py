@@ -13,7 +13,7 @@ pytest.importorskip("mmdet", reason="mmdet is not installed")
 pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 
 
-@pytest.mark.parametrize("part", ["resnet20", "centernet", "retinanet", "faster_rcnn"])
+@pytest.mark.parametrize("part", ["centernet", "retinanet", "faster_rcnn"])
 def test_a_part_runs_and_writes_down_what_it_found(part: str, tmp_path: Path) -> None:
     evidence: Any = importlib.import_module("evidence")
     script: Any = importlib.import_module("first_contact")

@@ -306,3 +306,30 @@ def test_gradients_that_are_not_there_are_not_made_up(tmp_path):
     torch.save(checkpoint, tmp_path / "epoch_1.pth")
     with pytest.raises(ValueError, match="saved after iteration 5, between two optimizer steps"):
         build_runner(tiny_config(tmp_path, **go_on))
+
+
+def test_room_on_the_disk_is_looked_for_before_the_first_iteration(tmp_path, monkeypatch):
+    """Four epochs, so four checkpoints, each with weights, averaged weights and SGD's momentum."""
+    runner = build_runner(tiny_config(tmp_path, epochs=4, hooks=[dict(type="EMAHook")]))
+    parameters = sum(p.numel() for p in runner.model.parameters())
+    buffers = sum(b.numel() * b.element_size() for b in runner.model.buffers())
+    size = 3 * 4 * parameters + 2 * buffers
+    said = []
+    monkeypatch.setattr(runner.logger, "warning", lambda text, *_: said.append(text))
+    monkeypatch.setattr(runner, "save_checkpoint", lambda *args, **kwargs: None)
+    usage = type(shutil.disk_usage(tmp_path))
+
+    def train_with(free):
+        monkeypatch.setattr("mmitp.engine.saving.shutil.disk_usage", lambda path: usage(10**12, 0, free))
+        runner.train_loop._epoch = 0
+        said.clear()
+        runner.train()
+        return [text for text in said if "MiB free" in text]
+
+    with pytest.raises(ValueError, match=f"{tmp_path} has 0 MiB free, and one checkpoint takes about"):
+        train_with(size - 1)
+    assert runner.iter == 0
+    assert train_with(4 * size) == []
+    (text,) = train_with(4 * size - 1)
+    assert "4 checkpoints take about" in text
+    assert "max_keep_ckpts" in text
