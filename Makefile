@@ -1,4 +1,4 @@
-# make demo | make test | make fuzz | make lint | make clean: each sets up the virtual environment .venv by itself.
+# make demo | make test | make fuzz | make lint | make docs | make clean: each sets up the environment .venv by itself.
 # Wants only make and Python >= 3.10. To choose another interpreter or other wheels (torch's CPU wheels, say, which spare
 # a machine without CUDA gigabytes; their index is named in torch's own installation guide):
 #   make test PYTHON=python3.12 PIP_ARGS="--extra-index-url INDEX"
@@ -16,7 +16,7 @@ export GOMP_SPINCOUNT := 10000
 
 HALF := tests/engine tests/attacks tests/integration
 
-.PHONY: demo test fuzz lint clean setup
+.PHONY: demo test fuzz lint docs clean setup
 
 demo: setup
 	$(BIN)/python tools/demo.py
@@ -36,6 +36,14 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/site; fails on a broken link, a missing page, or a function that is not there.
+docs: $(VENV)/.docs-ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.docs-ready: $(STAMP)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[docs]"
+	touch $@
 
 setup: $(STAMP)
 

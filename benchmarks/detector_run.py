@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,8 @@ from measured import Task, configured, finish, measured_run, metrics_file, origi
 from mmengine import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from mmitp.commands import eval_kitti
 from mmitp.engine.config import load_config
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-import eval_kitti  # noqa: E402
 
 #: evaluator -> mmengine's name of the figure that a run is judged by, and its factor to percent
 FIGURES = {"mmitp.KittiMetric": ("kitti/Car_R40_moderate", 1.0), "CocoMetric": ("coco/bbox_mAP", 100.0)}
@@ -56,12 +51,12 @@ def dense_sizes(config: str, shape: tuple[int, int]) -> dict[str, int]:
 
 
 def kitti_intervals(cfg: Config, results: Path) -> dict[str, Any]:
-    """The figures of result files with their bootstrap intervals, as ``tools/eval_kitti.py --json`` gives them."""
+    """The figures of result files with their bootstrap intervals, as ``mmitp eval-kitti --out`` writes them."""
     metric, split = evaluator(cfg), Path(cfg.val_dataloader.dataset.data_root) / cfg.val_dataloader.dataset.ann_file
     out = results.with_suffix(".json")
     words = [str(Path(metric.get("data_root", "")) / metric.get("label_dir", "training/label_2")), str(results)]
     with contextlib.redirect_stdout(io.StringIO()):
-        eval_kitti.main([*words, "--split", str(split), "--bootstrap", "--json", str(out)])
+        eval_kitti.main([*words, "--split", str(split), "--bootstrap", "--out", str(out)])
     figures = json.loads(out.read_text(encoding="utf-8"))
     return {name: rounded(figures[name]) for name in figures if name != "run"}
 

@@ -61,10 +61,10 @@ def declared() -> list[Run]:
 
 def compare(sweep: Sweep) -> None:
     """Adds ``minus_dense`` to the metrics files of finished runs whose detections lie beside the dense network's."""
-    sys.path.insert(0, str(ROOT / "tools"))
-    import eval_kitti
     from detector_run import rounded
     from measured import write_json
+
+    from mmitp.commands import eval_kitti
 
     for run in sweep.runs.values():
         folders = [sweep.work / name / "results" for name in (run.name, f"dense_s{run.seed}")]
@@ -73,7 +73,7 @@ def compare(sweep: Sweep) -> None:
         out = sweep.work / run.name / "minus_dense.json"
         words = [str(ROOT / LABELS), str(folders[0]), "--versus", str(folders[1]), "--split", str(ROOT / SPLIT)]
         with contextlib.redirect_stdout(io.StringIO()):
-            eval_kitti.main([*words, "--json", str(out)])
+            eval_kitti.main([*words, "--out", str(out)])
         change = rounded(json.loads(out.read_text(encoding="utf-8"))["difference"])
         known = read(sweep.out, run.name)
         assert known is not None

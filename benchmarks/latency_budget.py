@@ -18,10 +18,8 @@ from mmitp.engine.config import load_config
 from mmitp.engine.example import blank_example
 from mmitp.models.report import build_masked
 from mmitp.pruning import MacBudget, project
-from mmitp.pruning.calibration import Calibration
-from mmitp.pruning.cost import LatencyCost
 from mmitp.pruning.freeze import lowest_ratio
-from mmitp.pruning.latency import clock_ratio, time_in_turn
+from mmitp.pruning.latency import Calibration, LatencyCost, clock_ratio, time_in_turn
 
 
 def main() -> None:

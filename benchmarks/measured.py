@@ -22,7 +22,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from records import write_json
 from torch import nn
 
 from mmitp.engine.config import load_config
@@ -224,16 +224,6 @@ class Metrics(Hook):
         result = dict(self.head, state=state, resumed=self.resumed, epochs=self.epochs, **more)
         write_json(self.path, result)
         return result
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replaces a file in one step; what a list or a dict without further ones holds stands on one line."""
-    text = json.dumps(content, indent=1)
-    text = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda inner: json.dumps(json.loads(inner[0])), text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 def one_cycle(cfg: Config, length: float, by_epoch: bool = True, peak: float | None = None) -> list[dict]:

@@ -177,7 +177,8 @@ def to_the_middle(runner: Runner) -> None:
         torch.nn.init.normal_(layer.prune_mask, 0.5, 0.5)
     assert hook.pruner is not None
     follower, ratio = PathFollower(hook.target, hook.window_steps), hook.pruner.ratio()
-    hook.pruner.count = next(s for s in range(hook.window_steps) if follower.wanted(s) <= ratio)
+    position = next(s for s in range(hook.window_steps) if follower.wanted(s) <= ratio)
+    hook.pruner.load_state_dict({**hook.pruner.state_dict(), "count": position, "position": position})
 
 
 def spread(values: list[float], digits: int = 3) -> str:

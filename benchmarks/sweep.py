@@ -107,6 +107,12 @@ def stream(percent: int, seed: int) -> Run:
     return trained(name, row, percent / 100, seed, f"resnet20_cifar10_{name}_short")
 
 
+def distilled(percent: int, seed: int) -> Run:
+    row = "ours, default, learning from its own average after the window (distillation)"
+    name = f"psi{percent}_early_distill"
+    return trained(name, row, percent / 100, seed, f"resnet20_cifar10_{name}_short")
+
+
 def first_slim(percent: int, seed: int) -> Run:
     row = "ours, slimmed on the way from epoch 4 of 12, divisor 8"
     return trained(f"psi{percent}_slim", row, percent / 100, seed, f"resnet20_cifar10_psi{percent}_slim_short")
@@ -148,6 +154,7 @@ def declared() -> list[Run]:
         *(run(percent, seed) for seed in (0, 1) for percent in (50, 15) for run in (control, early)),
         *(run(percent, 2) for percent in (30, 50) for run in (control, early)),
         early(15, 2),
+        *(distilled(30, seed) for seed in (0, 1)),
         *(dense(seed) for seed in (2, 0, 1)),
         *(torch_pruning_dense(seed) for seed in (0, 1)),
         *(torch_pruning(ranking, 15, seed) for seed in (0, 1) for ranking in ("l1", "uniform")),

@@ -1,6 +1,6 @@
 """What a whole pruned run costs with ``slim_at_end``, against the dense run: iterations weighted by the schedule.
 
-    python benchmarks/whole_run.py [resnet20 resnet56 centernet_demo centernet] [--rounds 20] [--threads 1]
+    python benchmarks/whole_run.py [resnet20 resnet56 centernet_demo centernet rtmdet_bccd] [--rounds 20] [--threads 1]
         [--divisor 8]
 
 Four Runners of one of the repository's pruned configs stand side by side on a fixed batch of noise: the dense model,
@@ -43,6 +43,7 @@ NETS: dict[str, tuple[str, int, tuple[int, int]]] = dict(
     resnet56=("cifar10/resnet56_cifar10_psi50.py", 128, (32, 32)),
     centernet_demo=("demo/centernet_scenes_prune50.py", 8, (128, 384)),
     centernet=("kitti/centernet_dla34_kitti_prune50.py", 1, (384, 1280)),
+    rtmdet_bccd=("bccd/rtmdet_tiny_bccd_prune50.py", 2, (192, 256)),
 )
 PHASES = ("dense", "before", "window", "slimmed")
 
@@ -66,7 +67,7 @@ def stand(
     if phase == "dense" and hook is not None:
         cfg.model.type = cfg.model.pop("of")
         cfg.model.pop("prune", None)
-        cfg.custom_hooks = []
+        cfg.custom_hooks.remove(hook)
     elif phase == "slimmed":
         assert hook is not None
         hook.update(slimming or {})

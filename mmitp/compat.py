@@ -18,6 +18,9 @@ only when a module named here is imported later, or has been before:
     cannot be imported are declared. With a matching build nothing is touched.
 ``mmcv.cnn.utils.fuse_conv_bn``
     Folds a norm into a slimmed convolution too, which computes fewer channels than the norm has.
+``mmengine.config.utils``, ``mmengine.config.config``
+    ``mmitp::kitti/...`` names a config of this package, in ``_base_`` and in ``get_config``. Its types keep the scope
+    that the config itself states (mmdet's or mmpretrain's), as a file's would.
 ``mmengine.runner.checkpoint``
     mmengine up to 0.10.7 on torch 2.6 and later: its own checkpoints load again. They are pickles, as they ever were:
     load those that you trust.
@@ -379,6 +382,20 @@ def _mend_fuse_conv_bn(module: ModuleType) -> None:
     module._fuse_conv_bn = _fuse_conv_bn  # type: ignore[attr-defined]
 
 
+def _mend_config_packages(module: ModuleType) -> None:
+    module.MODULE2PACKAGE["mmitp"] = "mmitp"
+
+
+def _mend_config_scope(module: ModuleType) -> None:
+    original = module.Config._get_cfg_path
+
+    def _get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        path, scope = original(cfg_path, filename)
+        return path, None if scope == "mmitp" else scope
+
+    module.Config._get_cfg_path = staticmethod(_get_cfg_path)
+
+
 def _mend_dist(module: ModuleType) -> None:
     original = module._init_dist_pytorch
 
@@ -420,6 +437,8 @@ _AFTER: dict[str, Callable[[ModuleType], None]] = {
     "mmcv.ops.deform_conv": _mend_deform_conv,
     "torchvision.extension": _mend_torchvision,
     "mmcv.cnn.utils.fuse_conv_bn": _mend_fuse_conv_bn,
+    "mmengine.config.utils": _mend_config_packages,
+    "mmengine.config.config": _mend_config_scope,
     "mmengine.runner.checkpoint": _mend_checkpoint,
     "mmengine.dist.utils": _mend_dist,
     "mmengine.model.wrappers.distributed": _mend_ddp,

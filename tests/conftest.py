@@ -22,12 +22,22 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session")
-def devices() -> ModuleType:
-    """``tests/devices.py``: a GPU made of labels, for tests of device mismatches and of waits for the device."""
-    spec = importlib.util.spec_from_file_location("mmitp_test_devices", Path(__file__).with_name("devices.py"))
+def _helper(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"mmitp_test_{name}", Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def devices() -> ModuleType:
+    """``tests/devices.py``: a GPU made of labels, for tests of device mismatches and of waits for the device."""
+    return _helper("devices")
+
+
+@pytest.fixture(scope="session")
+def captured() -> ModuleType:
+    """``tests/captured.py``: a CUDA graph made of operations on the CPU."""
+    return _helper("captured")

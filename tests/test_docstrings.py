@@ -18,8 +18,8 @@ MODULES = [
     for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
 ]
 #: public names that a reader of the API meets first
-SHOWN = """InTrainPruner MacBudget fold_masks fold_norms freeze_masks mask_model masked_layers project
-register_channelwise register_op share_masks slim""".split()
+SHOWN = """InTrainPruner MacBudget distillation_loss fold_masks fold_norms freeze_masks mask_model masked_layers
+open_masks project register_channelwise register_op share_masks slim""".split()
 
 
 @pytest.fixture(autouse=True)

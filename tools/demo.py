@@ -1,20 +1,24 @@
-"""The main job from nothing: generate scenes, train and prune CenterNet-DLA34 on them, slim it, evaluate, draw.
+"""The main job from nothing: a dense and a pruned CenterNet-DLA34 side by side on generated scenes, to a report.
 
-    python tools/demo.py [--minutes 6] [--work-dir work_dirs/demo]
+    python tools/demo.py [--minutes 12] [--work-dir work_dirs/demo]
 
-Runs tools/train.py on configs/demo/centernet_scenes_prune50.py. How many epochs fit into the given training time is
-measured first, so that the whole takes about the same time on a fast and on a slow machine.
+Generates the scenes, trains configs/demo/centernet_scenes.py and centernet_scenes_prune50.py at the same time (a thread
+each), slims the pruned network, tests both clean and under a short attack, times both, exports an ONNX file and writes
+the HTML report. How long a training step takes while both run is measured first: as many epochs, images an epoch and
+test images are taken as fit into the minutes, on a fast and on a slow or busy machine.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,174 +27,308 @@ from mmitp.datasets.scenes import write_scenes
 from mmitp.engine.cli import command, non_negative, parser
 from mmitp.engine.config import load_config
 from mmitp.engine.results import check_writable, provenance, write_results
-from mmitp.engine.robust_eval import tested_images
-from mmitp.engine.run import build_runner, device_of
-from mmitp.engine.signs import logged
-from mmitp.engine.slim_checkpoint import slim_checkpoint
-from mmitp.visualization import plot_budget, plot_channels, save_gt_vs_pred
+from mmitp.engine.run import build_runner
+from mmitp.report import read_run, write_report
+from mmitp.report.measure import sizes_of, time_run
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = ROOT / "configs" / "demo" / "centernet_scenes_prune50.py"
+CONFIGS = {name: ROOT / "configs" / "demo" / f"centernet_scenes{end}.py" for name, end in
+           (("dense", ""), ("pruned", "_prune50"))}  # fmt: skip
 SCENES = dict(frames=560, seed=0, size=[384, 128], val_fraction=0.2)
+TRAIN_IMAGES, TEST_IMAGES, BATCH, SHAPE = 448, 112, 8, (128, 384)
 EPOCHS = (4, 16)
+ATTACK = dict(steps=5, eps=2.0)
 DIFFICULTIES = ("easy", "moderate", "hard")
+#: of the time: for training; the rest is for tests, timing, export and report
+TRAINING = 0.6
+
+
+class Plan(NamedTuple):
+    """What fits into the time: epochs, training images an epoch, test images."""
+
+    epochs: int
+    images: int
+    test_images: int
+
+
+class Progress:
+    """A line that says what happens and how much of the time is used; on a terminal it stays one line."""
+
+    def __init__(self, minutes: float) -> None:
+        self.start, self.minutes, self.shown = time.perf_counter(), minutes, ""
+
+    def used(self) -> float:
+        """Minutes since the start."""
+        return (time.perf_counter() - self.start) / 60
+
+    def say(self, text: str) -> None:
+        """Ends the line that is shown, and shows another."""
+        end = "\n" if self.shown and sys.stdout.isatty() else ""
+        self.shown = ""
+        print(end, end="")
+        self.update(text)
+
+    def update(self, text: str) -> None:
+        line = f"[{self.used():4.1f} of about {self.minutes:g} min] {text}"
+        if sys.stdout.isatty():
+            print("\r" + line.ljust(len(self.shown)), end="", flush=True)
+        else:
+            print(line, flush=True)
+        self.shown = line
+
+    def end(self) -> None:
+        if self.shown and sys.stdout.isatty():
+            print()
+        self.shown = ""
 
 
 def prepare_scenes(folder: Path) -> None:
     """Generates the scenes unless the very same ones are there already."""
     stamp = folder / "scenes.json"
-    if (folder / "training" / "image_2").is_dir() and stamp.is_file() and _stamped(stamp) == SCENES:
-        print(f"scenes: {folder} is there already")
+    if (folder / "training" / "image_2").is_dir() and stamp.is_file() and _read(stamp) == SCENES:
         return
-    print(f"scenes: generating {SCENES['frames']} frames in {folder}", flush=True)
-    start = time.perf_counter()
     write_scenes(folder, SCENES["frames"], SCENES["seed"], tuple(SCENES["size"]), SCENES["val_fraction"])  # type: ignore[arg-type]
-    print(f"scenes: {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def _stamped(stamp: Path) -> Any:
+def _read(path: Path) -> Any:
     try:
-        return json.loads(stamp.read_text(encoding="utf-8"))
-    except ValueError:  # cut off, or somebody else's
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there yet, cut off, or somebody else's
         return None
 
 
-def seconds_per_step(overrides: list[str], work_dir: Path) -> tuple[float, int]:
-    """Measures a training step after warm-up; returns (seconds, steps an epoch)."""
-    cfg = load_config(str(CONFIG), overrides, str(work_dir / "timing"))
-    cfg.custom_hooks = []
-    cfg.visualizer.vis_backends = []
-    cfg.log_level = "ERROR"
+def data_options(folder: Path) -> list[str]:
+    loaders = ("train_dataloader", "val_dataloader", "test_dataloader")
+    options = [f"{loader}.dataset.data_root={folder.as_posix()}/" for loader in loaders]
+    return options + [f"{part}.data_root={folder.as_posix()}/" for part in ("val_evaluator", "test_evaluator")]
+
+
+def seconds_a_step(config: str, options: Sequence[str], work_dir: str) -> float:
+    """Time of a training step after a warm-up, one thread, loading included."""
+    torch.set_num_threads(1)
+    cfg = load_config(config, options, work_dir)
+    cfg.custom_hooks, cfg.visualizer.vis_backends, cfg.log_level = [], [], "ERROR"
     runner = build_runner(cfg)
     runner.model.train()
-    loader = runner.build_dataloader(cfg.train_dataloader)
     wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
-    runner.model.init_weights()
-    times = []
-    for _, batch in zip(range(5), loader, strict=False):
-        start = time.perf_counter()
-        runner.model.train_step(batch, optim_wrapper=wrapper)
-        times.append(time.perf_counter() - start)
-    return min(times[1:]), len(loader)
+    batches = iter(runner.build_dataloader(cfg.train_dataloader))
+    runner.model.train_step(next(batches), optim_wrapper=wrapper)
+    start = time.perf_counter()
+    for _ in range(4):
+        runner.model.train_step(next(batches), optim_wrapper=wrapper)
+    return (time.perf_counter() - start) / 4
 
 
-def evaluate(
-    config: str, checkpoint: str, overrides: list[str], work_dir: Path, picture: Path | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """AP of a checkpoint on the held-out scenes, and with what; draws a few frames if a picture is asked for."""
-    cfg = load_config(config, overrides, str(work_dir))
-    cfg.load_from = checkpoint
-    runner = build_runner(cfg)
-    metrics = runner.test()
-    if picture is not None:
-        runner.model.eval()
-        results = []
-        for batch in runner.test_dataloader:
-            with torch.no_grad():
-                results += runner.model.test_step(batch)
-            if len(results) >= 8:
-                break
-        save_gt_vs_pred(runner.test_dataloader.dataset, results, picture, n=6)
-    images = tested_images(runner.test_loop.dataloader)
-    return metrics, provenance(
-        config=config, checkpoint=checkpoint, device=device_of(runner.model), images=images, seed=runner.seed
-    )
+def plan(seconds: float, step: float) -> Plan:
+    """Fits a run into the seconds that are left; ``step``: of a batch, while both networks train.
+
+    Whole epochs where four of them fit, else four of fewer images. A test image under attack takes as long as
+    ``steps + 2`` images of a training step, about.
+    """
+    steps = max(int(seconds * TRAINING / step), 1)
+    whole = TRAIN_IMAGES // BATCH
+    epochs = min(max(steps // whole, EPOCHS[0]), EPOCHS[1])
+    images = min(max(steps // epochs, 2), whole) * BATCH
+    tested = int(seconds * (1 - TRAINING) * 0.4 / (step / BATCH * (ATTACK["steps"] + 2)))
+    return Plan(epochs, images, min(max(tested, 8), TEST_IMAGES))
 
 
-def scalars(work_dir: Path) -> list[dict[str, Any]]:
-    """The newest run's logged training scalars."""
-    newest = max(work_dir.glob("*/vis_data/scalars.json"), key=lambda p: p.stat().st_mtime)
-    return [row for row in logged(newest) if "ops_kept" in row and "iter" in row]
+def schedule(name: str, it: Plan) -> list[str]:
+    """Overrides of a config: the plan's length, a short validation, and the pruned network slimmed on the way."""
+    options = [
+        f"train_cfg.max_epochs={it.epochs}",
+        f"train_cfg.val_interval={it.epochs}",
+        f"val_dataloader.dataset.indices={BATCH}",
+        f"train_dataloader.dataset.indices={it.images}",
+        f"param_scheduler.0.end={min(30, it.epochs * it.images // BATCH // 4)}",
+        f"param_scheduler.1.end={it.epochs}",
+        f"default_hooks.checkpoint.interval={it.epochs}",
+        f"default_hooks.logger.interval={max(min(it.images // BATCH // 4, 10), 1)}",
+    ]
+    if name == "pruned":
+        options += [f"custom_hooks.0.end={it.epochs * 6 // 10}", "custom_hooks.0.slim_at_end=True"]
+    return options
+
+
+def start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """A tool in a process of its own with one thread, its output in a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    with log.open("wb") as file:
+        return subprocess.Popen([sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, env=environment)
+
+
+def finish(jobs: dict[str, tuple[subprocess.Popen[bytes], Path]], progress: Progress, text: Any) -> None:
+    """Waits for processes, and tells every few seconds what ``text()`` says.
+
+    Raises:
+        RuntimeError: one of them failed; with the end of what it said.
+    """
+    told = time.perf_counter()
+    pause = 2.0 if sys.stdout.isatty() else 30.0
+    while any(job.poll() is None for job, _ in jobs.values()):
+        time.sleep(0.2)
+        if any(job.poll() for job, _ in jobs.values()):
+            break
+        if time.perf_counter() - told > pause:
+            told = time.perf_counter()
+            progress.update(text())
+    for name, (job, log) in jobs.items():
+        if job.poll():
+            for other, _ in jobs.values():
+                if other.poll() is None:
+                    other.terminate()
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise RuntimeError(f"{name} failed, {log} has all of it:\n" + "\n".join(lines[-5:]))
+
+
+def state(work_dir: Path) -> str:
+    """Where a training is, by the last whole line of its log."""
+    logs = sorted(work_dir.glob("*/vis_data/scalars.json"))
+    lines = logs[-1].read_text(encoding="utf-8").splitlines() if logs else []
+    for line in reversed(lines):
+        try:
+            now = json.loads(line)
+        except ValueError:
+            continue
+        if "epoch" in now:
+            kept = f", {now['ops_kept']:.2f} of the operations (target 0.5)" if "ops_kept" in now else ""
+            return f"epoch {now['epoch']}, loss {now['loss']:.2f}{kept}"
+    return "starting"
+
+
+def tool(name: str, *words: str | Path) -> list[str]:
+    return [str(ROOT / "tools" / f"{name}.py"), *map(str, words)]
+
+
+def figures(file: Path) -> dict[str, list[float]]:
+    """AP (R40) of cars by difficulty, clean and attacked."""
+    report = _read(file)
+    return {
+        name: [round(float(metrics[f"kitti/Car_R40_{d}"]), 2) for d in DIFFICULTIES]
+        for name, metrics in (("car", report["clean"]), ("car_attacked", report["attacked"][0]))
+    }
+
+
+def table(summary: dict[str, Any]) -> list[str]:
+    """Dense beside pruned, a line a figure, as Markdown."""
+
+    def both(text: Any) -> list[str]:
+        return [text(summary[name]) for name in ("dense", "pruned")]
+
+    dense = summary["dense"]
+    rows = {
+        "Car, AP R40, easy / moderate / hard": both(lambda s: " / ".join(f"{ap:.2f}" for ap in s["car"])),
+        summary["attack"]: both(lambda s: " / ".join(f"{ap:.2f}" for ap in s["car_attacked"])),
+        "MACs": both(lambda s: f"{s['macs']:,} ({s['macs'] / dense['macs']:.4f})"),
+        "parameters": both(lambda s: f"{s['params']:,} ({s['params'] / dense['params']:.4f})"),
+        "ms an image, one thread": both(lambda s: f"{s['ms']:.1f}"),
+        "training, minutes of processor": both(lambda s: f"{s['train_minutes']:.1f}"),
+    }
+    return ["| | dense | pruned |", "|---|---|---|", *(f"| {k} | {a} | {b} |" for k, (a, b) in rows.items())]
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser(__doc__)
-    options.add_argument("--minutes", type=non_negative, default=6.0, help="training time aimed at")
-    options.add_argument("--work-dir", type=Path, default=Path("work_dirs/demo"))
-    options.add_argument("--data", type=Path, default=Path("data/scenes"), help="where the scenes are generated")
-    args = options.parse_args(argv)
-    work_dir: Path = args.work_dir
-    out = check_writable(work_dir / "summary.json")
-
-    prepare_scenes(args.data)
-    data = f"{args.data.as_posix()}/"
-    overrides = [
-        f"{loader}.dataset.data_root={data}" for loader in ("train_dataloader", "val_dataloader", "test_dataloader")
-    ] + [f"{part}.data_root={data}" for part in ("val_evaluator", "test_evaluator")]
-
-    step, steps_per_epoch = seconds_per_step(overrides, work_dir)
-    epochs = int(args.minutes * 60 / (step * steps_per_epoch))
-    epochs = min(max(epochs, EPOCHS[0]), EPOCHS[1])
-    print(f"timing: {step:.2f} s a step, {steps_per_epoch} steps an epoch: {epochs} epochs", flush=True)
-    schedule = [
-        f"train_cfg.max_epochs={epochs}",
-        f"train_cfg.val_interval={epochs}",
-        f"param_scheduler.1.end={epochs}",
-        f"custom_hooks.0.end={max(epochs * 7 // 10, 2)}",
-        f"default_hooks.checkpoint.interval={epochs}",
-    ]
-    training = [sys.executable, str(ROOT / "tools" / "train.py"), str(CONFIG), "--work-dir", str(work_dir)]
-    training += ["--cfg-options", *overrides, *schedule]
-    print("training:", " ".join(training[1:]), flush=True)
-    start = time.perf_counter()
-    if status := subprocess.run(training).returncode:
-        return status  # it has said why
-    train_seconds = time.perf_counter() - start
-
-    checkpoint = str(work_dir / f"epoch_{epochs}.pth")
-    cfg = load_config(str(CONFIG), overrides + schedule)
-    slimmed = slim_checkpoint(cfg, checkpoint, str(work_dir / "slim"))
-    masked_metrics, _ = evaluate(str(CONFIG), checkpoint, overrides + schedule, work_dir / "test_masked")
-    picture = work_dir / "gt_vs_pred.png"
-    slim_metrics, run = evaluate(slimmed.config, slimmed.weights, [], work_dir / "test_slim", picture)
-
-    pruning = json.loads((work_dir / "pruning.json").read_text(encoding="utf-8"))
-    rows = scalars(work_dir)
-    plot_budget(
-        [r["step"] for r in rows], [r["ops_kept"] for r in rows], work_dir / "budget.png", pruning["target"],
-        [r["L_HW"] for r in rows],
-    )  # fmt: skip
-    layers = pruning["layers"]
-    plot_channels(
-        [r["name"] for r in layers], [r["in_kept"] for r in layers], [r["in_channels"] for r in layers],
-        work_dir / "channels.png", "input channels kept",
-    )  # fmt: skip
-
-    def ap(metrics: dict[str, float], name: str) -> list[float]:
-        return [round(float(metrics[f"kitti/{name}_R40_{d}"]), 4) for d in DIFFICULTIES]
-
-    summary = dict(
-        ap_car_r40=ap(masked_metrics, "Car"),
-        ap_car_r40_slim=ap(slim_metrics, "Car"),
-        ap_pedestrian_r40=ap(masked_metrics, "Pedestrian"),
-        ap_cyclist_r40=ap(masked_metrics, "Cyclist"),
-        macs_dense=slimmed.macs_dense,
-        macs_slim=slimmed.macs_slim,
-        params_dense=slimmed.params_dense,
-        params_slim=slimmed.params_slim,
-        ratio=slimmed.macs_slim / slimmed.macs_dense,
-        target=pruning["target"],
-        train_seconds=round(train_seconds, 1),
-        epochs=epochs,
-        picture=str(picture),
+    options.add_argument("--minutes", type=non_negative, default=12.0, help="time aimed at, all of it (default 12)")
+    options.add_argument(
+        "--work-dir", type=Path, default=Path("work_dirs/demo"), help="an earlier demo's runs in it are replaced"
     )
-    written = write_results(out, summary, run)
+    options.add_argument("--data", type=Path, default=Path("data/scenes"), help="where the scenes are generated")
+    options.add_argument("--step-of", metavar="CONFIG", help="only time a training step of a config (used by the demo)")
+    args = options.parse_args(argv)
+    work: Path = args.work_dir
+    data = data_options(args.data)
+    if args.step_of:
+        print(f"seconds a step: {seconds_a_step(args.step_of, data, str(work)):.4f}")
+        return 0
+    out = check_writable(work / "summary.json")
+    for name in (*CONFIGS, "report"):
+        shutil.rmtree(work / name, ignore_errors=True)
+    progress = Progress(args.minutes)
 
-    print("\nAP (R40) on held-out generated scenes    easy   moderate   hard")
-    for label, metrics, name in (
-        ("Car, masked", masked_metrics, "Car"),
-        ("Car, slimmed", slim_metrics, "Car"),
-        ("Pedestrian, slimmed", slim_metrics, "Pedestrian"),
-        ("Cyclist, slimmed", slim_metrics, "Cyclist"),
+    progress.say(f"1/7 scenes: {SCENES['frames']} frames in {args.data}")
+    prepare_scenes(args.data)
+
+    progress.say("2/7 how long a training step takes while both networks train")
+    jobs = {}
+    for name, config in CONFIGS.items():
+        log = work / f"timing_{name}.log"
+        words = tool("demo", "--step-of", config, "--data", args.data, "--work-dir", work / f"timing_{name}")
+        jobs[name] = (start(words, log), log)
+    finish(jobs, progress, lambda: "2/7 timing a training step of both")
+    step = max(float(log.read_text().rsplit("seconds a step:", 1)[1].split()[0]) for _, log in jobs.values())
+    it = plan((args.minutes - progress.used()) * 60, step)
+
+    progress.say(
+        f"3/7 training, {step:.2f} s a step: {it.epochs} epochs of {it.images} images, dense and pruned side by side"
+    )
+    jobs = {}
+    for name, config in CONFIGS.items():
+        log = work / f"train_{name}.log"
+        words = tool("train", config, "--work-dir", work / name, "--cfg-options", *data, *schedule(name, it))
+        jobs[name] = (start(words, log), log)
+    finish(jobs, progress, lambda: "3/7 training: " + "; ".join(f"{n}: {state(work / n)}" for n in CONFIGS))
+
+    progress.say("4/7 slimming the pruned network")
+    checkpoints = {name: work / name / f"epoch_{it.epochs}.pth" for name in CONFIGS}
+    slim = work / "pruned" / "slim"
+    log = work / "slim.log"
+    # the training's own config has the schedule and the data
+    trained = sorted((work / "pruned").glob("*/vis_data/config.py"))[-1]
+    finish(
+        {"slim": (start(tool("slim", trained, checkpoints["pruned"], "--out", slim), log), log)},
+        progress,
+        lambda: "4/7 slim",
+    )
+
+    attack = ["--attack", "pgd", "--steps", str(ATTACK["steps"]), "--eps", str(ATTACK["eps"])]
+    progress.say(f"5/7 testing both on {it.test_images} held-out images, clean and under PGD-{ATTACK['steps']}")
+    jobs = {}
+    networks = {"dense": (CONFIGS["dense"], checkpoints["dense"]), "pruned": (slim / "config.py", slim / "weights.pth")}
+    for name, (config, weights) in networks.items():
+        log, json_out = work / f"test_{name}.log", work / name / "test.json"
+        words = tool("test", config, weights, *attack, "--max-images", str(it.test_images), "--out", json_out)
+        words += ["--work-dir", str(work / f"test_{name}"), "--cfg-options", *data]
+        jobs[name] = (start(words, log), log)
+    finish(jobs, progress, lambda: "5/7 testing both, clean and under attack")
+
+    onnx, log = work / "pruned" / "slim.onnx", work / "export.log"
+    progress.say("6/7 exporting the slimmed network to ONNX, and checking the file")
+    export = tool("export", slim / "config.py", slim / "weights.pth", "--out", onnx)
+    finish({"export": (start(export, log), log)}, progress, lambda: "6/7 ONNX")
+
+    progress.say("7/7 timing both networks, and the report")
+    runs = [read_run(work / name) for name in CONFIGS]
+    timing = time_run(runs[1], SHAPE)
+    page = write_report(runs, work / "report", title="mmitp demo: dense and pruned", shape=SHAPE, samples=4)[0]
+    sizes = sizes_of(runs[1], SHAPE)
+    summary: dict[str, Any] = dict(
+        epochs=it.epochs,
+        images=it.images,
+        test_images=it.test_images,
+        target=0.5,
+        attack=f"the same under PGD-{ATTACK['steps']}, eps {ATTACK['eps']:g}/255",
+        minutes=round(progress.used(), 1),
+    )
+    for run, macs, params, ms in (
+        (runs[0], sizes.macs_dense, sizes.params_dense, timing.dense_ms),
+        (runs[1], sizes.macs_kept, sizes.params_kept, timing.slimmed_ms),
     ):
-        easy, moderate, hard = ap(metrics, name)
-        print(f"{label:<38}{easy:>8.2f}{moderate:>10.2f}{hard:>8.2f}")
-    print(f"operations kept: {summary['ratio']:.4f} of {slimmed.macs_dense:,} MACs (target {summary['target']})")
-    print(f"parameters: {slimmed.params_slim:,} of {slimmed.params_dense:,}")
-    print(f"slimmed network: {slimmed.config}, {slimmed.weights}")
-    print(f"pictures: {picture}, {work_dir / 'budget.png'}, {work_dir / 'channels.png'}")
-    print("summary:", "\n".join(written))
+        seconds = run.records[-1]["processor_seconds"]
+        summary[run.name] = dict(
+            **figures(run.folder / "test.json"),
+            macs=macs,
+            params=params,
+            ms=round(float(ms or 0), 2),
+            train_minutes=round(seconds / 60, 2),
+        )
+    written = write_results(out, summary, provenance(images=it.test_images, seed=0, device="cpu, a thread a network"))
+    progress.end()
+    print("\n".join([*written, f"ONNX: {onnx}", f"slimmed network: {slim}", ""]))
+    print("\n".join(table(summary)))
+    print(f"\nreport: {page}")
     return 0
 
 

@@ -2,15 +2,10 @@
 # 10 epochs: masks, one for all readers of a stream, train in the first epoch under the closed loop (without decay),
 # then the small network, in multiples of 8 channels, takes the masked one's place. 12 epochs fit: the masked step
 # costs 1.06, the small network's 0.79 of a dense one (benchmarks/cifar_sweep/costs.json).
-_base_ = ["./resnet20_cifar10_short.py"]
+_base_ = ["./resnet20_cifar10_psi30_early_short.py"]
 
-model = dict(
-    type="mmitp.MaskedModel", of="mmpretrain.ImageClassifier", prune=dict(share="stream", linear=True, shape=(32, 32))
-)
-custom_hooks = [
-    dict(type="mmitp.PruneHook", target=0.3, b="auto", begin=0, end=1, divisor=8, slim_at_end=True),
-]
-optim_wrapper = dict(paramwise_cfg=dict(bypass_duplicate=True, custom_keys={"prune_mask": dict(decay_mult=0.0)}))
+model = dict(prune=dict(share="stream", linear=True, shape=(32, 32)))
+optim_wrapper = dict(paramwise_cfg=dict(bypass_duplicate=True))
 param_scheduler = [
     dict(type="OneCycleLR", eta_max=0.2, total_steps=12, by_epoch=True, convert_to_iter_based=True),
     dict(type="CosineAnnealingMomentum", eta_min=0.85, end=3.6, by_epoch=True, convert_to_iter_based=True),

@@ -1,6 +1,4 @@
 # Mask ablation (Fig. 1 of S1): no weight decay on the masks, masks start at 0.3.
-_base_ = ["./resnet20_cifar10.py"]
+_base_ = ["./resnet20_cifar10_psi30_noreg.py"]
 
-model = dict(type="mmitp.MaskedModel", of="mmpretrain.ImageClassifier", prune=dict(init=0.3))
-custom_hooks = [dict(type="mmitp.PruneHook", target=0.3, b=10, begin=20, end=240, lr=0.01, min_keep=0, fill=False)]
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"prune_mask": dict(decay_mult=0.0)}))
+model = dict(prune=dict(init=0.3))

@@ -1,42 +1,8 @@
-# The main job on generated scenes, sized for minutes on two CPU cores: the same network at a quarter of its width on
-# 384x128 frames. `make demo` runs it; data/scenes comes from tools/make_scenes.py.
-_base_ = ["../centernet_kitti_prune50.py"]
+# The main job on generated scenes: centernet_scenes.py, pruned on the way to at most half of the operations.
+# `make demo` trains both side by side.
+_base_ = ["./centernet_scenes.py"]
 
-data_root = "data/scenes/"
-input_size = (384, 128)  # width, height
-
-model = dict(
-    backbone=dict(width=0.25),
-    neck=dict(in_channels=(16, 32, 64, 128)),
-    bbox_head=dict(in_channels=16, feat_channels=64),
-)
-
-train_pipeline = [
-    dict(type="LoadImageFromFile", backend_args=None),
-    dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="mmitp.ScaleShiftCrop", size=input_size, prob=0.2, scale=0.2, shift=0.1),
-    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
-]
-test_pipeline = [
-    dict(type="LoadImageFromFile", backend_args=None),
-    dict(type="mmitp.ScaleShiftCrop", size=input_size),
-    dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
-]
-train_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(data_root=data_root, pipeline=train_pipeline))
-val_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(data_root=data_root, pipeline=test_pipeline))
-test_dataloader = val_dataloader
-val_evaluator = dict(data_root=data_root)
-test_evaluator = val_evaluator
-
-# A short run wants a larger step than 250 epochs do.
-train_cfg = dict(max_epochs=7, val_interval=7)
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=30),
-    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=7, eta_min=1e-5, convert_to_iter_based=True),
-]
+model = dict(type="mmitp.MaskedModel", of="mmdet.CenterNet")
 custom_hooks = [
     dict(type="mmitp.PruneHook", target=0.5, b="auto", begin=1, end=5, lr=1e-4, fill=True, input_shape=(128, 384)),
 ]
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=7, max_keep_ckpts=1))

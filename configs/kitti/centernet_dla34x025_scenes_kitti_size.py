@@ -13,7 +13,4 @@ test_evaluator = val_evaluator
 
 # 1,500 of the 2,000 frames are for training: 750 steps an epoch.
 train_cfg = dict(max_epochs=12, val_interval=12)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=300),
-    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=12, eta_min=1e-5, convert_to_iter_based=True),
-]
+param_scheduler = [_base_.param_scheduler[0], dict(_base_.param_scheduler[1], end=12)]

@@ -24,7 +24,7 @@ _IGNORED_FOR = {"van": "Car", "truck": "Car", "person_sitting": "Pedestrian"}
 _SPLITS = {"train75": True, "val25": False}
 _ADVICE = (
     "data/README.md says how KITTI is laid out and where it goes; without it, "
-    "`python tools/make_scenes.py data/scenes --frames 800` generates scenes in the same format "
+    "`mmitp make-scenes --out data/scenes --frames 800` generates scenes in the same format "
     "(link them: `ln -s scenes data/kitti`)"
 )
 

@@ -1,8 +1,9 @@
-"""The edge of every tool: a user's mistake ends in one paragraph and exit status 2, a defect in a traceback.
+"""The edge of every command: a user's mistake ends in one paragraph and exit status 2, a defect in a traceback.
 
 A ``main`` decorated with :func:`command` may raise ``ValueError`` (or :class:`UserError`, the tools' own) wherever our
 code checks something. Files and folders that are missing, protected or full count too, and so does what mmengine says
-of a config's ``type`` or arguments when it builds them. Nothing heavy is imported here.
+of a config's ``type`` or arguments when it builds them, and a package that is not installed. The options that several
+commands share are here. Nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -14,23 +15,105 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-__all__ = ["UserError", "add_trust", "command", "non_negative", "parser", "positive", "raised_by_us", "torch_device"]
+__all__ = [
+    "UserError",
+    "add_config",
+    "add_launcher",
+    "add_out",
+    "add_trust",
+    "command",
+    "needs_out",
+    "non_negative",
+    "parser",
+    "positive",
+    "raised_by_us",
+    "torch_device",
+]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Where mmengine makes an object of a part of the config.
 _BUILDER = ("mmengine", "registry", "build_functions.py")
+# What a user may lack, and what brings it.
+_PACKAGES = {
+    **dict.fromkeys(("numpy", "torch"), "pip install torch numpy"),
+    **dict.fromkeys(("mmcv", "mmdet", "mmengine", "mmpretrain", "torchvision"), 'pip install "mmitp[mm]"'),
+    **dict.fromkeys(("onnx", "onnxruntime"), 'pip install "mmitp[export]"'),
+}
 
 
 class UserError(ValueError):
     """What the user asked for cannot be done; the text names the file, key or option and says what to do."""
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser with the tool's docstring as its help and the option ``--traceback`` of :func:`command`."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(doc: str | None, module: str | None = None) -> argparse.ArgumentParser:
+    """A parser with a docstring as its help and the option ``--traceback`` of :func:`command`.
+
+    Args:
+        doc: the command's docstring.
+        module: ``__name__`` of a module of :mod:`mmitp.commands`, whose usage line then reads ``mmitp NAME``.
+    """
+    prog = None if module is None else f"mmitp {_command_name(module.rpartition('.')[2])}"
+    made = argparse.ArgumentParser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return made
+
+
+def add_config(options: argparse.ArgumentParser, help: str = "config file, or PACKAGE::NAME of a packaged one") -> None:
+    """The argument ``config`` and the option ``--cfg-options``, which becomes a dictionary (mmengine's DictAction)."""
+    options.add_argument("config", help=help)
+    options.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=_ConfigOptions,
+        default={},
+        metavar="KEY=VALUE",
+        help="settings to override: a.b=1, a.0.b=x for the first entry of a list, a=[1,2] for lists",
+    )
+
+
+class _ConfigOptions(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        from mmitp.engine.config import read_options  # mmengine: heavy, and absent where --help has to work
+
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), **read_options(values)})
+
+
+def add_out(
+    options: argparse.ArgumentParser, help: str, *former: str, metavar: str = "FILE", positional: bool = False
+) -> None:
+    """The option ``--out`` of every command that writes: ``args.out``, ``None`` where it is not given.
+
+    Args:
+        options: the parser.
+        help: what is written.
+        former: other names of the option, from before all commands had the same.
+        metavar: how the help calls it.
+        positional: the path may also stand behind the other arguments, as it had to before.
+    """
+    options.add_argument("--out", *former, action=_Once, metavar=metavar, help=help)
+    if positional:
+        options.add_argument("out", nargs="?", action=_Once, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+class _Once(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if getattr(namespace, self.dest, None) is not None:
+            raise argparse.ArgumentError(self, f"given twice: {getattr(namespace, self.dest)} and {values}")
+        setattr(namespace, self.dest, values)
+
+
+def needs_out(options: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the command where ``--out`` is missing."""
+    if args.out is None:
+        options.error("the following arguments are required: --out")
+
+
+def add_launcher(options: argparse.ArgumentParser) -> None:
+    """``--launcher`` and what torch's launchers append by themselves."""
+    options.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
+    options.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
 def add_trust(options: argparse.ArgumentParser) -> None:
@@ -41,13 +124,15 @@ def add_trust(options: argparse.ArgumentParser) -> None:
 
 
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
-    """Decorates a tool's ``main(argv)``, which returns an exit status or ``None`` for 0.
+    """Decorates a command's ``main(argv)``, which returns an exit status or ``None`` for 0.
 
-    A mistake of the user (see the module) becomes ``tool: text`` on stderr and ``SystemExit(2)``; a check of ours that
+    A mistake of the user (see the module) becomes ``name: text`` on stderr and ``SystemExit(2)``; a check of ours that
     failed (``RuntimeError``) the same with ``SystemExit(1)``. ``--traceback`` shows the whole. Anything else is a
     defect and passes.
     """
-    folder = Path(main.__code__.co_filename).resolve().parent
+    file = Path(main.__code__.co_filename).resolve()
+    folder = file.parent
+    name = f"mmitp {_command_name(file.stem)}" if folder == _PACKAGE / "commands" else file.name
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
@@ -60,11 +145,15 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
                 raise
             if "--traceback" in (sys.argv[1:] if argv is None else argv):
                 traceback.print_exc()
-            print(f"{Path(main.__code__.co_filename).name}: {_text(known)}", file=sys.stderr)
+            print(f"{name}: {_text(known)}", file=sys.stderr)
             status = 1 if isinstance(known, RuntimeError) and _is_ours(known, folder) else 2
         raise SystemExit(status)
 
     return run
+
+
+def _command_name(module: str) -> str:
+    return module.replace("_", "-")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -80,6 +169,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _explains_itself(error: BaseException, tools: Path) -> bool:
     if isinstance(error, OSError):
         return error.filename is not None or _is_ours(error, tools)
+    if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
+        return True
     return isinstance(error, (ValueError, RuntimeError, ImportError)) and _is_ours(error, tools)
 
 
@@ -115,6 +206,8 @@ def _raised_in(error: BaseException) -> Path:
 def _text(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
+        return f"{error.name} is not installed, which this command needs: {_PACKAGES[error.name]} (docs/faq.md)"
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     kind = _built(error)
     if kind is None or raised_by_us(error):

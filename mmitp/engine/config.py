@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import inspect
 import logging
@@ -48,13 +49,33 @@ _REGISTRIES = (
 )  # fmt: skip
 
 
-def load_config(source: str, options: Sequence[str] = (), work_dir: str | None = None) -> Config:
+def read_options(texts: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` texts as mmengine's ``DictAction`` reads them, the last of a key's values.
+
+    Raises:
+        ValueError: one has another form, or its brackets do not close.
+    """
+    for text in texts:
+        key, sep, _ = text.partition("=")
+        if not sep or not all(key.split(".")):
+            raise ValueError(f"--cfg-options takes key=value, got {text!r}")
+    parsed = argparse.Namespace(options={})
+    try:
+        DictAction(["--cfg-options"], "options")(argparse.ArgumentParser(), parsed, texts)
+    except (AssertionError, RecursionError) as error:  # brackets, dicts
+        raise ValueError(
+            f"--cfg-options {' '.join(texts)} cannot be read: {error} (dicts are set key by key, or in a file)"
+        ) from error
+    return parsed.options
+
+
+def load_config(source: str, options: Mapping[str, Any] | Sequence[str] = (), work_dir: str | None = None) -> Config:
     """Reads a config.
 
     Args:
         source: path of a file, or ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'`` and the like.
-        options: overrides, ``'a.b=value'``. A key that the config lacks is added if its class or the Runner takes it
-            (or its class cannot be told, and no key of the config looks like it).
+        options: overrides, ``{'a.b': value}`` or ``['a.b=value']``. A key that the config lacks is added if its
+            class or the Runner takes it (or its class cannot be told, and no key of the config looks like it).
         work_dir: overrides the config's; by default ``work_dirs/<config name>``.
 
     Raises:
@@ -71,21 +92,55 @@ def load_config(source: str, options: Sequence[str] = (), work_dir: str | None =
             raise ValueError(f"{source} cannot be read as a config: {type(error).__name__}: {error}") from error
     else:
         raise ValueError(f"no config file {source!r} (a packaged one is named like 'mmdet::folder/name.py')")
-    for option in options:
-        key, sep, value = option.partition("=")
-        if not sep or not all(key.split(".")):
-            raise ValueError(f"--cfg-options takes key=value, got {option!r}")
+    for key, value in (options if isinstance(options, Mapping) else read_options(options)).items():
         _check_key(cfg, key)
         try:
-            cfg.merge_from_dict({key: DictAction._parse_iterable(value)})
-        except (AssertionError, AttributeError, KeyError, RecursionError, TypeError) as error:  # brackets, dicts
+            cfg.merge_from_dict({key: value})
+        except (AssertionError, AttributeError, KeyError, RecursionError, TypeError) as error:  # dicts
             raise ValueError(
-                f"--cfg-options {option} does not fit the config: {error} (dicts are set key by key, or in a file)"
+                f"--cfg-options {key}={value} does not fit the config: {error} (dicts are set key by key, or in a file)"
             ) from error
     name = os.path.splitext(os.path.basename(source.split("::")[-1]))[0]
     cfg.work_dir = work_dir or cfg.get("work_dir") or os.path.join("work_dirs", name)
     _check_values(cfg, source)
     return cfg
+
+
+def scale_learning_rate(cfg: Config) -> None:
+    """Turns a config's ``auto_scale_lr`` on: its learning rate is for ``base_batch_size`` images a step.
+
+    mmengine scales the config's own optimizer by the real batch size over that. PruneHook's ``lr``, which trains the
+    masks by the budget's push, stays: it counts steps, not images.
+
+    Raises:
+        ValueError: the config does not say for how many images its learning rate is.
+    """
+    if "base_batch_size" not in (cfg.get("auto_scale_lr") or {}):
+        raise ValueError(
+            "--auto-scale-lr: the config does not say for how many images its learning rate is; set "
+            "auto_scale_lr = dict(base_batch_size=...), or leave the option out"
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def draw_predictions(cfg: Config, folder: str) -> None:
+    """Has a test draw every image with its predictions into a folder, by mmdet's or mmpretrain's visualization hook.
+
+    Raises:
+        ValueError: the config is of neither package.
+    """
+    folder = os.path.abspath(folder)
+    settings = {
+        "mmdet": dict(type="mmdet.DetVisualizationHook", draw=True, test_out_dir=folder),
+        "mmpretrain": dict(type="mmpretrain.VisualizationHook", enable=True, interval=1, out_dir=folder),
+    }.get(cfg.get("default_scope") or "")
+    if settings is None:
+        raise ValueError(
+            f"--show-dir draws for configs of mmdet and mmpretrain, and this one's default_scope is "
+            f"{cfg.get('default_scope')!r}"
+        )
+    hooks = cfg.setdefault("default_hooks", {})
+    hooks["visualization"] = {**(hooks.get("visualization") or {}), **settings}
 
 
 def _check_values(cfg: Config, source: str) -> None:

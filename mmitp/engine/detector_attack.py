@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from mmdet.models.dense_heads import CenterNetHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmdet.structures.bbox import get_box_tensor
+from mmdet.structures.bbox import HorizontalBoxes, get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -112,10 +112,10 @@ def own_detections(model: Any, data: dict[str, Any], score_thr: float) -> list[A
         found = model.predict(data["inputs"], copies, rescale=False)
     for sample in found:
         kept = sample.pred_instances[sample.pred_instances.scores > score_thr]
-        boxes, labels = get_box_tensor(kept.bboxes).float().clone(), kept.labels.clone()
+        found_boxes, labels = HorizontalBoxes(get_box_tensor(kept.bboxes).float()), kept.labels.clone()
         # CenterNet's head takes the border off whether it rescales or not.
-        left, top = _offset(sample.metainfo)
-        boxes = boxes + boxes.new_tensor([left, top, left, top])
+        found_boxes.translate_(_offset(sample.metainfo))
+        boxes = found_boxes.tensor
         sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
         sample.ignored_instances = InstanceData(bboxes=boxes[:0], labels=labels[:0])
         del sample.pred_instances
@@ -159,27 +159,20 @@ def input_samples(samples: Sequence[Any], original: bool) -> list[Any]:
 
 
 def _mapped(instances: InstanceData, meta: dict[str, Any]) -> InstanceData:
-    boxes = get_box_tensor(instances.bboxes).float()
+    boxes = HorizontalBoxes(get_box_tensor(instances.bboxes).float())
     if "homography_matrix" in meta:
-        matrix = boxes.new_tensor(meta["homography_matrix"])
-        x1, y1, x2, y2 = boxes.unbind(1)
-        corners = torch.stack([torch.stack([x, y, torch.ones_like(x)], 1) for x in (x1, x2) for y in (y1, y2)])
-        corners = corners @ matrix.T
-        corners = corners[..., :2] / corners[..., 2:]
-        boxes = torch.cat([corners.amin(0), corners.amax(0)], 1)
+        boxes.project_(boxes.tensor.new_tensor(meta["homography_matrix"]))
     elif meta.get("flip"):
         raise ValueError("a flipped test image needs 'homography_matrix' in PackDetInputs' meta_keys to map its boxes")
     elif "scale_factor" in meta:
-        boxes = boxes * boxes.new_tensor(meta["scale_factor"]).repeat(2)
+        boxes.rescale_(meta["scale_factor"])
     elif "border" not in meta and tuple(meta["ori_shape"][:2]) != tuple(meta["img_shape"][:2]):
         raise ValueError("boxes cannot be mapped to the input: add 'scale_factor' to PackDetInputs' meta_keys")
-    left, top = _offset(meta)
-    boxes = boxes + boxes.new_tensor([left, top, left, top])
-    height, width = meta["img_shape"][:2]
-    boxes = boxes.minimum(boxes.new_tensor([width, height, width, height])).clamp(min=0)
-    visible = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    boxes.translate_(_offset(meta))
+    boxes.clip_(meta["img_shape"][:2])
+    visible = (boxes.widths > 0) & (boxes.heights > 0)
     kept = instances[visible]
-    kept.bboxes = boxes[visible]
+    kept.bboxes = boxes.tensor[visible]
     return kept
 
 

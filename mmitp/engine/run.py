@@ -36,13 +36,17 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
     return protect(RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg), trust)
 
 
-def check_launcher(launcher: str) -> None:
-    """Raises ``ValueError`` where ``--launcher pytorch`` was given and no launcher has started this process."""
+def check_launcher(launcher: str, local_rank: int = 0) -> None:
+    """Raises ``ValueError`` where ``--launcher pytorch`` was given and no launcher has started this process.
+
+    ``local_rank`` is what old launchers give as an option; mmengine reads it from the environment.
+    """
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR") if name not in os.environ]
     if launcher == "pytorch" and missing:
         raise ValueError(
             f"--launcher pytorch: {', '.join(missing)} not set; start the tool by "
-            "`python -m torch.distributed.run --nproc_per_node N tools/...`"
+            "`python -m torch.distributed.run --nproc_per_node N -m mmitp train ...`"
         )
 
 

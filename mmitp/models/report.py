@@ -16,6 +16,7 @@ from mmitp.engine.config import require_keys
 from mmitp.engine.example import image_channels
 from mmitp.models.slim_config import drop_pretrained, is_masked
 from mmitp.pruning.rng import kept_rng
+from mmitp.pruning.small_steps import SmallSteps
 
 
 @kept_rng(seed=0)
@@ -67,36 +68,6 @@ def random_batch(model: nn.Module, shape: tuple[int, int], batch: int, generator
     else:
         samples = [_label(shape, classes, generator) for _ in range(batch)]
     return dict(inputs=images, data_samples=samples)
-
-
-class SmallSteps(torch.optim.Optimizer):
-    """Moves each tensor down its gradient by a fraction of its own length, whatever the gradient's size.
-
-    A network deep enough, with random weights under normalisation layers that stay in eval mode, has gradients of any
-    size: no learning rate suits all of its tensors, or the next network's.
-
-    Args:
-        params: as of any optimizer.
-        fraction: length of a step by the tensor's; a tensor of zeros counts as one of length 1 for each output channel.
-    """
-
-    def __init__(self, params: Any, fraction: float = 1e-3) -> None:
-        super().__init__(params, dict(fraction=fraction))
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Leaves a tensor alone whose gradient is zero or not finite."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None or not parameter.numel():
-                    continue
-                largest = parameter.grad.abs().max()
-                if largest > 0 and torch.isfinite(largest):
-                    direction = parameter.grad / largest  # the square of a large gradient would overflow
-                    length = parameter.norm()
-                    if length == 0:
-                        length = length.new_tensor(float(parameter.shape[0] if parameter.dim() else 1)).sqrt()
-                    parameter.sub_(direction * (group["fraction"] * length / direction.norm()))
 
 
 @kept_rng(seed=0)

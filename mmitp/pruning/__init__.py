@@ -17,6 +17,7 @@ weights (fusion, re-parameterisation, converters), :func:`fold_masks` comes firs
 from .budget import LayerRow, MacBudget
 from .convert import fold_masks, mask_model, share_masks
 from .deploy import fold_norms
+from .distill import distillation_loss, open_masks
 from .freeze import freeze_masks, project
 from .graph import register_op
 from .layers import (
@@ -43,11 +44,13 @@ __all__ = [
     "MaskedLinear",
     "SlimPlan",
     "apply_plan",
+    "distillation_loss",
     "fold_masks",
     "fold_norms",
     "freeze_masks",
     "mask_model",
     "masked_layers",
+    "open_masks",
     "project",
     "randomize_masks",
     "register_channelwise",

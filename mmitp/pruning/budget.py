@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .cost import Cost, CostRatio
+from .cost import Cost, CostRatio, MacCost
 from .graph import ChannelGraph, LayerRecord, record_graph
 from .layers import Conv2dKind, masked_layers
 from .masks import MaskedLayer, binarize_rows, ste_derivative, weights_of
@@ -41,7 +41,7 @@ class LayerRow(NamedTuple):
 
 
 @dataclass
-class _Tables:
+class Tables:
     """Index vectors of the budget, all on one device.
 
     Literals (entries of masks) and classes (channels that the same literals keep) are those of
@@ -59,6 +59,7 @@ class _Tables:
         class_of, class_row: ``(K,)`` int64, class and row of every class of channels that a row computes.
         class_weight: ``(K,)`` float64, how many outputs of that row they are.
         pair_class, pair_literal: ``(P,)`` int64, every class with every literal that keeps it.
+        node_class: ``(n_nodes,)`` int64, every node's class, ``n_classes`` for those that are always needed.
         n_classes: number of classes.
     """
 
@@ -75,11 +76,12 @@ class _Tables:
     class_weight: Tensor
     pair_class: Tensor
     pair_literal: Tensor
+    node_class: Tensor
     n_classes: int
 
-    def to(self, device: torch.device) -> _Tables:
+    def to(self, device: torch.device) -> Tables:
         moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return _Tables(**moved)
+        return Tables(**moved)
 
     def needs(self, on: Tensor) -> tuple[Tensor, Tensor]:
         """How many literals that are on keep each class, and whether any does: ``(n_classes,)`` in the type of ``on``.
@@ -94,46 +96,6 @@ class _Tables:
         n_in = self.in_const.index_add(0, self.in_row, on[self.in_literal])
         n_out = self.out_const.index_add(0, self.class_row, needed[self.class_of] * self.class_weight)
         return n_in, n_out
-
-    def macs(self, on: Tensor) -> Tensor:
-        """MACs of every layer, ``(L,)`` float64."""
-        _, needed = self.needs(on)
-        n_in, n_out = self.channels(on, needed)
-        return n_in * self.input_price(n_out) + self.fixed
-
-    def input_price(self, n_out: Tensor) -> Tensor:
-        """MACs that one more input of every layer costs."""
-        return self.pair * n_out + self.inp * (n_out > 0)
-
-    def need_price(self, needed: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
-        """MACs that every class of channels costs the layers which compute it."""
-        row, weight = self.class_row, self.class_weight
-        only_output = n_out[row] == needed[self.class_of] * weight
-        price = (self.pair * n_in)[row] * weight + (self.inp * n_in)[row] * only_output
-        return needed.new_zeros(self.n_classes).index_add_(0, self.class_of, price)
-
-
-class _Ratio(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, masks: Tensor, on: Tensor, live: Tensor, tables: _Tables, dense: int) -> Tensor:
-        readers, needed = tables.needs(on)
-        n_in, n_out = tables.channels(on, needed)
-        ctx.save_for_backward(masks, on, live, readers, n_in, n_out)
-        ctx.tables, ctx.dense = tables, dense
-        return (n_in * tables.input_price(n_out) + tables.fixed).sum() / dense
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        masks, on, live, readers, n_in, n_out = ctx.saved_tensors
-        t: _Tables = ctx.tables
-        d_in = t.input_price(n_out)
-        d_need = t.need_price((readers > 0).to(readers.dtype), n_in, n_out)
-        # The marginal saving: a reader matters to a channel only where no other reader keeps it.
-        alone = (readers[t.pair_class] - on[t.pair_literal]) == 0
-        d_on = torch.zeros_like(on).index_add_(0, t.in_literal, d_in[t.in_row])
-        d_on.index_add_(0, t.pair_literal, d_need[t.pair_class] * alone)
-        gradient = (d_on * live * (grads[0] / ctx.dense)).to(masks.dtype) * ste_derivative(masks)
-        return gradient, None, None, None, None
 
 
 class MacBudget:
@@ -199,11 +161,11 @@ class MacBudget:
         counting = set(self.patterns(torch.ones(self.n_literals)))
         self._held = [layer for layer in masked_layers(model).values() if layer not in counting]
         self.hold_masks()
-        self.cost = cost
-        self.dense_cost = self.dense_macs
-        if cost is not None:
-            cost.bind(self, model)
-            self.dense_cost = self.cost_of(torch.ones(self.n_literals, dtype=torch.bool))
+        self._macs = MacCost()
+        self.cost = cost or self._macs
+        for each in {self._macs, self.cost}:
+            each.bind(self, model)
+        self.dense_cost = self.cost_of(torch.ones(self.n_literals, dtype=torch.bool))
 
     def _prepare(self) -> None:
         self.needs: Needs = solve_needs(self.graph)
@@ -215,7 +177,7 @@ class MacBudget:
         first = {s: r for r, s in zip(self.layers[::-1], self.needs.literal_start[::-1], strict=True)}
         self._masked = [(r.name, r.mask) for s, r in sorted(first.items(), key=lambda sr: sr[0]) if s >= 0 and r.mask]
         self.dense_macs = sum(record.dense_macs for record in self.layers)
-        self._tables: dict[torch.device, _Tables] = {}
+        self._tables: dict[torch.device, Tables] = {}
         self._tables[torch.device("cpu")] = self._build_tables()
 
     def hold_masks(self) -> None:
@@ -229,7 +191,7 @@ class MacBudget:
             if not layer.mask_frozen:
                 layer.freeze_mask(torch.ones_like(layer.prune_pattern))
 
-    def _build_tables(self) -> _Tables:
+    def _build_tables(self) -> Tables:
         pair, inp, fixed, in_const, out_const = [], [], [], [], []
         literal_row: list[Tensor] = []
         in_row: list[Tensor] = []
@@ -265,7 +227,7 @@ class MacBudget:
         def floats(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.float64)
 
-        return _Tables(
+        return Tables(
             floats(pair),
             floats(inp),
             floats(fixed),
@@ -279,6 +241,7 @@ class MacBudget:
             ints(class_weight).double(),
             self.needs.pairs[0],
             self.needs.pairs[1],
+            torch.where(self.needs.node_class < 0, self.needs.n_classes, self.needs.node_class),
             self.needs.n_classes,
         )
 
@@ -294,7 +257,7 @@ class MacBudget:
         """The masked layers that count, by name, in the order of the flat vectors; of sharers of a mask the first."""
         return self._masked
 
-    def tables(self, device: torch.device) -> _Tables:
+    def tables(self, device: torch.device) -> Tables:
         """The budget's index vectors on a device (moved once)."""
         if device not in self._tables:
             self._tables[device] = self._tables[torch.device("cpu")].to(device)
@@ -337,23 +300,25 @@ class MacBudget:
 
     def macs_of(self, pattern: Tensor) -> int:
         """MACs (int) with a flat bool pattern in place of the masks'."""
-        return int(self.tables(pattern.device).macs(pattern.double()).sum())
+        return int(self._macs.total(self.tables(pattern.device), pattern.double()))
 
     @property
     def what(self) -> str:
         """What the budget is about: ``'operations'``, ``'parameters'`` or ``'latency'``."""
-        return "operations" if self.cost is None else self.cost.what
+        return self.cost.what
 
     @property
     def unit(self) -> str:
         """What it counts: ``'MACs'``, ``'parameters'`` or ``'ns'``."""
-        return "MACs" if self.cost is None else self.cost.unit
+        return self.cost.unit
 
     def cost_of(self, pattern: Tensor) -> int:
         """Cost with a flat bool pattern in place of the masks' (rounded up)."""
-        if self.cost is None:
-            return self.macs_of(pattern)
-        return math.ceil(self.cost.total(self.tables(pattern.device), pattern.double()))
+        return math.ceil(self.cost_tensor(pattern))
+
+    def cost_tensor(self, pattern: Tensor) -> Tensor:
+        """:meth:`cost_of` as 0-dim float64 tensor on the pattern's device, not rounded: nothing is read."""
+        return self.cost.total(self.tables(pattern.device), pattern.double())
 
     def kept_cost(self) -> int:
         """Cost of the network that slimming leaves."""
@@ -364,32 +329,43 @@ class MacBudget:
         frozen ones)."""
         if not self._masked:
             return torch.ones((), dtype=torch.float64)
-        return self._ratio_of(self.flat_masks())
+        masks = self.flat_masks()
+        on, live = self._on_and_live(masks)
+        return CostRatio.apply(masks, on, live, self.tables(masks.device), self.cost, self.dense_cost)
 
     def marginal_costs(self) -> Tensor:
         """``dratio/dM_b``, flat: the part of the cost that each mask entry alone adds, whatever its real value.
 
         Zero for frozen masks, and where another reader needs the channel and the layer itself costs nothing more.
         """
-        zeros = torch.zeros_like(self.flat_masks()).requires_grad_()  # where the estimator's slope is a half
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self._ratio_of(zeros), zeros)
-        return 2 * gradient
+        masks = self.flat_masks().detach()
+        on, live = self._on_and_live(masks)
+        return self._gradient(on, live, 1.0).to(masks.dtype)
 
-    def _ratio_of(self, masks: Tensor) -> Tensor:
-        """The ratio under the present pattern, with a gradient to ``masks``."""
-        with torch.no_grad():
-            if any(layer.mask_frozen for _, layer in self._masked):
-                on = self.flat_pattern()
-                live = torch.cat(
-                    [torch.full_like(m.prune_mask.reshape(-1), not m.mask_frozen) for _, m in self._masked]
-                )
-            else:
-                on = self.binarize(self.flat_masks().detach())
-                live = masks.new_ones(())
-        if self.cost is not None:
-            return CostRatio.apply(masks, on.double(), live, self.tables(masks.device), self.cost, self.dense_cost)
-        return _Ratio.apply(masks, on.double(), live, self.tables(masks.device), self.dense_macs)
+    def hw_gradient(self, target: float, masks: Tensor | None = None) -> Tensor:
+        """``dL_HW/dM``, flat: zero where the hinge is closed. :meth:`hw_loss` by autograd gives the same.
+
+        Args:
+            target: ``psi*``.
+            masks: flat vector in place of the model's masks, on any device.
+        """
+        masks = self.flat_masks().detach() if masks is None else masks
+        on, live = self._on_and_live(masks)
+        above = self.cost_tensor(on) / self.dense_cost - target > 0
+        return self._gradient(on, live, above.double()).to(masks.dtype) * ste_derivative(masks)
+
+    def _gradient(self, on: Tensor, live: Tensor, d_ratio: Tensor | float) -> Tensor:
+        """``dratio/dM_b`` times ``d_ratio``: float64, zero in frozen masks."""
+        return self.cost.marginal(self.tables(on.device), on) * live * (d_ratio / self.dense_cost)
+
+    @torch.no_grad()
+    def _on_and_live(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """The pattern in force where the masks are ``masks``, as float64; and 1 where they train, 0 where not."""
+        if not any(layer.mask_frozen for _, layer in self._masked):
+            return self.binarize(masks.detach()).double(), masks.new_ones(())
+        frozen = [torch.full_like(m.prune_mask, m.mask_frozen, dtype=torch.bool).reshape(-1) for _, m in self._masked]
+        fixed = torch.cat(frozen).to(masks.device)
+        return self.flat_pattern().to(masks.device).double(), (~fixed).to(masks.dtype)
 
     def kept_macs(self) -> int:
         """MACs of the network that slimming leaves (int)."""
@@ -416,9 +392,8 @@ class MacBudget:
         """One row a layer, in the order of execution."""
         tables = self._tables[torch.device("cpu")]
         on = self.flat_pattern().cpu().double() if self._masked else torch.empty(0, dtype=torch.float64)
-        _, needed = tables.needs(on)
-        macs = tables.macs(on).tolist()
-        n_in, n_out = tables.channels(on, needed)
+        n_in, n_out = tables.channels(on, tables.needs(on)[1])
+        macs = self._macs.layers(torch.arange(len(self.layers)), n_in, n_out).tolist()
         rows = []
         for i, (record, start) in enumerate(zip(self.layers, self.needs.literal_start, strict=True)):
             in_kept, out_kept, note = int(n_in[i]), int(n_out[i]), record.note
@@ -438,14 +413,15 @@ class MacBudget:
 
     def node_needs(self, pattern: Tensor | None = None) -> Tensor:
         """``(n_nodes,)`` bool: the channels needed under a flat pattern (the present one by default)."""
-        tables = self._tables[torch.device("cpu")]
         on = (self.flat_pattern() if pattern is None else pattern).cpu() if self._masked else torch.empty(0)
-        _, needed = tables.needs(on.double())
-        classes = self.needs.node_class
-        out = torch.ones(self.graph.n_nodes, dtype=torch.bool)
-        followed = classes >= 0
-        out[followed] = needed[classes[followed]] > 0
-        return out
+        return self.needed_nodes(on.double())
+
+    def needed_nodes(self, on: Tensor) -> Tensor:
+        """:meth:`node_needs` on the device of a flat float pattern: nothing is read."""
+        tables = self.tables(on.device)
+        _, needed = tables.needs(on)
+        always = torch.ones(1, dtype=torch.bool, device=on.device)
+        return torch.cat([needed > 0, always])[tables.node_class]
 
     # -- the check that the graph tells the truth
 

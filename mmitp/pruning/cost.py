@@ -1,7 +1,7 @@
-"""What a budget may count besides MACs: parameters, or the latency measured on the machine at hand.
+"""What a budget counts: MACs, parameters, or the latency measured on the machine at hand.
 
-A cost is a function of how many channels every layer reads and computes, plus what the rest of the network takes. MACs
-are the default and live in :mod:`mmitp.pruning.budget`; S2 names measured latency as the next step.
+A cost is a function of how many channels every layer reads and computes, plus what the rest of the network takes. The
+paper's cost is MACs; it names measured latency as the next step (S2), which is :mod:`mmitp.pruning.latency`.
 """
 
 from __future__ import annotations
@@ -13,23 +13,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mmitp.values import is_number
-
 from .graph import shared_parameters
-from .latency_table import check_latency_table, read_latency_table
 from .layers import Conv2dKind
 from .masks import ste_derivative, weights_of
-from .needs import carried_channels, channel_masked
+from .needs import CarriedChannels, channel_masked
 
 if TYPE_CHECKING:
-    from .budget import MacBudget, _Tables
+    from .budget import MacBudget, Tables
     from .graph import LayerRecord
-
-_FREE: dict[str, Any] = dict(inputs=[1], outputs=[1], ns=[[0.0]], gather=0.0, scatter=0.0, element=0.0)
 
 
 class Cost:
-    """Interface of a cost, all figures float64 in ``unit``.
+    """Interface of a cost, all figures float64 in ``unit``. Nothing here may read a value: training does not wait.
 
     Attributes:
         what: what it is about, in words.
@@ -50,46 +45,60 @@ class Cost:
         """:meth:`layers` without its jumps: the differences of this one are the gradient."""
         return self.layers(row, n_in, n_out)
 
-    def rest(self, on: Tensor) -> float:
-        """What the network costs besides, under a flat pattern."""
+    def rest(self, on: Tensor) -> Tensor | float:
+        """What the network costs besides, under a flat pattern; 0-dim if it is a tensor."""
         return 0.0
 
-    def total(self, tables: _Tables, on: Tensor) -> float:
-        """Cost of the slimmed network under a flat pattern (float64)."""
-        _, needed = tables.needs(on)
+    def total(self, tables: Tables, on: Tensor) -> Tensor:
+        """Cost of the slimmed network under a flat pattern: 0-dim float64 on its device."""
+        n_in, n_out = tables.channels(on, tables.needs(on)[1])
+        return self.layers(torch.arange(len(n_in), device=on.device), n_in, n_out).sum() + self.rest(on)
+
+    def marginal(self, tables: Tables, on: Tensor) -> Tensor:
+        """What every mask entry alone adds under a flat pattern: ``(N,)`` float64."""
+        readers, needed = tables.needs(on)
         n_in, n_out = tables.channels(on, needed)
-        row = torch.arange(len(n_in), device=on.device)
-        return float(self.layers(row, n_in, n_out).sum()) + self.rest(on)
+        every = torch.arange(len(n_in), device=on.device)
+        d_in = self.smooth(every, n_in, n_out) - self.smooth(every, n_in - 1, n_out)
+        # What each class of channels costs the layers that compute it: with it less without it.
+        row, weight = tables.class_row, tables.class_weight
+        without = n_out[row] - weight * needed[tables.class_of]
+        price = self.smooth(row, n_in[row], without + weight) - self.smooth(row, n_in[row], without)
+        d_need = on.new_zeros(tables.n_classes).index_add_(0, tables.class_of, price)
+        # A reader matters to a channel only where no other reader keeps it.
+        alone = (readers[tables.pair_class] - on[tables.pair_literal]) == 0
+        d_on = torch.zeros_like(on).index_add_(0, tables.in_literal, d_in[tables.in_row])
+        return d_on.index_add_(0, tables.pair_literal, d_need[tables.pair_class] * alone)
+
+
+class MacCost(Cost):
+    """Multiply-accumulates, exact: ``pair * n_in * n_out + inp * n_in`` a layer that computes anything, and ``fixed``
+    (see :class:`mmitp.pruning.budget.Tables`)."""
+
+    what, unit = "operations", "MACs"
+
+    def bind(self, budget: MacBudget, model: nn.Module) -> None:
+        self._tables = budget.tables
+
+    def layers(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
+        t = self._tables(row.device)
+        return n_in * (t.pair[row] * n_out + t.inp[row] * (n_out > 0)) + t.fixed[row]
 
 
 class CostRatio(torch.autograd.Function):
     """The part of a cost that is kept; the gradient is the marginal saving of every channel."""
 
     @staticmethod
-    def forward(ctx: Any, masks: Tensor, on: Tensor, live: Tensor, tables: _Tables, cost: Cost, dense: int) -> Tensor:
+    def forward(ctx: Any, masks: Tensor, on: Tensor, live: Tensor, tables: Tables, cost: Cost, dense: int) -> Tensor:
         ctx.save_for_backward(masks, on, live)
         ctx.tables, ctx.cost, ctx.dense = tables, cost, dense
-        return masks.new_tensor(cost.total(tables, on) / dense, dtype=torch.float64)
+        return cost.total(tables, on) / dense
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         masks, on, live = ctx.saved_tensors
-        t: _Tables = ctx.tables
-        smooth = ctx.cost.smooth
-        readers, needed = t.needs(on)
-        n_in, n_out = t.channels(on, needed)
-        every = torch.arange(len(n_in), device=on.device)
-        d_in = smooth(every, n_in, n_out) - smooth(every, n_in - 1, n_out)
-        # What each class of channels costs the layers that compute it: with it less without it.
-        row, weight = t.class_row, t.class_weight
-        without = n_out[row] - weight * needed[t.class_of]
-        price = smooth(row, n_in[row], without + weight) - smooth(row, n_in[row], without)
-        d_need = on.new_zeros(t.n_classes).index_add_(0, t.class_of, price)
-        alone = (readers[t.pair_class] - on[t.pair_literal]) == 0
-        d_on = torch.zeros_like(on).index_add_(0, t.in_literal, d_in[t.in_row])
-        d_on.index_add_(0, t.pair_literal, d_need[t.pair_class] * alone)
-        gradient = (d_on * live * (grads[0] / ctx.dense)).to(masks.dtype) * ste_derivative(masks)
-        return gradient, None, None, None, None, None
+        marginal = ctx.cost.marginal(ctx.tables, on) * live * (grads[0] / ctx.dense)
+        return marginal.to(masks.dtype) * ste_derivative(masks), None, None, None, None, None
 
 
 class ParameterCost(Cost):
@@ -118,6 +127,12 @@ class ParameterCost(Cost):
                 self.norms.append((calls[0], _numel(norm) // len(calls[0])))
                 counted |= {id(p) for p in norm.parameters()}
         self.other = sum(p.numel() for _, p in weights_of(model) if id(p) not in counted)
+        self._carried = CarriedChannels(budget.graph)
+        # (n_nodes,) float64: parameters of norms that each node's channel comes with
+        by_node = torch.zeros(budget.graph.n_nodes, dtype=torch.float64)
+        for nodes, each in self.norms:
+            by_node.index_add_(0, nodes, torch.full((len(nodes),), float(each), dtype=torch.float64))
+        self._by_node = {torch.device("cpu"): by_node}
 
     @staticmethod
     def _coefficients(record: LayerRecord, start: int) -> tuple[float, float, float, float]:
@@ -141,9 +156,10 @@ class ParameterCost(Cost):
         a, b, c, d = self._rows[row.device][row].unbind(1)
         return a + b * n_in + c * n_out + d * n_in * n_out
 
-    def rest(self, on: Tensor) -> float:
-        carried = carried_channels(self.budget.graph, self.budget.node_needs(on > 0))
-        return self.other + sum(int(carried[nodes].sum()) * each for nodes, each in self.norms)
+    def rest(self, on: Tensor) -> Tensor:
+        if on.device not in self._by_node:
+            self._by_node[on.device] = self._by_node[torch.device("cpu")].to(on.device)
+        return (self._carried(self.budget.needed_nodes(on)) * self._by_node[on.device]).sum() + self.other
 
 
 def _numel(module: nn.Module) -> int:
@@ -155,140 +171,6 @@ def _numel_cut(layer: nn.Module, kind: Conv2dKind, n_in: int, n_out: int) -> flo
     device = next(layer.parameters()).device
     kind.slice(small, torch.arange(n_in, device=device), torch.arange(n_out, device=device))
     return float(_numel(small))
-
-
-class LatencyCost(Cost):
-    """Measured latency in nanoseconds: every layer's table, interpolated between the measured channel numbers.
-
-    Args:
-        table: what :func:`mmitp.pruning.latency.measure_latency` returned, or the path of it as JSON
-            (``tools/profile_latency.py`` writes one).
-        margin: part of the predicted saving that is not counted on, so that a network at its target by the table, which
-            is some per cent off, is at it by the clock too. It stands until the clock itself is asked
-            (:class:`mmitp.pruning.calibration.Calibration`).
-
-    Attributes:
-        counted: part of the predicted saving that is counted.
-
-    Raises:
-        ValueError: the file is no such table, or the margin is not in [0, 1); when bound to a budget: the table is of
-            another network or input size.
-    """
-
-    what, unit = "latency", "ns"
-
-    def __init__(self, table: str | Mapping[str, Any], margin: float = 0.1) -> None:
-        if not (is_number(margin, 0) and margin < 1):
-            raise ValueError(f"the margin of a latency cost must be in [0, 1), got {margin!r}")
-        self.source = table if isinstance(table, str) else "the latency table"
-        self.table: Mapping[str, Any] = read_latency_table(table) if isinstance(table, str) else table
-        check_latency_table(self.table, self.source)
-        self.margin, self.counted, self.constant = margin, 1 - margin, float(self.table["constant"])
-
-    def bind(self, budget: MacBudget, model: nn.Module) -> None:
-        entries = []
-        for record in budget.layers:
-            entry = self.table["layers"].get(record.name)
-            if entry is None and (record.module is None or not record.pair_macs):
-                entry = _FREE  # a function, measured with the rest of the network; or it runs at other sizes only
-            found = None if entry in (None, _FREE) else [entry["n_in"], entry["n_out"], entry["pair_macs"]]
-            here = [record.n_in, record.n_out, record.pair_macs]
-            # A table of a batch serves a budget stated for one image too.
-            of_batch = [*here[:2], record.pair_macs * self.table.get("batch", 1)]
-            if entry is not _FREE and found not in (here, of_batch):
-                raise ValueError(
-                    f"{self.source} does not fit layer {record.name!r} (inputs, outputs, MACs a pair): here {here}, "
-                    f"there {found}. It is of another network or input size: measure again (tools/profile_latency.py), "
-                    f"or state the budget for its size, {self.table.get('shape')}"
-                )
-            entries.append(entry)
-        size = max(max(len(e["inputs"]), len(e["outputs"]), 2) for e in entries)
-
-        def padded(values: list[float]) -> list[float]:
-            return [float(v) for v in values] + [float(values[-1])] * (size - len(values))
-
-        grid = [[padded(line) for line in e["ns"]] for e in entries]
-        vectors = dict(
-            inputs=[padded(e["inputs"]) for e in entries],
-            outputs=[padded(e["outputs"]) for e in entries],
-            ns=[lines + [lines[-1]] * (size - len(lines)) for lines in grid],
-            full_in=[e["inputs"][-1] for e in entries],
-            full_out=[e["outputs"][-1] for e in entries],
-            gather=[e["gather"] for e in entries],
-            scatter=[e["scatter"] for e in entries],
-            element=[e["element"] for e in entries],
-        )
-        # float64; inputs and outputs (layers, size), ns (layers, size, size), the others (layers,)
-        cpu = {key: torch.tensor(value, dtype=torch.float64) for key, value in vectors.items()}
-        self._vectors = {torch.device("cpu"): cpu}
-        self._tables, self.dense = budget.tables(torch.device("cpu")), 0.0
-        self.dense = self._all_counted(torch.ones(budget.n_literals))
-        if not (is_number(self.dense) and self.dense > 0):
-            raise ValueError(
-                f"{self.source}: the dense network takes {self.dense:g} ns by it, where a positive time is expected: "
-                "measure again (tools/profile_latency.py)"
-            )
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether the clock has told what to count, and no longer the margin."""
-        return self.counted != 1 - self.margin
-
-    def by_table(self, pattern: Tensor) -> float:
-        """Latency under a flat pattern as part of the dense one, all of the predicted saving counted."""
-        return self._all_counted(pattern) / self.dense
-
-    def _all_counted(self, pattern: Tensor) -> float:
-        counted, self.counted = self.counted, 1.0
-        try:
-            return self.total(self._tables, pattern.cpu().double())
-        finally:
-            self.counted = counted
-
-    def calibrate(self, table: float, clock: float) -> None:
-        """Makes a network cost what the clock says, and every other in proportion: ``1 - counted * (1 - by_table)``.
-
-        Args:
-            table: its :meth:`by_table`, below 1.
-            clock: its measured latency as part of the dense one.
-        """
-        assert table < 1, "a network without a predicted saving tells nothing about savings"
-        self.counted = (1 - clock) / (1 - table)
-
-    def _on(self, device: torch.device) -> dict[str, Tensor]:
-        if device not in self._vectors:
-            cpu = self._vectors[torch.device("cpu")]
-            self._vectors[device] = {key: value.to(device) for key, value in cpu.items()}
-        return self._vectors[device]
-
-    def smooth(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
-        v = self._on(row.device)
-        i, part_in = _segment(v["inputs"][row], n_in)
-        o, part_out = _segment(v["outputs"][row], n_out)
-        grid = v["ns"][row]
-        every = torch.arange(len(row), device=row.device)
-        low = grid[every, i - 1, o - 1] * (1 - part_out) + grid[every, i - 1, o] * part_out
-        high = grid[every, i, o - 1] * (1 - part_out) + grid[every, i, o] * part_out
-        # A layer that computes nothing is not run.
-        time = (low * (1 - part_in) + high * part_in) * (n_out > 0) + v["element"][row] * n_out
-        return self.counted * time
-
-    def layers(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
-        v = self._on(row.device)
-        whole = v["gather"][row] * (n_in >= v["full_in"][row]) + v["scatter"][row] * (n_out >= v["full_out"][row])
-        return self.smooth(row, n_in, n_out) - self.counted * whole * (n_out > 0)
-
-    def rest(self, on: Tensor) -> float:
-        return self.counted * self.constant + (1 - self.counted) * self.dense
-
-
-def _segment(axis: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-    """Upper end of the segment of each row's axis that ``n`` lies on, and where on it: 0 to 1."""
-    n = torch.minimum(torch.maximum(n, axis[:, 0]), axis[:, -1])
-    upper = (axis < n[:, None]).sum(1).clamp(min=1)
-    every = torch.arange(len(n), device=n.device)
-    left, right = axis[every, upper - 1], axis[every, upper]
-    return upper, (n - left) / (right - left).clamp(min=1)
 
 
 def make_cost(cost: str | Mapping[str, Any] | Cost) -> Cost | None:
@@ -306,5 +188,7 @@ def make_cost(cost: str | Mapping[str, Any] | Cost) -> Cost | None:
     if kind == "params" and not settings:
         return ParameterCost()
     if kind == "latency" and "table" in settings and set(settings) <= {"table", "margin"}:
+        from .latency import LatencyCost  # it builds on the budget, which builds on this module
+
         return LatencyCost(**settings)
     raise ValueError(f"cost must be 'macs', 'params' or dict(type='latency', table='table.json'), got {cost!r}")

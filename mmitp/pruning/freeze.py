@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .budget import MacBudget
 from .divisor import Divisor
 from .layers import masked_layers
-from .masks import NOT_FINITE, first_maxima, ranks
+from .masks import NOT_FINITE, ranks
 from .needs import channel_masked
 
 #: ``fill`` stops once the ratio is within this fraction below the target.
@@ -89,7 +89,12 @@ def cost_limit(budget: MacBudget, target: float) -> int:
 
 
 def project(
-    budget: MacBudget, target: float, fill: bool = False, divisor: int = 1, min_keep: float = 0.0
+    budget: MacBudget,
+    target: float,
+    fill: bool = False,
+    divisor: int = 1,
+    min_keep: float = 0.0,
+    masks: Tensor | None = None,
 ) -> Projection:
     """The masks' present pattern, cut to the target: the lowest masks go first, each layer keeps its highest.
 
@@ -104,6 +109,7 @@ def project(
         divisor: every layer reads and computes a multiple of this many channels, or all it has. Kernels on CPUs and
             GPUs work on 8 or 16 channels at a time, and the others cost what the next multiple costs.
         min_keep: part of its input channels that every layer keeps at least, see :func:`floors`.
+        masks: flat vector in place of the model's masks, on the CPU.
 
     Raises:
         ValueError: even the cheapest pattern (:func:`lowest_ratio`) costs more than the target; a mask is not finite.
@@ -120,7 +126,7 @@ def project(
         (tensor([False,  True, False,  True]), 0.5)
         >>> _ = freeze_masks(net, budget.split(found.pattern))
     """
-    with torch.no_grad():
+    if masks is None:
         masks = budget.flat_masks().detach().cpu()
     require_finite(budget, masks)
     grid = _Grid.of(budget, masks, divisor, min_keep)
@@ -198,12 +204,26 @@ def require_finite(budget: MacBudget, masks: Tensor) -> None:
         masks: flat vector of all counting masks.
 
     Raises:
-        ValueError: names the first such layer.
+        NotFinite: names the first such layer.
     """
-    if bool(torch.isfinite(masks).all()):
-        return
-    bad = [name for name, part in budget.split(masks).items() if not bool(torch.isfinite(part).all())]
-    raise ValueError(f"layer {bad[0]!r} ({len(bad)} in all): {NOT_FINITE}")
+    wrong = ~torch.isfinite(masks)
+    if bool(wrong.any()):
+        raise not_finite(budget, wrong)
+
+
+class NotFinite(ValueError):
+    """A mask holds NaN or infinity; ``ago`` optimizer steps ago it was found so."""
+
+    ago = 0
+
+
+def not_finite(budget: MacBudget, wrong: Tensor, ago: int = 0) -> NotFinite:
+    """The error that names the first layer of which masks are ``wrong`` (flat bool)."""
+    names = [name for name, part in budget.split(wrong.cpu()).items() if bool(part.any())]
+    when = f", {ago} optimizer step(s) ago" if ago else ""
+    error = NotFinite(f"layer {names[0]!r} ({len(names)} in all){when}: {NOT_FINITE}")
+    error.ago = ago
+    return error
 
 
 def floors(budget: MacBudget, min_keep: float) -> Tensor:
@@ -226,10 +246,7 @@ def floors(budget: MacBudget, min_keep: float) -> Tensor:
 def highest(budget: MacBudget, masks: Tensor, count: Tensor) -> Tensor:
     """The ``count[row]`` highest entries of every layer's mask, the first of equal ones, as flat bool vector."""
     rows = budget.tables(masks.device).literal_row
-    count = count.to(masks.device)
-    if int(count.max()) <= 1:
-        return first_maxima(masks, rows, len(count))
-    return ranks(masks, rows, len(count)) < count[rows]
+    return ranks(masks, rows, len(count)) < count.to(masks.device)[rows]
 
 
 def _falling(n: int) -> Tensor:

@@ -276,11 +276,6 @@ def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
     return {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
 
 
-def masked_state(model: nn.Module) -> dict[str, Tensor]:
-    """The binary patterns in force by layer name, as boolean CPU tensors (for logs and comparisons)."""
-    return {name: layer.binary_mask().bool().cpu() for name, layer in masked_layers(model).items()}
-
-
 @torch.no_grad()
 def randomize_masks(model: nn.Module, keep: float, generator: torch.Generator | None = None) -> None:
     """Sets every trainable mask to random values of which about the fraction ``keep`` is on (for checks and tests)."""

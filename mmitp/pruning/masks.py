@@ -69,7 +69,7 @@ def ranks(masks: Tensor, row: Tensor, n_rows: int) -> Tensor:
     order = masks.argsort(descending=True, stable=True)
     order = order[row[order].argsort(stable=True)]
     first = torch.zeros(n_rows + 1, dtype=torch.long, device=masks.device)
-    first[1:] = torch.bincount(row, minlength=n_rows).cumsum(0)
+    first = first.index_add_(0, row + 1, torch.ones_like(row)).cumsum(0)  # bincount would wait for the device
     place = torch.empty_like(row)
     place[order] = torch.arange(len(row), device=masks.device) - first[row[order]]
     return place

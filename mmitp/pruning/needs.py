@@ -142,25 +142,58 @@ def _literal_sets(graph: ChannelGraph, always: Tensor, reads: dict[int, set[int]
     return sets
 
 
-def carried_channels(graph: ChannelGraph, needed: Tensor, whole_tensors: bool = False) -> Tensor:
-    """``(n_nodes,)`` bool: the channels that tensors of the slimmed network carry, needed or not.
+class CarriedChannels:
+    """Which channels the tensors of the slimmed network carry, needed or not: a function without a loop.
 
     A tensor carries what is needed, what its code fixes the place of, and what is coupled to either.
 
     Args:
         graph: the model's graph.
-        needed: ``(n_nodes,)`` bool, the channels that are needed.
-        whole_tensors: every tensor keeps its full width.
     """
-    carried = needed | graph.fixed
-    if whole_tensors:
-        carried[:] = True
-    for record in graph.layers:
-        if record.groups > 1 and record.module is not None:
-            # A live group computes all its outputs, also those no reader keeps.
-            live = needed[record.group_nodes].repeat_interleave(record.n_out // record.groups)
-            carried[record.out_nodes[live]] = True
-        if record.module is not None and not bool(carried[record.out_nodes].any()):
-            # A layer of which nothing is needed still has to hand on a tensor of at least one channel.
-            carried[record.out_nodes[0]] = True
-    return _spread_backwards(torch.cat([graph.coupled, graph.coupled.flip(0)], 1), carried)
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        layers = [record for record in graph.layers if record.module is not None]
+        grouped = [record for record in layers if record.groups > 1]
+
+        def ints(parts: list[Tensor]) -> Tensor:
+            return torch.cat([*parts, torch.empty(0, dtype=torch.long)])
+
+        cpu = dict(
+            fixed=graph.fixed,
+            # every output of a grouped layer, and the group that computes it
+            grouped=ints([r.out_nodes for r in grouped]),
+            group=ints([r.group_nodes.repeat_interleave(r.n_out // r.groups) for r in grouped]),
+            # every output with the number of its layer, and every layer's first output
+            outputs=ints([r.out_nodes for r in layers]),
+            layer=ints([torch.full_like(r.out_nodes, i) for i, r in enumerate(layers)]),
+            first=ints([r.out_nodes[:1] for r in layers]),
+            component=_components(graph.n_nodes, graph.coupled),
+        )
+        self._vectors = {torch.device("cpu"): cpu}
+
+    def __call__(self, needed: Tensor) -> Tensor:
+        """``(n_nodes,)`` bool: the channels carried, from those that are needed; on the device of ``needed``."""
+        if needed.device not in self._vectors:
+            cpu = self._vectors[torch.device("cpu")]
+            self._vectors[needed.device] = {key: value.to(needed.device) for key, value in cpu.items()}
+        v = self._vectors[needed.device]
+        carried = needed | v["fixed"]
+        # A live group computes all its outputs, also those no reader keeps.
+        carried = carried.index_put((v["grouped"],), carried[v["grouped"]] | needed[v["group"]])
+        # A layer of which nothing is needed still has to hand on a tensor of at least one channel.
+        any_output = torch.zeros_like(v["first"]).index_add_(0, v["layer"], carried[v["outputs"]].long()) > 0
+        carried = carried.index_put((v["first"],), carried[v["first"]] | ~any_output)
+        component = v["component"]
+        return (torch.zeros_like(component).index_add_(0, component, carried.long()) > 0)[component]
+
+
+def _components(n: int, edges: Tensor) -> Tensor:
+    """``(n,)`` int64: the lowest node that each node is linked to, whichever way and however far."""
+    a, b = torch.cat([edges, edges.flip(0)], 1)
+    label = torch.arange(n)
+    while True:
+        lower = label.scatter_reduce(0, b, label[a], "amin")
+        lower = lower[lower]
+        if torch.equal(lower, label):
+            return label
+        label = lower

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .budget import MacBudget
-from .freeze import FILL_TOLERANCE, _fewest, _switched, cost_limit, highest, project
+from .freeze import FILL_TOLERANCE, cost_limit, highest, project
 from .masks import ste_derivative
 
 #: A mask that :class:`PathFollower` takes across zero ends so far on the other side (in units of ``M``): it has to
@@ -35,9 +36,12 @@ MEMORY = 0.99
 LEAST_SIGNIFICANCE = 0.1
 
 
-def distance(budget: MacBudget, target: float) -> float:
-    """How far the masks still have to travel (in units of ``M``) to a ratio of ``target``; 0 when it is reached."""
-    return max(project(budget, target).threshold, 0.0)
+def distance(budget: MacBudget, target: float, masks: Tensor | None = None) -> float:
+    """How far the masks still have to travel (in units of ``M``) to a ratio of ``target``; 0 when it is reached.
+
+    ``masks``: flat vector in place of the model's masks, on the CPU.
+    """
+    return max(project(budget, target, masks=masks).threshold, 0.0)
 
 
 def path(progress: float, target: float) -> float:
@@ -46,9 +50,12 @@ def path(progress: float, target: float) -> float:
     return target + (1 - target) * 0.5 * (1 + math.cos(math.pi * s))
 
 
-def push_speed(budget: MacBudget, gradient: Tensor, reach: float) -> float:
-    """Mean of ``dratio/dM`` over the kept masks up to ``reach``: how far a unit of ``lr * b`` moves the next to go."""
-    masks = budget.flat_masks().detach()
+def push_speed(budget: MacBudget, gradient: Tensor, reach: float, masks: Tensor | None = None) -> float:
+    """Mean of ``dratio/dM`` over the kept masks up to ``reach``: how far a unit of ``lr * b`` moves the next to go.
+
+    ``masks``: flat vector in place of the model's masks, where the gradient is.
+    """
+    masks = budget.flat_masks().detach() if masks is None else masks
     near = (masks > 0) & (masks <= reach) & (gradient > 0)
     chosen = gradient[near] if bool(near.any()) else gradient[gradient > 0]
     return float(chosen.mean()) if chosen.numel() else 0.0
@@ -74,7 +81,7 @@ def set_masks(budget: MacBudget, flat: Tensor) -> None:
     torch._foreach_copy_(masks, list(budget.split(flat).values()))
 
 
-def balanced(budget: MacBudget, gradient: Tensor) -> Tensor:
+def balanced(budget: MacBudget, gradient: Tensor, on: Tensor | None = None) -> Tensor:
     """A gradient of the ratio with every layer's push in proportion to the part of its channels it still keeps (ours).
 
     The plain gradient weighs a channel by what it costs. In DLA-34 at 384x1280 an input channel of a 3x3 convolution
@@ -87,10 +94,11 @@ def balanced(budget: MacBudget, gradient: Tensor) -> Tensor:
     Args:
         budget: the model's budget.
         gradient: flat ``dratio/dM`` or ``dratio/dM_b``.
+        on: flat bool pattern in place of the one in force, on the gradient's device.
     """
     tables = budget.tables(gradient.device)
     rows, n = tables.literal_row, len(budget.layers)
-    on = budget.flat_pattern().to(gradient.dtype)
+    on = (budget.flat_pattern() if on is None else on).to(gradient.dtype)
     size = gradient.new_zeros(n).index_add_(0, rows, torch.ones_like(on))
     kept = gradient.new_zeros(n).index_add_(0, rows, on)
     total = gradient.new_zeros(n).index_add_(0, rows, gradient * on)
@@ -114,17 +122,22 @@ class Significance:
 
     def __init__(self) -> None:
         self.mean_square: Tensor | None = None
-        self.steps = 0
+
+    def prepare(self, like: Tensor) -> None:
+        """Makes the mean square, or moves it, to where the flat masks are."""
+        self.mean_square = torch.zeros_like(like) if self.mean_square is None else self.mean_square.to(like.device)
 
     @torch.no_grad()
-    def observe(self, budget: MacBudget, task: Tensor) -> None:
-        """Takes in a step's flat ``dL_task/dM``."""
+    def observe(self, budget: MacBudget, task: Tensor, counts: Tensor | None = None) -> None:
+        """Takes in a step's flat ``dL_task/dM``; one where ``counts`` (0-dim bool) is False leaves no trace."""
         slope = ste_derivative(budget.flat_masks().detach()).clamp(min=1e-3)
         square = (task / slope).square()
         if self.mean_square is None:
-            self.mean_square = torch.zeros_like(square)
+            self.prepare(square)
+        assert self.mean_square is not None
+        if counts is not None:
+            square = torch.where(counts, square, self.mean_square)
         self.mean_square.lerp_(square, 1 - MEMORY)
-        self.steps += 1
 
     def relative(self, budget: MacBudget) -> Tensor | None:
         """The significance of every mask over the mean of its layer, flat; None before the first step."""
@@ -139,11 +152,11 @@ class Significance:
         return torch.where(mean > 0, root / mean.clamp(min=1e-30), torch.ones_like(root)).clamp(min=LEAST_SIGNIFICANCE)
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(mean_square=None if self.mean_square is None else self.mean_square.cpu().clone(), steps=self.steps)
+        return dict(mean_square=None if self.mean_square is None else self.mean_square.cpu().clone())
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         square = state["mean_square"]
-        self.mean_square, self.steps = None if square is None else square.to(device, copy=True), int(state["steps"])
+        self.mean_square = None if square is None else square.to(device, copy=True)
 
 
 class PathFollower:
@@ -152,10 +165,10 @@ class PathFollower:
     A push of weight ``b`` takes ``lr * b * push`` off the masks, and with the slope of the straight-through estimator
     left out (it only says how fast a mask moves) the first to cross zero are those with the lowest ``M / push``. So the
     masks are put in that order, and as many of them cross as it takes to bring the ratio down to its path: one
-    bisection. The others stay where they are, since only the order says what goes next; moving all would
-    bring them next to zero, where noise switches them. A mask that its gradients bring back gets what the push has
-    taken, and competes again. The path ends at the target, and so does the ratio. What other forces (weight decay) drop
-    below the target comes back too, best first.
+    bisection, all of it on the device. The others stay where they are, since only the order says what goes next; moving
+    all would bring them next to zero, where noise switches them. A mask that its gradients bring back gets what the
+    push has taken, and competes again. The path ends at the target, and so does the ratio. What other forces (weight
+    decay) drop below the target comes back too, best first.
 
     Args:
         target: ``psi*``.
@@ -163,14 +176,15 @@ class PathFollower:
         reach: part of the window after which the path arrives at the target.
 
     Attributes:
-        push: the largest ``lr * b`` (in units of ``M`` per unit of push) that any look has needed so far.
+        push: the largest ``lr * b`` (in units of ``M`` per unit of push) that any look has needed so far, 0-dim.
+        on: flat bool pattern after the last look; None before the first.
     """
 
     def __init__(self, target: float, steps: int, reach: float = 0.7) -> None:
         self.target = target
         self.arrival = max(reach * steps, 1.0)
         self.every = max(steps // LOOKS, 1)
-        self.push = 0.0
+        self.push = torch.zeros(())
         self.on: Tensor | None = None
 
     def looks(self, step: int) -> bool:
@@ -192,41 +206,67 @@ class PathFollower:
             floor: entries that each layer keeps at least, see :func:`mmitp.pruning.freeze.floors`.
             worth: flat significance that the push is divided by, if any.
         """
-        if step % self.every:
+        if not self.looks(step):
             return
         masks = budget.flat_masks().detach()
         push = push if worth is None else push / worth
         on = budget.binarize(masks)
-        if self.on is not None:
-            returned = on & ~self.on & (masks > 0)
-            masks = torch.where(returned, masks + self.push * push, masks)
+        self.prepare(masks)
+        assert self.on is not None
+        returned = on & ~self.on & (masks > 0)
+        masks = torch.where(returned, masks + self.push * push, masks)
         wanted, limit = cost_limit(budget, self.wanted(step)), cost_limit(budget, self.target)
-        cost = budget.cost_of(on)
-        if cost > wanted:
-            reach = torch.where(push > 0, masks / push.clamp(min=1e-30), torch.inf)
-            stays = highest(budget, torch.where(on, reach, -torch.inf), floor) | (push <= 0)
-            order = reach.argsort(stable=True)
-            order = order[(on & ~stays)[order]]
-            n = min(
-                _fewest(lambda k: budget.cost_of(_switched(on, order[:k], False)) <= wanted, len(order)), len(order)
-            )
-            if n:
-                self.push = max(self.push, float(reach[order[n - 1]]))
-            masks[order[:n]] = -HYSTERESIS
-        elif cost < (1 - FILL_TOLERANCE) * limit:
-            order = masks.argsort(descending=True, stable=True)
-            order = order[~on[order]]
-            n = _fewest(lambda k: budget.cost_of(_switched(on, order[:k], True)) > limit, len(order)) - 1
-            masks[order[:n]] = HYSTERESIS
+        cost = budget.cost_tensor(on).ceil()
+        down, up = cost > wanted, cost < (1 - FILL_TOLERANCE) * limit
+        up = up & ~down
+        reach = torch.where(push > 0, masks / push.clamp(min=1e-30), torch.inf)
+        stays = highest(budget, torch.where(on, reach, -torch.inf), floor) | (push <= 0)
+        # In order: down, what the least push takes across zero first; up, the highest of those that are off.
+        crosses = torch.where(down, on & ~stays, ~on)
+        order = torch.where(down, reach, -masks).argsort(stable=True)
+        place = torch.empty_like(order)
+        place[order] = crosses[order].cumsum(0) - 1
+        place = torch.where(crosses, place, len(place))
+
+        def holds(k: Tensor) -> Tensor:
+            """Down: whether the path is met once the first k are off; up: whether the limit is passed with k on."""
+            cost = budget.cost_tensor(torch.where(place < k, ~down, on)).ceil()
+            return torch.where(down, cost <= wanted, cost > limit)
+
+        n = crosses.sum()
+        k = _fewest(holds, n, len(place))
+        first = place < torch.where(down, torch.minimum(k, n), torch.where(up, k - 1, 0))
+        self.push.copy_(torch.maximum(self.push, torch.where(first & down, reach, 0).amax()))
+        side = torch.where(down, masks.new_full((), -HYSTERESIS), masks.new_full((), HYSTERESIS))
+        masks = torch.where(first, side, masks)
         set_masks(budget, masks)
-        self.on = budget.binarize(masks)
+        self.on.copy_(budget.binarize(masks))
+
+    def prepare(self, masks: Tensor) -> None:
+        """Makes its state, or moves it, to where the flat masks are."""
+        self.push = self.push.to(masks)
+        # Before the first look nothing has been pushed, so nothing returns.
+        self.on = torch.ones_like(masks, dtype=torch.bool) if self.on is None else self.on.to(masks.device)
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(push=self.push, on=None if self.on is None else self.on.cpu().clone())
+        return dict(push=float(self.push), on=None if self.on is None else self.on.cpu().clone())
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        self.push, on = float(state["push"]), state["on"]
+        self.push, on = torch.tensor(state["push"], device=device), state["on"]
         self.on = None if on is None else on.to(device, copy=True)
+
+
+def _fewest(holds: Callable[[Tensor], Tensor], n: Tensor, most: int) -> Tensor:
+    """The smallest k in 0..n for which the monotone predicate holds, n + 1 if it never does; nothing is read.
+
+    ``most``: what ``n`` is at most. It fixes the number of rounds, whatever the values are.
+    """
+    low, high = torch.zeros_like(n), n + 1
+    for _ in range((most + 1).bit_length()):
+        middle = (low + high) // 2
+        found, open_ = holds(middle), low < high
+        low, high = torch.where(open_ & ~found, middle + 1, low), torch.where(open_ & found, middle, high)
+    return low
 
 
 class Forecast:

@@ -6,6 +6,10 @@
 
 Optimizer 2 steps after every step of Optimizer 1 while the pruner is active. At the end of the window :meth:`freeze`
 fixes the masks at or under the target, and :meth:`slim` cuts off what they drop.
+
+Its step has two halves. :meth:`update` is operations on the device and nothing else: no value is read and no branch
+depends on one, so a CUDA graph can hold it. :meth:`advance` counts, and lets ``b='auto'`` look at the ratio some
+hundred times in a window. It reads the device 50 times in a window, the pruner's only waits in training.
 """
 
 from __future__ import annotations
@@ -23,8 +27,19 @@ from torch import Tensor, nn
 from mmitp.values import is_count, is_number, unlike
 
 from .budget import LayerRow, MacBudget
-from .cost import Cost, LatencyCost, make_cost
-from .freeze import Projection, cost_limit, floors, freeze_masks, highest, project, require_finite, require_reachable
+from .cost import Cost, make_cost
+from .freeze import (
+    Projection,
+    cost_limit,
+    floors,
+    freeze_masks,
+    highest,
+    not_finite,
+    project,
+    require_finite,
+    require_reachable,
+)
+from .latency import LatencyCost
 from .layers import masked_layers
 from .live import plan_live, shrink_live
 from .masks import SIDE, MaskBank, MaskedLayer
@@ -45,12 +60,16 @@ from .slim import slim
 
 logger = logging.getLogger(__name__)
 
+#: In a window the pruner reads the device so many times at most; where its length is not known, every so many steps.
+READS = 50
+READ_EVERY = 100
+
 #: What a frozen pattern depends on: a run resumed after the freeze cannot change it.
 OUTCOME = ("target", "divisor", "cost", "fill", "min_keep")
 
 
 class Clock(Protocol):
-    """What holds a latency budget to the clock, see :class:`mmitp.pruning.calibration.Calibration`."""
+    """What holds a latency budget to the clock, see :class:`mmitp.pruning.latency.Calibration`."""
 
     clock: float
     table: float
@@ -129,7 +148,7 @@ class InTrainPruner:
     Attributes:
         active: whether Optimizer 2 steps; set it to True for the epochs of the window.
         frozen: whether the masks are fixed.
-        count: steps of Optimizer 2 done.
+        position: steps of Optimizer 1 in the window so far.
         budget: the model's budget.
 
     Raises:
@@ -193,33 +212,44 @@ class InTrainPruner:
         if not self.frozen:
             require_reachable(self.budget, self.target, self.divisor, self.min_keep)
         self.floor = floors(self.budget, self.min_keep)
+        self._floors_bind = int(self.floor.max()) > 1
         self.clock: Clock | None = None
         self.active = False
-        self.count = 0
+        self.position = 0
+        self._idle = 0  # steps of Optimizer 1 outside of the window
         self.forecast = Forecast()
         self.significance = Significance()
         self.path = PathFollower(self.target, self.steps) if b == "auto" and self.steps else None
-        self.measure_every = max((self.steps or 1) // 50, 1)
+        self.read_every = max(self.steps // READS, 1) if self.steps else READ_EVERY
         self.warned_at = -1
         self.warn = warn
-        self._task: Tensor | None = None
+        self._task: tuple[Tensor, Tensor] | None = None
+        device = next(iter(self.masks.values())).prune_mask.device
+        self._device = _DeviceState(torch.zeros(self.budget.n_literals, device=device), self.floor)
         self._handles: list[Any] = []
         self._bank: MaskBank | None = None if self.frozen else MaskBank(model, self.masks.values())
 
     # -- in the training loop
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+    def attach(self, optimizer: torch.optim.Optimizer, captured: bool = False) -> None:
         """Follows every step of Optimizer 1 from now on, by its own hooks: accumulated, unscaled, all-reduced
         gradients.
+
+        Args:
+            optimizer: holds all the masks.
+            captured: the training step is captured in a CUDA graph. What is replayed runs no hooks, so they do the
+                device's half alone (:meth:`update`), and the loop calls :meth:`advance` after every step that ran,
+                replayed or not.
 
         Raises:
             ValueError: the optimizer does not hold all the masks.
         """
         require_in_optimizer(self.masks, optimizer)
+        after = self.update if captured else self.step
         # Gradients are taken before Optimizer 1, which may overwrite them (Nesterov momentum, clipping of its own).
         self._handles += [
             optimizer.register_step_pre_hook(lambda *_: self.take_gradients(optimizer)),
-            optimizer.register_step_post_hook(lambda *_: self.step()),
+            optimizer.register_step_post_hook(lambda *_: after()),
         ]
 
     def detach(self) -> None:
@@ -233,7 +263,8 @@ class InTrainPruner:
 
     @torch.no_grad()
     def take_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keeps ``dL_task/dM`` of Optimizer 1's coming step; nothing where a gradient scaler will skip that."""
+        """Keeps ``dL_task/dM`` of Optimizer 1's coming step, with whether it may be used: it is finite, and no
+        gradient scaler will skip that step."""
         self._task = None
         if not self.active or self.frozen:
             return
@@ -241,55 +272,107 @@ class InTrainPruner:
         # A GradScaler leaves unscaling, and skipping the step, to a fused optimizer.
         if (scale := getattr(optimizer, "grad_scale", None)) is not None:
             task = task / scale.to(task.device)
-        overflow = getattr(optimizer, "found_inf", None)
-        if bool(torch.isfinite(task).all()) and not (overflow is not None and bool(overflow)):
-            self._task = task
+        usable = torch.isfinite(task).all()
+        if (overflow := getattr(optimizer, "found_inf", None)) is not None:
+            usable = usable & (overflow.to(task.device) == 0).all()
+        self._task = task, usable
 
-    @torch.no_grad()
     def step(self) -> None:
-        """Optimizer 2: ``M <- M - lr * (dL_task/dM + b * dL_HW/dM)`` (S2).
+        """Optimizer 2: ``M <- M - lr * (dL_task/dM + b * dL_HW/dM)`` (S2): :meth:`update`, then :meth:`advance`.
 
         Raises:
-            ValueError: a mask is not finite; the message names it.
+            ValueError: a mask is not finite; the message names it, and how long ago it happened.
         """
-        if not self.frozen:
-            require_finite(self.budget, self.budget.flat_masks())
+        self.update()
+        self.advance()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """The half of a step that a CUDA graph may hold: nothing is read, and no branch depends on a value.
+
+        Its state are tensors changed in place. Nothing changes where the gradient or a mask is not finite.
+        """
         task, self._task = self._task, None
+        if self.frozen:
+            return
+        masks, state = self.budget.flat_masks().detach(), self._device
+        state.to(masks)
+        if self.path is not None:
+            self.significance.prepare(masks)  # here, before the first step of the window may be captured
+        finite = state.note(masks)
         if task is None:
             return
-        if self.count % self.measure_every == 0:
-            self._measure()
+        gradient, usable = task
+        usable = usable & finite
+        gradient = torch.where(usable, gradient, 0)
         if self.path is None:
             assert not isinstance(self.b, str)
-            push = self._push()
-            descend(self.budget, task, self.lr)
+            push = torch.where(usable, self._push(), 0)
+            descend(self.budget, gradient, self.lr)
             descend(self.budget, push, self.lr * self.b)
+            self._keep_floors(usable)
         else:
-            descend(self.budget, task, self.lr)
-            self.significance.observe(self.budget, task)
-            if self.path.looks(self.count):
-                push = self.budget.marginal_costs()
-                if self.push == "balanced":
-                    push = balanced(self.budget, push)
-                self.path.hold(self.budget, push, self.count, self.floor, self.significance.relative(self.budget))
+            descend(self.budget, gradient, self.lr)
+            self.significance.observe(self.budget, gradient, usable)
+            looks = state.seen.remainder(self.path.every) == 0  # its floors come after the look
+            self._keep_floors(usable & ~looks)
+        state.count(usable)
+        self._as_in_main()
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """The half of a step that is the host's: it counts the step, and ``b='auto'`` looks at the ratio when it is
+        time, without waiting for the device. Now and then it reads whether everything is finite, and how far the masks
+        have to go.
+
+        Raises:
+            ValueError: a mask is not finite; the message names it, and how long ago it happened. In a captured loop:
+                it was not called once for every step that ran.
+        """
+        if self.frozen:
+            return
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise ValueError(
+                "the pruner's step is being captured in a CUDA graph, where its counting would be lost: "
+                "attach(optimizer, captured=True), and call advance() after every replay"
+            )
+        if not self.active:
+            self._idle += 1
+            if (self._idle - 1) % self.read_every == 0:
+                self._read()
+            return
+        step, self.position = self.position, self.position + 1
+        if self.path is not None and self.path.looks(step):
+            self._look(step)
+        if step % self.read_every == 0:
+            self._measure(self._read())
+
+    def _look(self, step: int) -> None:
+        """``b='auto'`` takes masks across zero, after step ``step`` of the window."""
+        assert self.path is not None
+        push = self.budget.marginal_costs()
+        if self.push == "balanced":
+            push = balanced(self.budget, push)
+        worth = self.significance.relative(self.budget)
+        self.path.hold(self.budget, push, step, self._device.floor, worth)
         self._keep_floors()
         self._as_in_main()
-        self.count += 1
 
-    def _push(self) -> Tensor:
+    def _push(self, masks: Tensor | None = None) -> Tensor:
         """``dL_HW/dM``, flat over all counting masks: zero where the hinge is closed."""
-        masks = [layer.prune_mask for _, layer in self.budget.masked]
-        with torch.enable_grad():
-            gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(self.hw_loss(), masks)])
-        return gradient if self.push == "plain" else as_strong(balanced(self.budget, gradient), gradient)
+        gradient = self.budget.hw_gradient(self.target, masks)
+        if self.push == "plain":
+            return gradient
+        on = None if masks is None else self.budget.binarize(masks)
+        return as_strong(balanced(self.budget, gradient, on), gradient)
 
-    def _keep_floors(self) -> None:
+    def _keep_floors(self, usable: Tensor | None = None) -> None:
         """No layer falls below its floor: the highest masks of one that does are put just above zero."""
-        if int(self.floor.max()) <= 1:
+        if not self._floors_bind:
             return  # what the binarisation does by itself
         masks = self.budget.flat_masks().detach()
-        least = highest(self.budget, masks, self.floor)
-        set_masks(self.budget, torch.where(least & (masks <= 0), SIDE / (1 - masks), masks))
+        low = highest(self.budget, masks, self._device.floor) & (masks <= 0)
+        set_masks(self.budget, torch.where(low if usable is None else low & usable, SIDE / (1 - masks), masks))
 
     def _as_in_main(self) -> None:
         """The main process's masks, in all of them: budgets of two-stage detectors depend on each one's proposals."""
@@ -298,26 +381,51 @@ class InTrainPruner:
             dist.broadcast(flat, 0)
             set_masks(self.budget, flat)
 
-    def _measure(self) -> None:
-        left = distance(self.budget, self.target)
-        self.forecast.observe(self.count, left)
+    def _read(self) -> Tensor:
+        """The flat masks, on the CPU: one wait for the device, in which everything is checked.
+
+        Raises:
+            ValueError: see :meth:`advance`.
+        """
+        masks = self.budget.flat_masks().detach()
+        self._device.to(masks)
+        both = torch.cat([self._device.counts.double(), masks.double()]).cpu()
+        (seen, _, since), masks = both[:3].long().tolist(), both[3:].to(masks.dtype)
+        if since:
+            raise not_finite(self.budget, self._device.poisoned, ago=since - 1)
+        if seen != self.position:
+            raise ValueError(
+                f"a captured loop has to call advance() once after every step that ran: the device made {seen} steps "
+                f"of Optimizer 2, and advance() was called {self.position} times in the window"
+            )
+        return masks
+
+    def _measure(self, masks: Tensor) -> None:
+        left = distance(self.budget, self.target, masks)
+        self.forecast.observe(self.position, left)
         if self.path is not None or not self.steps or left <= 0 or len(self.forecast.seen) < 3:
             return
-        early = self.count >= max(self.steps // 20, 3 * self.measure_every)
+        early = self.position >= max(self.steps // 20, 3 * self.read_every)
         arrival = self.forecast.arrival()
-        if not early or arrival <= self.steps or 0 <= self.warned_at > self.count - self.steps // 5:
+        if not early or arrival <= self.steps or 0 <= self.warned_at > self.position - self.steps // 5:
             return
-        self.warned_at = self.count
-        speed = push_speed(self.budget, self._push(), left)
+        self.warned_at = self.position
+        speed = push_speed(self.budget, self._push(masks), left, masks)
         needed = self.forecast.needed_push(float(self.b), self.lr, speed, self.steps)
         when = "never" if arrival == math.inf else f"after {arrival / self.steps:.1f} windows"
         self.warn(
             f"at the present pace the target {self.target} is reached {when}: the masks still have {left:.3f} to go "
-            f"and {self.steps - self.count} steps left. About b={needed:.3g} (or as much more lr) would do, or "
+            f"and {self.steps - self.position} steps left. About b={needed:.3g} (or as much more lr) would do, or "
             "b='auto'. Otherwise the freeze will cut the lowest masks off."
         )
 
     # -- figures
+
+    @property
+    def count(self) -> int:
+        """Steps of Optimizer 2 done: those of the window without those that a gradient scaler skipped. Waits for the
+        device."""
+        return self.position - int(self._device.counts[1])
 
     def ratio(self) -> float:
         """Part of the dense network's cost that the present masks keep."""
@@ -337,7 +445,7 @@ class InTrainPruner:
             ValueError: a mask is not finite. Nothing is frozen then.
         """
         masks = self.budget.flat_masks().detach()
-        require_finite(self.budget, masks)
+        require_finite(self.budget, self._read())
         if self.clock is not None:
             self.clock.observe()
         before = self.ratio()
@@ -442,13 +550,20 @@ class InTrainPruner:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that resuming in the window needs besides model and optimizer: going on from it is exact."""
+        """Everything that resuming in the window needs besides model and optimizer: going on from it is exact.
+
+        Raises:
+            ValueError: a mask is not finite.
+        """
         trains = not self.frozen
+        if trains:
+            require_finite(self.budget, self._read())
         counted = self.cost.counted if isinstance(self.cost, LatencyCost) and self.cost.calibrated else None
         return dict(
             settings=self.settings(),
             layout=mask_layout(self.model),
             count=self.count,
+            position=self.position,
             frozen=self.frozen,
             warned_at=self.warned_at,
             forecast=self.forecast.state_dict(),
@@ -477,7 +592,9 @@ class InTrainPruner:
             told = ", ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
             self.warn(f"the checkpoint was written with other settings, those of now count ({told})")
         device = self.budget.flat_masks().device
-        self.count, self.frozen, self.warned_at = state["count"], state["frozen"], state["warned_at"]
+        self.frozen, self.warned_at = state["frozen"], state["warned_at"]
+        self.position = state.get("position", state["count"])
+        self._device.start(self.position, skipped=self.position - state["count"])
         self.forecast.load_state_dict(state["forecast"])
         if state["significance"] is not None:
             self.significance.load_state_dict(state["significance"], device)
@@ -488,6 +605,49 @@ class InTrainPruner:
         if self.frozen and self._bank is not None:
             self._bank.remove()
             self._bank = None
+
+
+class _DeviceState:
+    """What :meth:`InTrainPruner.update` remembers, where the masks are: it is changed in place.
+
+    Attributes:
+        counts: ``(3,)`` int64: steps seen in the window, those of them skipped, and steps since a mask was first not
+            finite (that one counts too).
+        poisoned: flat bool, the masks that were not finite then.
+        floor: see :func:`mmitp.pruning.freeze.floors`.
+    """
+
+    def __init__(self, masks: Tensor, floor: Tensor) -> None:
+        self.counts = torch.zeros(3, dtype=torch.long, device=masks.device)
+        self.poisoned = torch.zeros_like(masks, dtype=torch.bool)
+        self.floor = floor.to(masks.device)
+
+    @property
+    def seen(self) -> Tensor:
+        return self.counts[0]
+
+    def to(self, masks: Tensor) -> None:
+        """Moves along with a model that was moved."""
+        if self.counts.device != masks.device:
+            for name in ("counts", "poisoned", "floor"):
+                setattr(self, name, getattr(self, name).to(masks.device))
+
+    def start(self, seen: int, skipped: int) -> None:
+        """Goes on after so many steps of the window."""
+        self.counts.copy_(torch.tensor([seen, skipped, 0]))
+        self.poisoned.zero_()
+
+    def note(self, masks: Tensor) -> Tensor:
+        """Remembers the first masks that are not finite; whether all are now."""
+        wrong = ~torch.isfinite(masks)
+        self.poisoned.copy_(torch.where(self.poisoned.any(), self.poisoned, wrong))
+        self.counts[2].add_(self.poisoned.any())
+        return ~wrong.any()
+
+    def count(self, usable: Tensor) -> None:
+        """Counts a step of the window."""
+        self.counts[0].add_(1)
+        self.counts[1].add_(~usable)
 
 
 def frozen_otherwise(changed: Mapping[str, tuple[Any, Any]]) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .budget import MacBudget
 from .layers import ChannelPad, Conv2dKind, kind_of, masked_layers, slim_type
 from .masks import NOT_FINITE
-from .needs import carried_channels, channel_masked
+from .needs import CarriedChannels, channel_masked
 from .reparam import guard_reparameterization
 from .slim_layers import SlimLayer
 from .verify import difference, difference_in_double
@@ -110,7 +110,7 @@ def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) 
     graph = budget.graph
     needed = budget.node_needs()
     computed = needed.clone()
-    carried = carried_channels(graph, needed, whole_tensors)
+    carried = torch.ones_like(needed) if whole_tensors else CarriedChannels(graph)(needed)
 
     names = {m: name for name, m in model.named_modules()}
     if stranger := next((r.name for r in graph.layers if r.module is not None and r.module not in names), None):

@@ -37,7 +37,8 @@ def name(path: Path) -> str:
             for s in ("", "_psi20_b10", "_psi20_b50", "_short", "_psi50_short")
         ),
         *(f"resnet{d}_cifar10_psi{p}" for d in (20, 56) for p in (30, 40, 50, 70)),
-        *(f"resnet20_cifar10_psi30_{s}" for s in ("noreg", "init03", "noreg_init03")),
+        *(f"resnet20_cifar10_psi30_{s}" for s in ("noreg", "init03", "noreg_init03", "early")),
+        "resnet56_cifar10_psi50_early",
         *(f"resnet{d}_imagenet{s}" for d in (18, 50) for s in ("", "_psi70", "_psi50", "_psi30")),
         *(f"resnet{d}_cifar10_fastat{s}" for d in (20, 56) for s in ("", "_psi70", "_psi50", "_psi30")),
         *(f"resnet{d}_imagenet_fastat{s}" for d in (18, 50) for s in ("", "_psi70", "_psi50", "_psi30")),
@@ -58,7 +59,7 @@ def stretched(schedulers: list[dict], epochs: int) -> list[dict]:
 @pytest.mark.parametrize("path", PRUNED, ids=name)
 def test_pruned_config_is_the_dense_one_with_masks_and_a_hook(path: Path) -> None:
     pruned, stem = Config.fromfile(path), path.stem
-    base = re.sub(r"_(psi\d+|b\d+|noreg|init03|weight|auto|slim|early|stream)", "", stem)
+    base = re.sub(r"_(psi\d+|b\d+|noreg|init03|weight|auto|slim|early|stream|distill)", "", stem)
     dense = Config.fromfile(path.with_name(f"{base}.py"))
     model = dict(pruned.model)
     assert model.pop("type") == "mmitp.MaskedModel"
@@ -67,8 +68,12 @@ def test_pruned_config_is_the_dense_one_with_masks_and_a_hook(path: Path) -> Non
     assert model == {k: v for k, v in dense.model.items() if k != "type"}
     assert dense.model.type == "ImageClassifier"
 
-    hook, *attack = pruned.custom_hooks
-    assert attack == dense.get("custom_hooks", [])
+    hook, *others = pruned.custom_hooks
+    distilled = "distill" in stem
+    assert [h.type for h in others if h.type in ("EMAHook", "mmitp.DistillHook")] == (
+        ["EMAHook", "mmitp.DistillHook"] if distilled else []
+    )
+    assert others[2 * distilled :] == dense.get("custom_hooks", [])
     assert hook.type == "mmitp.PruneHook"
     assert round(100 * hook.target) == int(re.search(r"psi(\d+)", stem)[1])
     b = re.search(r"_b(\d+)", stem)
@@ -77,12 +82,14 @@ def test_pruned_config_is_the_dense_one_with_masks_and_a_hook(path: Path) -> Non
     loop = "auto" in stem or "slim" in stem or early  # the closed loop, without decay on the masks
     assert hook.b == "auto" or not loop
     epochs = pruned.train_cfg.max_epochs
-    slimmed = "slim" in stem or early  # its own length: cheaper epochs
+    slimmed = "slim" in stem or early  # in a short schedule of its own length: cheaper epochs
     assert hook.get("slim_at_end", False) == slimmed
-    assert epochs >= 11 if slimmed else epochs == dense.train_cfg.max_epochs
-    assert pruned.param_scheduler == (stretched(dense.param_scheduler, epochs) if slimmed else dense.param_scheduler)
+    cheaper = slimmed and "short" in stem
+    assert epochs >= (9 if distilled else 11) if cheaper else epochs == dense.train_cfg.max_epochs
+    assert pruned.param_scheduler == (stretched(dense.param_scheduler, epochs) if cheaper else dense.param_scheduler)
     windows = {300: (20, 240), 100: (7, 80), 12: (1, 4), 10: (1, 8), 5: (1, 4)}
-    assert (hook.begin, hook.end) == ((0, 1) if early else windows[epochs])
+    window = (1 / 15, 1 / 3) if epochs == 300 else (0, 1)
+    assert (hook.begin, hook.end) == (window if early else windows[epochs])
 
     assert prune.get("init", 1.0) == (0.3 if "init03" in stem else 1.0)
     assert prune.get("granularity", "channel") == ("weight" if "weight" in stem else "channel")

@@ -189,6 +189,8 @@ CIFAR = str(Path(__file__).parents[2] / "configs" / "cifar10" / "resnet20_cifar1
         ("prune_report", ["empty.py"], "has no model: there is nothing to report on"),
         ("prune_report", ["mmdet::no/such_config"], "mmdet has no config"),
         ("check_signs", ["nofolder"], "nofolder"),
+        ("report", ["nofolder"], "nofolder is no folder: give the work folder of a run"),
+        ("report", ["."], ". is no run: it holds no"),
         ("eval_kitti", ["nofolder", "."], "nofolder is not a folder"),
         ("make_scenes", ["text.txt", "--frames", "2", "--size", "96", "32"], "text.txt"),
         ("demo", ["--work-dir", "text.txt"], "cannot be written"),

@@ -28,7 +28,7 @@ CONFIG = str(Path(__file__).parents[2] / "configs" / "cifar10" / "resnet20_cifar
         ("custom_hooks.5.target=1", "custom_hooks is a list of 1 without an entry '5'"),
         ("train_cfg.max_epochs.x=3", "train_cfg.max_epochs is 10, which has no 'x'"),
         ("custom_hooks.0=1", "does not fit the config"),
-        ("custom_hooks=[dict(type=mmitp.PruneHook,target=0.5)]", "does not fit the config.*key by key"),
+        ("custom_hooks=[dict(type=mmitp.PruneHook,target=0.5)]", "cannot be read.*key by key"),
         ("custom_hooks.0.input_shape=(32,32", "Imbalanced brackets"),
         ("custom_hooks..target=1", "takes key=value"),
         ("custom_hooks.0.target", "takes key=value"),

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -589,3 +590,14 @@ def test_the_images_channels_are_kept_and_restored(tmp_path):
     again = make_runner(tmp_path, PruneHook(target=0.9, begin=0, end=1), epochs=1, resume=True)
     again.train()
     assert hook_of(again).channels == 3
+
+
+def test_the_log_says_the_phases_and_how_far_the_masks_are(tmp_path):
+    make_runner(tmp_path, dict(type="mmitp.PruneHook", target=0.5, begin=1, end=3)).train()
+    log = next(tmp_path.glob("*/*.log")).read_text()
+    assert "masks train in epochs 2 to 3 of 4, the network with fixed masks in those from 4 on" in log
+    told = re.findall(r"masks train, step (\d+) of 8: (0\.\d+|1\.0000) of the operations, target 0.5; they freeze", log)
+    assert [int(step) for step, _ in told] == [2, 3, 4, 5, 6, 7, 8]  # from the second of 2 x 4 steps on, ten at most
+    scalars = [json.loads(line) for line in next(tmp_path.glob("*/vis_data/scalars.json")).read_text().splitlines()]
+    assert f"{float(told[0][1]):.4f}" in {f"{line['ops_kept']:.4f}" for line in scalars if "ops_kept" in line}
+    assert log.rstrip().count("they freeze in about 0:00:00") >= 1  # the last step's

@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-import mmitp.pruning.latency as latency
 from mmitp.engine.hooks import PruneHook
 from mmitp.pruning import mask_model, masked_layers
+from mmitp.pruning.latency import timing
 
 RUNS = itertools.count()  # mmengine keeps loggers by the experiment's name
 
@@ -173,7 +173,7 @@ class SlowClock:
 def clock(monkeypatch):
     def set_to(part):
         clock = SlowClock(part)
-        monkeypatch.setattr(latency, "_rounds", clock)
+        monkeypatch.setattr(timing, "times_in_turn", clock)
         return clock
 
     return set_to
@@ -183,7 +183,7 @@ def clock(monkeypatch):
 def own_table(tmp_path):
     """As :func:`table`, and measured here."""
     file = tmp_path / "own.json"
-    file.write_text(json.dumps(TABLE | dict(machine=latency.processor("cpu"), device="cpu", threads=1, batch=1)))
+    file.write_text(json.dumps(TABLE | dict(machine=timing.processor("cpu"), device="cpu", threads=1, batch=1)))
     return str(file)
 
 
@@ -272,12 +272,12 @@ import mmitp
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-import mmitp.pruning.latency as latency
+from mmitp.pruning.latency import timing
 from mmengine.dist import get_rank
 from test_prune_hook_cost import Noisy, SlowClock, train
 from pathlib import Path
 
-latency._rounds = clock = SlowClock(0.8)
+timing.times_in_turn = clock = SlowClock(0.8)
 work = Path({work!r})
 runner, hook, _ = train(work, model=Noisy, launcher="pytorch", cost=dict(type="latency", table={table!r}))
 state = dict(counted=hook.cost.counted, pattern=hook.masks["body"].prune_pattern.tolist(), measured=len(clock.kept))

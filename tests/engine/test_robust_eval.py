@@ -22,10 +22,9 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 
-import mmitp.engine.robust_eval as robust_eval
 from mmitp.attacks import NormalizedClassifier, autoattack_accuracy
 from mmitp.datasets import EvenSubset
-from mmitp.engine.robust_eval import AttackLog, EvalAttack, RobustReport, attacked, evaluate
+from mmitp.engine.robust_eval import AttackLog, EvalAttack, RobustReport, attacked, classification, evaluate
 from mmitp.pruning import freeze_masks, mask_model, randomize_masks, slim
 
 MEAN, STD = [125.0, 120.0, 110.0], [60.0, 62.0, 64.0]
@@ -259,7 +258,7 @@ def test_autoattack_is_shown_to_the_metric_with_its_flags(
 ) -> None:
     # The whole suite takes minutes even here; its bridge has tests of its own.
     quick = functools.partial(autoattack_accuracy, version="custom", attacks=["apgd-ce", "fab-t"])
-    monkeypatch.setattr(robust_eval, "autoattack_accuracy", quick)
+    monkeypatch.setattr(classification, "autoattack_accuracy", quick)
     runner = make_runner(tmp_path, trained)
     report = evaluate(runner, EvalAttack("autoattack"), [0.0, 4.0])
     pgd = evaluate(runner, EvalAttack("pgd", steps=10), [4.0])

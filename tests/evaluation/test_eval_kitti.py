@@ -163,7 +163,7 @@ def test_traceback_is_shown_on_request(folders):
     done = run(*folders, "--split", "nowhere.txt", "--traceback")
     assert done.returncode == 2
     assert "Traceback" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("eval_kitti.py: nowhere.txt: No such file")
+    assert done.stderr.splitlines()[-1].startswith("mmitp eval-kitti: nowhere.txt: No such file")
 
 
 def test_imports_neither_openmmlab_nor_torch(folders):

@@ -69,7 +69,7 @@ def test_the_test_tool_gives_the_slimmed_network_the_same_ap(job):
     out = job["folder"] / "ap.json"
     subprocess.run(
         [sys.executable, str(ROOT / "tools" / "test.py"), job["report"].config, job["report"].weights]
-        + ["--json", str(out), "--work-dir", str(job["folder"] / "test")],
+        + ["--out", str(out), "--work-dir", str(job["folder"] / "test"), "--show-dir", str(job["folder"] / "drawn")],
         check=True,
         capture_output=True,
     )
@@ -78,6 +78,7 @@ def test_the_test_tool_gives_the_slimmed_network_the_same_ap(job):
     assert set(slimmed) == {*masked, "run"}
     for name, value in masked.items():
         assert slimmed[name] == pytest.approx(value, abs=1e-3), name
+    assert len(list((job["folder"] / "drawn").iterdir())) == slimmed["run"]["images"]
 
 
 def test_missing_data_is_an_error_that_says_where_it_belongs(job):

@@ -8,7 +8,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.structures import InstanceData
 
 import mmitp  # noqa: F401
-from mmitp.models import centernet_head
+from mmitp.models import centernet_targets
 from mmitp.registry import MODELS
 
 
@@ -50,7 +50,7 @@ def test_a_training_step_waits_for_nothing_but_its_data(models_dir, devices):
 
 
 def test_a_tensor_of_the_host_among_the_targets_is_found(models_dir, devices, monkeypatch):
-    draw = centernet_head._draw
+    draw = centernet_targets._draw
 
     def forgetful(cell, *arguments):
         return draw(cell + torch.arange(2), *arguments)
@@ -58,6 +58,6 @@ def test_a_tensor_of_the_host_among_the_targets_is_found(models_dir, devices, mo
     with devices.LogicalGpu() as gpu:
         model = build(models_dir).to(gpu.device)
         data = model.data_preprocessor(batch(2), training=True)
-        monkeypatch.setattr(centernet_head, "_draw", forgetful)
+        monkeypatch.setattr(centernet_targets, "_draw", forgetful)
         with pytest.raises(devices.DeviceMismatch, match=r"add mixes .*test_centernet_devices\.py"):
             model(**data, mode="loss")

@@ -12,8 +12,9 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
 import mmitp  # noqa: F401
-from mmitp.models import centernet_head as module
-from mmitp.models.centernet_head import KittiCenterNetHead, centernet_gaussian_radius
+from mmitp.models import centernet_targets as module
+from mmitp.models.centernet_head import KittiCenterNetHead
+from mmitp.models.centernet_targets import centernet_gaussian_radius
 
 HEIGHT, WIDTH = 96, 160  # input pixels; the map is 24 x 40
 META = dict(batch_input_shape=(HEIGHT, WIDTH), scale_factor=(1.0, 1.0))

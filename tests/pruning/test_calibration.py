@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mmitp.pruning import MacBudget, mask_model, masked_layers
-from mmitp.pruning.calibration import ATTEMPTS, Calibration
-from mmitp.pruning.cost import LatencyCost
+from mmitp.pruning.latency import Calibration, LatencyCost
+from mmitp.pruning.latency.calibration import ATTEMPTS
 from mmitp.pruning.masks import ste_derivative
 
 N = 100

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from mmitp.pruning import MaskedConv2d, MaskedConvTranspose2d, MaskedLinear, fold_masks, mask_model, masked_layers
-from mmitp.pruning.layers import masked_state, randomize_masks
+from mmitp.pruning.layers import randomize_masks
 
 
 class Custom(nn.Conv2d):
@@ -144,7 +144,7 @@ def test_init_dtype_and_device_follow_the_options_and_the_weight() -> None:
 def test_randomize_keeps_about_the_fraction_asked_for() -> None:
     model = mask_model(nn.Sequential(nn.Conv2d(1000, 1, 1)))
     randomize_masks(model, 0.3, torch.Generator().manual_seed(0))
-    assert masked_state(model)["0"].float().mean().item() == pytest.approx(0.3, abs=0.05)
+    assert masked_layers(model)["0"].binary_mask().mean().item() == pytest.approx(0.3, abs=0.05)
 
 
 def test_mmengine_initialises_masked_convolutions_like_dense_ones() -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mmitp.pruning import MacBudget, freeze_masks, mask_model, masked_layers, project, randomize_masks
-from mmitp.pruning.cost import LatencyCost, ParameterCost, make_cost
+from mmitp.pruning.cost import ParameterCost, make_cost
+from mmitp.pruning.latency import LatencyCost
 from mmitp.pruning.masks import ste_derivative
 from mmitp.pruning.report import parameter_counts
 from mmitp.pruning.slim import slim_with_plan

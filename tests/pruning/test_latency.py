@@ -11,10 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import mmitp.pruning.latency as latency
 from mmitp.pruning import MacBudget, mask_model, masked_layers, randomize_masks
-from mmitp.pruning.cost import LatencyCost
-from mmitp.pruning.latency import clock_ratio, measure_latency, time_in_turn
+from mmitp.pruning.latency import LatencyCost, clock_ratio, fit, measure, measure_latency, time_in_turn, timing
 
 
 class Net(nn.Module):
@@ -47,7 +45,7 @@ def counted(calls: Sequence[Callable[[], Any]], clock: Any, rounds: int) -> torc
 
 @pytest.fixture
 def macs_as_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "_rounds", counted)
+    monkeypatch.setattr(timing, "times_in_turn", counted)
 
 
 @pytest.mark.usefixtures("macs_as_time")
@@ -89,9 +87,9 @@ def test_the_measured_model_is_left_alone_and_its_table_can_be_checked() -> None
 
 
 def test_points_are_where_pruning_ends_not_where_kernels_are_fastest() -> None:
-    assert latency._points(1) == (1,)
-    assert latency._points(3) == (1, 2, 3)
-    assert latency._points(64) == (1, 7, 14, 29, 45, 61, 64)
+    assert measure._points(1) == (1,)
+    assert measure._points(3) == (1, 2, 3)
+    assert measure._points(64) == (1, 7, 14, 29, 45, 61, 64)
 
 
 def test_the_least_time_is_taken_and_fast_calls_are_repeated() -> None:
@@ -105,7 +103,7 @@ def test_the_least_time_is_taken_and_fast_calls_are_repeated() -> None:
         nonlocal now
         now += 100_000 + next(spent, 0)
 
-    assert latency._least([call], clock, 3) == [100_000.0]
+    assert timing.least_times([call], clock, 3) == [100_000.0]
     slow = iter([10**6, 5, 7, 9, 1, 2, 3, 2, 2, 2])
 
     def noisy() -> None:
@@ -113,7 +111,7 @@ def test_the_least_time_is_taken_and_fast_calls_are_repeated() -> None:
         now += 400_000 + next(slow)
 
     # the first call warms up, the second tells how often to repeat, then three rounds: 7, 9, 1 more than 400,000
-    assert latency._least([noisy], clock, 3) == [400_001.0]
+    assert timing.least_times([noisy], clock, 3) == [400_001.0]
 
 
 def test_a_ratio_is_the_median_of_neighbouring_times(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,15 +122,15 @@ def test_a_ratio_is_the_median_of_neighbouring_times(monkeypatch: pytest.MonkeyP
     budget.cost = LatencyCost(table)
     # a quiet moment that one of them caught, a slow one that hit both, an ordinary one: 0.2, 0.8 and 0.75
     rows = torch.tensor([[100.0, 20.0], [1000.0, 800.0], [100.0, 75.0]], dtype=torch.float64)
-    monkeypatch.setattr(latency, "_rounds", lambda calls, clock, rounds: rows)
+    monkeypatch.setattr(timing, "times_in_turn", lambda calls, clock, rounds: rows)
     assert clock_ratio(model, x, budget, budget.flat_pattern()) == pytest.approx(0.75)
 
 
 def test_remainders_are_never_negative() -> None:
     a = torch.tensor([[1.0, 1.0], [2.0, 1.0], [3.0, 1.0]], dtype=torch.float64)
-    assert latency._nonnegative(a, a @ torch.tensor([2.0, 3.0], dtype=torch.float64)).tolist() == pytest.approx([2, 3])
+    assert fit._nonnegative(a, a @ torch.tensor([2.0, 3.0], dtype=torch.float64)).tolist() == pytest.approx([2, 3])
     # 2 x - 1 would fit; without a negative constant the best slope is (1 + 6 + 15) / 14
-    assert latency._nonnegative(a, torch.tensor([1.0, 3.0, 5.0], dtype=torch.float64)).tolist() == pytest.approx(
+    assert fit._nonnegative(a, torch.tensor([1.0, 3.0, 5.0], dtype=torch.float64)).tolist() == pytest.approx(
         [22 / 14, 0]
     )
 

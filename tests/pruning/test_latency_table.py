@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from mmitp.pruning.cost import LatencyCost
-from mmitp.pruning.latency_table import TABLE_FORMAT, check_latency_table
+from mmitp.pruning.latency import TABLE_FORMAT, LatencyCost, check_latency_table
 
 LAYER = dict(
     inputs=[1, 4, 8], outputs=[1, 16], ns=[[1.0, 2.0], [3, 4.0], [5.0, 6.0]], gather=0.5, scatter=0.0, element=0,

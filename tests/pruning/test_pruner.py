@@ -198,6 +198,19 @@ def test_what_is_not_finite_is_named_at_once_and_never_frozen():
     assert not any(layer.mask_frozen for layer in masked_layers(net).values())
 
 
+@pytest.mark.parametrize("how", [dict(), dict(b=30.0)])
+def test_what_is_found_between_two_readings_of_the_device_is_told_with_its_step(how):
+    """A window of 1000 steps is read once in 20; what is frozen or saved is looked at in any case."""
+    for end, ago in (("freeze", 3), ("state_dict", 3), ("train", 16)):
+        net, optimizer, pruner = start(steps=1000, **how)
+        pruner.active = True
+        train(net, optimizer, 8, poison=4)
+        with pytest.raises(ValueError, match=rf"layer 'a' \(2 in all\), {ago} optimizer step\(s\) ago: its mask holds"):
+            train(net, optimizer, 20, seed=1) if end == "train" else getattr(pruner, end)()
+        assert not any(layer.mask_frozen for layer in masked_layers(net).values())
+        assert pruner.count == 4  # Optimizer 2 has not moved the masks since
+
+
 def test_two_nan_masks_do_not_stop_it_without_a_word():
     net, optimizer, pruner = start()
     net.b.prune_mask.data[3:5] = math.nan

@@ -169,7 +169,7 @@ def test_weights_of_another_network_are_refused(
     with pytest.raises(SystemExit, match="2"):
         run()
     said = capsys.readouterr().err
-    assert re.search(r"test.py: .*weights.pth does not fit .*resnet20_cifar10.py: 10 keys missing \['backbone", said)
+    assert re.search(r"mmitp test: .*weights.pth does not fit .*resnet20_cifar10.py: 10 keys missing \['backbone", said)
     torch.save({"state_dict": state | {"head.fc.bias": torch.zeros(11)}}, weights)
     with pytest.raises(SystemExit, match="2"):
         run()
@@ -225,3 +225,10 @@ def test_options_that_cannot_be_meant_are_refused(
         run(*args.split())
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
+
+
+def test_every_tested_image_is_drawn_on_request(run: Callable[..., dict], tmp_path: Path) -> None:
+    run("--show-dir", str(tmp_path / "drawn"))
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 8
+    with pytest.raises(SystemExit, match="2"):
+        run("--show-dir", str(tmp_path / "drawn"), "--attack", "fgsm", "--eps", "8")

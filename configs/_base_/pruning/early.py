@@ -7,7 +7,8 @@
 #     optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"prune_mask": dict(decay_mult=0.0)}))
 #
 # The last line takes the masks out of weight decay, so that the loop alone moves them. Another target:
-# `prune = _base_.custom_hooks[0]`, `prune.target = 0.3`, `custom_hooks = [prune]`.
-custom_hooks = [
-    dict(type="mmitp.PruneHook", target=0.5, b="auto", begin=1 / 15, end=1 / 3, divisor=8, slim_at_end=True),
-]
+# `prune = _base_.custom_hooks[0]`, `prune.target = 0.3`, `custom_hooks = [prune]`. Beside a dense config with
+# custom_hooks: early_hook.py.
+_base_ = ["./early_hook.py"]
+
+custom_hooks = [_base_.early]

@@ -2,6 +2,7 @@
 
 from mmitp.engine.hooks.adversarial_hook import AdversarialHook
 from mmitp.engine.hooks.collapse_guard import CollapseGuardHook
+from mmitp.engine.hooks.distill_hook import DistillHook
 from mmitp.engine.hooks.prune_hook import PruneHook
 
-__all__ = ["AdversarialHook", "CollapseGuardHook", "PruneHook"]
+__all__ = ["AdversarialHook", "CollapseGuardHook", "DistillHook", "PruneHook"]

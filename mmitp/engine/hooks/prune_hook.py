@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
 from mmengine.dist import broadcast, is_main_process
-from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook, LoggerHook
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
@@ -22,9 +24,9 @@ from mmitp.engine.surgery import require_same_training, require_slimmable, slim_
 from mmitp.files import write_whole
 from mmitp.models.slim_config import is_masked, slim_config
 from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, SlimPlan, masked_layers
-from mmitp.pruning.calibration import Calibration
-from mmitp.pruning.cost import Cost, LatencyCost, make_cost
-from mmitp.pruning.latency import clock_ratio, processor
+from mmitp.pruning.cost import Cost, make_cost
+from mmitp.pruning.freeze import NotFinite
+from mmitp.pruning.latency import Calibration, LatencyCost, clock_ratio, processor
 from mmitp.pruning.live import plan_live
 from mmitp.pruning.masks import weights_of
 from mmitp.pruning.pruner import (
@@ -48,6 +50,9 @@ STOPPED = "stopped.pth"
 
 #: A latency budget is compared with the clock so many times in the window: some seconds each.
 CALIBRATIONS = 10
+
+#: The log says so many times in the window how far the masks have come.
+PROGRESS = 10
 
 
 @HOOKS.register_module()
@@ -77,10 +82,10 @@ class PruneHook(Hook):
             rounding (see :mod:`mmitp.pruning.live`). Checkpoints hold the small network from then on; they resume, and
             ``<work_dir>/slim/config.py`` loads them like any config.
         cost: what ``target`` is a fraction of: ``'macs'``, ``'params'``, or measured latency,
-            ``dict(type='latency', table='table.json', margin=0.1)`` with a table from ``tools/profile_latency.py``
-            (see :class:`mmitp.pruning.cost.LatencyCost`). On the table's machine the run ends at or under the target
+            ``dict(type='latency', table='table.json', margin=0.1)`` with a table from ``mmitp profile``
+            (see :class:`mmitp.pruning.latency.LatencyCost`). On the table's machine the run ends at or under the target
             by the clock: slimmed copies are timed beside the dense network ten times in the window and at the freeze
-            (see :class:`mmitp.pruning.calibration.Calibration`). On another one, where its times cannot be checked, the
+            (see :class:`mmitp.pruning.latency.Calibration`). On another one, where its times cannot be checked, the
             table less its margin is believed, and a warning says so.
         push: ``'plain'`` (the paper's; the default for a fixed ``b``) or ``'balanced'`` (the default for ``'auto'``).
         min_keep: part of its input channels that every layer keeps at least; 0 is one channel (the paper's).
@@ -148,6 +153,7 @@ class PruneHook(Hook):
         self._state: dict[str, Any] = {}  # the pruner's, once it is gone
         self._best_rules: dict[CheckpointHook, Any] = {}
         self._steps_now = False
+        self._window_since: tuple[int, float] | None = None  # steps done, and the time, as the window was entered
 
     @property
     def budget(self) -> MacBudget | None:
@@ -211,6 +217,9 @@ class PruneHook(Hook):
         if self.interval == "epoch":
             self.window_steps = min(self.window_steps, end - begin)
         self.calibrate_every = max(self.window_steps // CALIBRATIONS, 1)
+        after = "the slimmed network" if self.slim_at_end else "the network with fixed masks"
+        rest = f", {after} in those from {end + 1} on" if end < last else ""
+        self.logger.info(f"PruneHook: masks train in {unit} {begin + 1} to {end} of {last}{rest}")
         if self._pending is not None:
             self._require_same_outcome(self._pending)
             if isinstance(self.cost, LatencyCost) and self._state.get("counted") is not None:
@@ -348,7 +357,7 @@ class PruneHook(Hook):
             return
         self._steps_now = self._in_window() and (self.interval == "iter" or self._is_last_update(runner, batch_idx))
         self.pruner.active = self._steps_now
-        if self._steps_now and self.calibration is not None and self.steps % self.calibrate_every == 0:
+        if self._steps_now and self.calibration is not None and self.pruner.position % self.calibrate_every == 0:
             if self.calibration.calibrate():
                 self._tell_clock()
 
@@ -374,28 +383,55 @@ class PruneHook(Hook):
         if self.pruner is not None:
             try:
                 self.pruner.step()
-            except ValueError as error:
-                raise ValueError(f"PruneHook: in iteration {self.runner.iter + 1} {error}") from None
+            except NotFinite as error:
+                then = self.runner.iter + 1 - error.ago * self._accumulation(self.runner)
+                raise ValueError(f"PruneHook: in iteration {then} {error}") from None
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        ratio = self._ratio()
-        hub = runner.message_hub
-        hub.update_scalar("train/ops_kept", ratio)
-        hub.update_scalar("train/L_HW", max(ratio - self.target, 0.0))
+        if self._is_logged(runner, batch_idx):
+            self._log(runner)
         if self._steps_now and self.pruner is not None:
-            seen, path = self.pruner.forecast.seen, self.pruner.path
-            hub.update_scalar("train/mask_distance", seen[-1][1] if seen else 0.0)
-            if path is not None:
-                hub.update_scalar("train/b", path.push / self.pruner.lr)
-                hub.update_scalar("train/ops_path", path.wanted(self.steps - 1))
+            self._tell_progress(self.pruner.position)
         if self.by_iter and not self.frozen and runner.iter + 1 >= self.end:
             self._freeze(runner)
             if self.slim_at_end:
                 outputs = outputs or {}
                 outputs.update({key: value.detach() for key, value in outputs.items()})  # lets go of the graph
                 self._slim(runner)
+
+    def _is_logged(self, runner: Runner, batch_idx: int) -> bool:
+        """Whether a LoggerHook may write in this iteration. In the others nobody waits for the ratio."""
+        intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
+        due = any(self.every_n_inner_iters(batch_idx, n) or self.every_n_train_iters(runner, n) for n in intervals)
+        return due or self.end_of_epoch(runner.train_dataloader, batch_idx) or runner.iter + 1 == runner.max_iters
+
+    def _log(self, runner: Runner) -> None:
+        ratio, hub = self._ratio(), runner.message_hub
+        hub.update_scalar("train/ops_kept", ratio)
+        hub.update_scalar("train/L_HW", max(ratio - self.target, 0.0))
+        if self._steps_now and self.pruner is not None:
+            seen, path = self.pruner.forecast.seen, self.pruner.path
+            hub.update_scalar("train/mask_distance", seen[-1][1] if seen else 0.0)
+            if path is not None:
+                hub.update_scalar("train/b", float(path.push) / self.pruner.lr)
+                hub.update_scalar("train/ops_path", path.wanted(self.pruner.position - 1))
+
+    def _tell_progress(self, done: int) -> None:
+        """The share kept, the target and the time left to the freeze."""
+        now = time.perf_counter()
+        if self._window_since is None:
+            self._window_since = done, now
+        since, start = self._window_since
+        if done == since or done % max(self.window_steps // PROGRESS, 1):
+            return
+        left = timedelta(seconds=round((now - start) / (done - since) * max(self.window_steps - done, 0)))
+        assert self.budget is not None
+        self.logger.info(
+            f"PruneHook: masks train, step {done} of {self.window_steps}: {self._ratio():.4f} of the "
+            f"{self.budget.what}, target {self.target}; they freeze in about {left}"
+        )
 
     def after_train_epoch(self, runner: Runner) -> None:
         if not self.by_iter and not self.frozen and runner.epoch + 1 >= self.end:

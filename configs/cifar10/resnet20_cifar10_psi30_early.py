@@ -1,0 +1,11 @@
+# ResNet-20 on CIFAR-10, at most 0.3 of the operations by the recommended recipe in the paper's 300 epochs: masks train
+# from epoch 20 to 100 under the closed loop (without decay), then the small network, in multiples of 8 channels, takes
+# the masked one's place.
+_base_ = ["./resnet20_cifar10.py", "../_base_/pruning/early.py"]
+
+model = dict(type="mmitp.MaskedModel", of="mmpretrain.ImageClassifier")
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"prune_mask": dict(decay_mult=0.0)}))
+prune = _base_.custom_hooks[0]
+prune.target = 0.3
+custom_hooks = [prune]
+del prune

@@ -1,0 +1,65 @@
+"""Tell what can be pruned of a config's model, and check that slimming it is exact.
+
+    mmitp prune-report CONFIG [--shape H W] [--linear] [--check]
+
+Lists layers, MACs and the cheapest ratio. CONFIG is a file or a packaged config such as
+mmdet::retinanet/retinanet_r50_fpn_1x_coco. --check trains three iterations on random data, switches masks off at
+random to about half of the operations, freezes, slims, and fails unless outputs (1e-5 relative) and MACs agree;
+outputs at a second image size too, where the model takes one.
+"""
+
+from collections.abc import Sequence
+
+from mmitp.engine.cli import UserError, add_config, command, parser, positive
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser(__doc__, __name__)
+    add_config(options)
+    options.add_argument(
+        "--shape",
+        type=positive,
+        nargs=2,
+        metavar=("H", "W"),
+        help="input size; 224 224 for classifiers, 320 320 for detectors",
+    )
+    options.add_argument("--check", action="store_true", help="train, mask, freeze, slim and compare")
+    options.add_argument("--linear", action="store_true", help="mask linear layers too (transformers, ConvNeXt)")
+    args = options.parse_args(argv)
+
+    from mmitp.engine.config import load_config
+    from mmitp.engine.example import blank_example, second_example
+    from mmitp.models.report import build_masked, is_detector, train_on_noise
+    from mmitp.pruning import MacBudget
+    from mmitp.pruning.check import check_slimming
+    from mmitp.pruning.report import report_text
+
+    cfg = load_config(args.config, args.cfg_options)
+    try:
+        model = build_masked(cfg, args.linear)
+    except ValueError as error:
+        raise UserError(f"{args.config}: {error}" + ("" if args.linear else "; see --linear")) from error
+    shape = tuple(args.shape) if args.shape else (320, 320) if is_detector(model) else (224, 224)
+    example = blank_example(model, shape)
+    print(f"{type(model).__name__} of {args.config} at {shape[0]}x{shape[1]}, batch 1")
+    second = second_example(model, shape)
+    more = [] if second is None else [second]
+    print(report_text(MacBudget(model, example, more_examples=more)))
+    if not args.check:
+        return 0
+    try:
+        losses = train_on_noise(model, shape)
+    except NotImplementedError as error:  # distilled networks that mmpretrain can only run
+        raise UserError(f"{args.config}: --check needs a training step, and this model has none: {error}") from error
+    print("losses on random data: " + ", ".join(f"{loss:.4g}" for loss in losses))
+    outcome = check_slimming(model, example, more_examples=more)
+    print(f"MACs at ratio {outcome.ratio:.4f}: {outcome.macs_budget:,} by the budget, {outcome.macs_counted:,} counted")
+    precision = " (in float64: rounding in float32 reorders proposals)" if outcome.in_double else ""
+    print(f"slimmed outputs equal the masked ones{precision}: {'no: ' + outcome.problem if outcome.problem else 'yes'}")
+    if second is None:
+        print("compared at this size only: the model does not run at another")
+    else:
+        print("compared at this size, and on two images of {}x{}".format(*second["inputs"].shape[-2:]))
+    print("passed" if outcome.passed else "FAILED")
+    return 0 if outcome.passed else 1

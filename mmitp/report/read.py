@@ -1,0 +1,285 @@
+"""What a training leaves in its work folder: scalars, config, the freeze's record, slimmed networks, results."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine import Config, ConfigDict
+
+from mmitp.engine.run_record import RECORD
+from mmitp.models.slim_config import is_masked, type_name
+
+__all__ = ["Result", "RunRecord", "headline", "read_run"]
+
+#: phases of a run with PruneHook, and of one without
+PHASES = ("before the window", "in the window", "after the freeze")
+
+
+@dataclass
+class Result:
+    """One test of a network of the run.
+
+    Attributes:
+        network: ``'dense'``, ``'masked'`` or ``'slimmed'``.
+        test: ``'clean'`` or the attack with its size.
+        metrics: name -> figure, numbers only.
+        file: where it was read.
+        run: what it was measured with (:func:`mmitp.engine.results.provenance`).
+    """
+
+    network: str
+    test: str
+    metrics: dict[str, float]
+    file: Path
+    run: dict[str, Any]
+
+
+@dataclass
+class RunRecord:
+    """What is known of a run.
+
+    Attributes:
+        folder: its work folder.
+        name: the folder's name.
+        cfg: the newest config.
+        train: logged lines of the training by step, those of resumed runs in place of what they repeat.
+        validations: ``(step, metrics)`` of every validation; the step is the log's.
+        hook: PruneHook's settings, or None.
+        frozen: ``pruning.json``, or None before the freeze and in a dense run.
+        slim_config: config of the slimmed network, or None.
+        slim_weights: its weights, or None.
+        checkpoint: the newest checkpoint, or None.
+        results: tests, see :class:`Result`.
+        records: a dict a start of the training: command, versions, seconds.
+        remarks: what was left out and why.
+    """
+
+    folder: Path
+    name: str
+    cfg: Config
+    train: list[dict[str, Any]] = field(default_factory=list)
+    validations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    hook: ConfigDict | None = None
+    frozen: dict[str, Any] | None = None
+    slim_config: Path | None = None
+    slim_weights: Path | None = None
+    checkpoint: Path | None = None
+    results: list[Result] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def pruned(self) -> bool:
+        return self.hook is not None
+
+    @property
+    def by_epoch(self) -> bool:
+        return bool(self.cfg.train_cfg.get("by_epoch", True)) and "max_epochs" in self.cfg.train_cfg
+
+    def steps_an_epoch(self) -> float | None:
+        """Steps an epoch by the log; None with an iteration-based loop, and where one epoch is all that is logged."""
+        if not self.by_epoch:
+            return None
+        last: dict[int, int] = {}
+        for line in self.train:
+            if isinstance(line.get("epoch"), int):
+                last[line["epoch"]] = line["step"]
+        if len(last) < 2:
+            return None
+        first_epoch, last_epoch = min(last), max(last)
+        return (last[last_epoch] - last[first_epoch]) / (last_epoch - first_epoch)
+
+    def window(self) -> tuple[float, float] | None:
+        """The pruning window in steps, or None where it is not known."""
+        if self.hook is None:
+            return None
+        train_cfg = self.cfg.train_cfg
+        whole = train_cfg.get("max_epochs" if self.by_epoch else "max_iters")
+        unit = self.steps_an_epoch() if self.by_epoch else 1.0
+        if whole is None or unit is None:
+            return None
+
+        def units(bound: float) -> float:  # as PruneHook does
+            return max(round(bound * whole), 1) if isinstance(bound, float) and 0 < bound < 1 else bound
+
+        return units(self.hook.get("begin", 20)) * unit, units(self.hook.get("end", 240)) * unit
+
+    def phases(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        """Logged lines by phase; one of all lines in a dense run."""
+        window = self.window()
+        if window is None:
+            return [("whole run", self.train)]
+        begin, end = window
+        parts = [
+            [line for line in self.train if line["step"] <= begin],
+            [line for line in self.train if begin < line["step"] <= end],
+            [line for line in self.train if line["step"] > end],
+        ]
+        return [(name, lines) for name, lines in zip(PHASES, parts, strict=True) if lines]
+
+    def wall_seconds(self) -> float | None:
+        """Wall time of the training steps: each line's seconds a step times the steps since the line before."""
+        return _seconds(self.train)
+
+    def processor_seconds(self) -> float | None:
+        """Processor time of the training processes, where every start of the run recorded it."""
+        known = [record.get("processor_seconds") for record in self.records]
+        if not known or any(value is None for value in known):
+            return None
+        return math.fsum(known)
+
+
+def _seconds(lines: list[dict[str, Any]]) -> float | None:
+    total, before = 0.0, 0
+    for line in lines:
+        if not isinstance(line.get("time"), (int, float)):
+            return None
+        total += line["time"] * (line["step"] - before)
+        before = line["step"]
+    return total if lines else None
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Reads a work folder.
+
+    Lines of a log that are damaged (a kill cuts the last one off) and files that are none of ours are left out, and
+    counted in ``remarks``.
+
+    Raises:
+        ValueError: the folder is no run's: it does not exist, or holds no log or no config.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: give the work folder of a run, work_dirs/NAME as a rule")
+    logs = sorted(folder.glob("*/vis_data/scalars.json"))
+    if not logs:
+        raise ValueError(
+            f"{folder} is no run: it holds no */vis_data/scalars.json. Give the work folder of a training "
+            "(--work-dir of mmitp train, work_dirs/NAME by default)"
+        )
+    configs = [path for log in reversed(logs) if (path := log.with_name("config.py")).is_file()]
+    if not configs:
+        raise ValueError(f"{folder} holds logs but no */vis_data/config.py, which says what was trained")
+    cfg = Config.fromfile(str(configs[0]))
+    run = RunRecord(folder, folder.resolve().name, cfg)
+    run.hook = next((h for h in cfg.get("custom_hooks") or [] if type_name(h.get("type")).endswith("PruneHook")), None)
+    _read_scalars(run, logs)
+    run.frozen = _json_object(run, folder / "pruning.json")
+    run.checkpoint = _newest_checkpoint(folder)
+    _find_slimmed(run)
+    _read_results(run)
+    for log in logs:
+        record = _json_object(run, log.parents[1] / RECORD)
+        if record is not None:
+            run.records.append(record)
+    return run
+
+
+def _read_scalars(run: RunRecord, logs: list[Path]) -> None:
+    train: dict[int, dict[str, Any]] = {}
+    validations: dict[int, dict[str, float]] = {}
+    for log in logs:
+        damaged = 0
+        for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            line = _object(text)
+            if line is None or not isinstance(line.get("step"), int):
+                damaged += bool(text.strip())
+            elif "iter" in line and "lr" in line:
+                train[line["step"]] = line
+            else:
+                metrics = {k: v for k, v in line.items() if not k.startswith(_NO_METRIC)}
+                validations.setdefault(line["step"], {}).update(_numbers(metrics))
+        if damaged:
+            run.remarks.append(f"{log.relative_to(run.folder)}: {_lines(damaged)} left out")
+    run.train = [train[step] for step in sorted(train)]
+    run.validations = [(step, metrics) for step, metrics in sorted(validations.items()) if metrics]
+
+
+_NO_METRIC = ("step", "data_time", "time", "channels_kept/")  # the last are PruneHook's, at the freeze
+
+
+def _lines(count: int) -> str:
+    return "1 damaged line is" if count == 1 else f"{count} damaged lines are"
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def _json_object(run: RunRecord, path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    value = _object(path.read_text(encoding="utf-8", errors="replace"))
+    if value is None:
+        run.remarks.append(f"{path.relative_to(run.folder)} is damaged and left out")
+    return value
+
+
+def _newest_checkpoint(folder: Path) -> Path | None:
+    named = folder / "last_checkpoint"
+    if named.is_file():
+        path = folder / Path(named.read_text(encoding="utf-8").strip()).name  # the folder may have been moved
+        if path.is_file():
+            return path
+    saved = [*folder.glob("epoch_*.pth"), *folder.glob("iter_*.pth"), *folder.glob("stopped.pth")]
+    return max(saved, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _find_slimmed(run: RunRecord) -> None:
+    """The slimmed network: a folder of mmitp slim, else what ``slim_at_end`` left and the newest checkpoint."""
+    folders = sorted(path.parent for path in run.folder.glob("*/config.py"))
+    for folder in sorted(folders, key=lambda path: not (path / "weights.pth").is_file()):
+        cfg = Config.fromfile(str(folder / "config.py"))
+        if type_name(cfg.get("model", {}).get("type")).endswith("SlimModel"):
+            run.slim_config = folder / "config.py"
+            weights = folder / "weights.pth"
+            run.slim_weights = weights if weights.is_file() else run.checkpoint
+            return
+
+
+def _read_results(run: RunRecord) -> None:
+    for path in sorted([*run.folder.glob("*.json"), *run.folder.glob("*/*.json")]):
+        if path.name in ("pruning.json", RECORD):
+            continue
+        content = _object(path.read_text(encoding="utf-8", errors="replace"))
+        measured = content.pop("run", None) if content else None
+        if content and isinstance(measured, dict):
+            run.results += _results_of(run, content, path, measured)
+
+
+def _results_of(run: RunRecord, content: dict[str, Any], path: Path, measured: dict[str, Any]) -> Iterator[Result]:
+    slimmed = Path(str(measured.get("config", ""))).name == "config.py"
+    network = "slimmed" if slimmed else "masked" if is_masked(run.cfg.get("model", {})) else "dense"
+    if isinstance(content.get("clean"), dict) and isinstance(content.get("attacked"), list):
+        yield Result(network, "clean", _numbers(content["clean"]), path, measured)
+        attack = content.get("attack") or {}
+        steps = f"-{attack.get('steps')}" if attack.get("name") == "pgd" else ""
+        for eps, metrics in zip(content.get("eps", []), content["attacked"], strict=False):
+            name = f"{str(attack.get('name', 'attack')).upper()}{steps}, {attack.get('norm', '')}, eps {eps:g}/255"
+            yield Result(network, name, _numbers(metrics), path, measured)
+    elif metrics := _numbers(content):
+        yield Result(network, "clean", metrics, path, measured)
+
+
+def headline(names: list[str]) -> list[str]:
+    """The figures that a benchmark is judged by, of all names of metrics."""
+    chosen = [name for name in names if name.endswith("R40_moderate")]
+    chosen += [name for name in names if name.split("/")[-1] in ("bbox_mAP", "bbox_mAP_50", "segm_mAP", "top1", "top5")]
+    return chosen or names[:4]

@@ -1,0 +1,62 @@
+"""Steps in turns on the CPU at toy size: every ratio is there, once, and what cannot be measured is named."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("mmdet", reason="mmdet is not installed")
+pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
+
+
+def work(folder: Path, part: str) -> dict[str, Any]:
+    evidence: Any = importlib.import_module("evidence")
+    script: Any = importlib.import_module("step_ratios")
+    evidence.work([p for p in script.PARTS if p.name == part], folder / "step_ratios.json", "cpu", dry=True)
+    known = json.loads((folder / "step_ratios.json").read_text())["parts"][part]
+    assert known["state"] == "finished", known.get("error")
+    return known
+
+
+def test_a_network_is_measured_in_training_and_inference(tmp_path: Path) -> None:
+    known = work(tmp_path, "resnet20")
+    training = known["training"]
+    assert set(training) == {f"{n}{a}" for n in ("dense", "masked", "slimmed") for a in ("", " attacked")}
+    assert training["dense"]["median"] == training["dense attacked"]["median"] == 1
+    assert training["slimmed attacked"]["over"] == "dense attacked"
+    assert training["dense attacked"]["over_plain"] > 1.2
+    assert set(known["training, captured"]) == set(training)
+    for batch in (1, 2):
+        for how in ("", ", captured"):
+            assert {"dense", "slimmed"} <= set(known[f"inference, batch {batch}{how}"])
+    assert 0.4 < known["kept"]["slimmed"] <= 0.5
+    assert "torch_pruning" in {*known["kept"], *known["left_out"]}
+
+
+def test_a_second_call_keeps_what_was_measured(tmp_path: Path) -> None:
+    evidence: Any = importlib.import_module("evidence")
+    script: Any = importlib.import_module("step_ratios")
+    bench = evidence.Bench("net", evidence.Evidence(tmp_path / "x.json"), "cpu", True, tmp_path, 1e12)
+    calls: list[str] = []
+    steps = {name: lambda name=name: calls.append(name) for name in ("dense", "masked")}
+    script.take_turns(bench, "training", steps, 0.0)
+    assert calls == ["dense", "masked"] + ["dense", "masked", "masked", "dense", "dense", "masked"]
+    script.take_turns(bench, "training", steps, 0.0)
+    assert len(calls) == 8
+
+
+def test_a_step_that_cannot_be_captured_is_named(tmp_path: Path) -> None:
+    evidence: Any = importlib.import_module("evidence")
+    script: Any = importlib.import_module("step_ratios")
+    bench = evidence.Bench("net", evidence.Evidence(tmp_path / "x.json"), "cpu", True, tmp_path, 1e12)
+
+    def waits() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    errors: dict[str, str] = {}
+    assert list(script.graphed(bench, {"dense": lambda: None, "masked": waits}, errors)) == ["dense"]
+    assert errors == {"masked": "RuntimeError: operation not permitted when stream is capturing"}

@@ -1,0 +1,265 @@
+"""The report on two real runs of a toy network and on folders made by hand: what is read, and what the page holds."""
+
+import csv
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+from toy_config import VALIDATION, tiny_config
+
+from mmitp.engine.run import build_runner
+from mmitp.engine.run_record import recorded
+from mmitp.report import read_run, write_report
+from mmitp.report.svg import Line, bar, line_chart, ticks
+
+CONFIG = """
+model = dict(type="mmitp.MaskedModel", of="mmdet.Toy")
+custom_hooks = [dict(type="mmitp.PruneHook", target=0.5, begin=1 / 15, end=1 / 3, input_shape=(8, 8))]
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12)
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A dense and a pruned run of 4 epochs of 5 steps; the pruned one was tested clean and under attack."""
+    root = tmp_path_factory.mktemp("runs")
+    for name in ("dense", "pruned"):
+        cfg = tiny_config(root / name, epochs=4, hook=dict(slim_at_end=True, input_shape=(8, 8)), **VALIDATION)
+        if name == "dense":
+            cfg.model, cfg.custom_hooks = dict(type="TinyNet"), []
+        runner = build_runner(cfg)
+        with recorded(runner, f"{name}.py"):
+            runner.train()
+    robust = dict(
+        attack=dict(name="pgd", steps=10, norm="linf"),
+        eps=[2.0],
+        clean=dict(accuracy=0.75),
+        attacked=[dict(accuracy=0.25)],
+        run=dict(config="slim/config.py", images=16, command=["tools/test.py", "slim/config.py"]),
+    )
+    (root / "pruned" / "robustness_pgd10.json").write_text(json.dumps(robust))
+    return root / "dense", root / "pruned"
+
+
+@pytest.fixture(scope="module")
+def written(folders, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    files = write_report([read_run(folder) for folder in folders], out, rounds=3)
+    return {file.name: file.read_text(encoding="utf-8") for file in files}
+
+
+def cells(text):
+    return {row[0]: row[1:] for row in csv.reader(text.splitlines())}
+
+
+def test_the_overview_has_each_runs_figures(folders, written):
+    rows = cells(written["overview.csv"])
+    assert rows[""] == ["dense", "pruned"]
+    assert rows["network"] == ["TinyNet, dense", "TinyNet, pruned"]
+    # 64 positions times 27 x 8 and 72 x 8 products, and 8 x 2; weights, biases and the norm's two vectors
+    dense = 64 * (27 * 8 + 72 * 8) + 16
+    assert rows["operations, MACs, dense"] == [f"{dense:,}", f"{dense:,}"]
+    assert rows["parameters, dense"] == ["842", "842"]
+    frozen = json.loads((folders[1] / "pruning.json").read_text())
+    assert rows["operations, MACs, kept"][1] == f"{frozen['macs_kept']:,} ({frozen['macs_kept'] / dense:.4f})"
+    assert frozen["macs_kept"] <= dense / 2
+    assert rows["steps"] == ["20", "20"]
+    assert rows["target"] == ["", "0.5 of the operations"]
+    assert float(rows["slimmed network, ms an image"][1]) > 0
+    assert rows["slimmed network, ms an image"][0] == ""
+    seconds = [json.loads(next(f.glob("*/run.json")).read_text())["processor_seconds"] for f in folders]
+    assert rows["training, cost over the dense run's"] == [
+        "1.000 (processor time)",
+        f"{seconds[1] / seconds[0]:.3f} (processor time)",
+    ]
+
+
+def test_tests_commands_and_channels_are_tables(folders, written):
+    tests = list(csv.reader(written["tests.csv"].splitlines()))
+    assert tests == [
+        ["run", "network", "test", "images", "accuracy"],
+        ["pruned", "slimmed", "clean", "16", "0.75"],
+        ["pruned", "slimmed", "PGD-10, linf, eps 2/255", "16", "0.25"],
+    ]
+    commands = list(csv.reader(written["commands.csv"].splitlines()))
+    assert {(row[0], row[1]) for row in commands[1:]} == {
+        ("dense", "training"),
+        ("pruned", "training"),
+        ("pruned", "robustness_pgd10.json"),
+    }
+    assert all("torch " in row[4] for row in commands[1:3])
+    layers = {row["name"]: row for row in json.loads((folders[1] / "pruning.json").read_text())["layers"]}
+    channels = cells(written["channels_pruned.csv"])
+    assert channels["body"][0] == f"{layers['body']['in_kept']} of 8"
+    phases = [row[1] for row in csv.reader(written["cost.csv"].splitlines())][1:]
+    assert phases == ["whole run", "before the window", "in the window", "after the freeze"]
+    for name, text in written.items():  # Markdown has the same cells
+        if name.endswith(".csv"):
+            for row in csv.reader(text.splitlines()):
+                assert "| " + " | ".join(row) + " |" in written["report.md"]
+
+
+class Page(HTMLParser):
+    """Collects elements and complains of tags that do not match."""
+
+    VOID = {"meta", "img", "br", "rect", "path", "polyline"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_valid_and_asks_for_nothing_from_elsewhere(written):
+    page = Page(written["index.html"])
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for _, attrs in page.tags:
+        for name, value in attrs.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+                assert value.startswith(("#", "data:"))
+                assert not value.startswith("#") or value[1:] in ids
+    style = re.search("<style>(.*?)</style>", written["index.html"], re.DOTALL)[1]
+    assert "url(" not in style
+    assert "@import" not in style
+    html5lib = pytest.importorskip("html5lib", reason="html5lib is not installed")
+    html5lib.HTMLParser(strict=True).parse(written["index.html"])
+
+
+def test_pictures_can_be_read_out_and_told_apart_without_colour(written):
+    svgs = re.findall("<svg.*?</svg>", written["index.html"])
+    assert len(svgs) > 4
+    assert all('role="img"' in svg and "<title>" in svg for svg in svgs)
+    loss = next(svg for svg in svgs if "loss against steps" in svg)
+    dashes = re.findall(r'<polyline[^>]*stroke-dasharray="([^"]*)"', loss)
+    assert len(dashes) == 2
+    assert dashes[0] != dashes[1]
+    assert ">dense<" in loss
+    assert ">pruned<" in loss
+
+
+def test_a_chart_puts_values_where_they_belong():
+    svg = line_chart([Line("run", [0, 50, 100], [1.0, 0.5, 0.0])], "t", "step", "y", targets=[0.5], spans=[(25, 50)])
+    # x from 52 to 390, y from 12 (at 1) to 210 (at 0)
+    assert 'points="52.0,12.0 221.0,111.0 390.0,210.0"' in svg
+    assert '<path d="M52 111.0H390" class="target"/>' in svg
+    assert '<rect x="136.5" y="12" width="84.5"' in svg
+    assert line_chart([Line("empty", [], [])], "t", "x", "y") == ""
+    assert ticks(0, 100) == [0, 20, 40, 60, 80, 100]
+    assert ticks(0.0, 1.0) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert ticks(3, 3) == [3]
+    assert '<rect x="0" y="0" width="25.0"' in bar(2, 8, "a & b")
+    assert "a &amp; b" in bar(2, 8, "a & b")
+
+
+def by_hand(folder, lines, config=CONFIG):
+    log = folder / "20260101_000000" / "vis_data"
+    log.mkdir(parents=True)
+    (log / "config.py").write_text(config)
+    (log / "scalars.json").write_text("\n".join(lines))
+    return folder
+
+
+def line(step, epoch, **more):
+    return json.dumps(dict(lr=0.1, loss=1.0 / step, time=2.0, step=step, iter=step, epoch=epoch, **more))
+
+
+def test_damaged_lines_are_left_out_and_said(tmp_path):
+    lines = [line(10, 1, ops_kept=1.0), '{"lr": 0.1, "st', "[1]", line(20, 2, ops_kept=0.9)]
+    lines += [
+        json.dumps({"coco/bbox_mAP": 0.5, "step": 2}),
+        json.dumps({"channels_kept/a": 0.5, "step": 20}),
+        line(30, 3)[:9],
+    ]
+    run = read_run(by_hand(tmp_path / "run", lines))
+    assert [entry["step"] for entry in run.train] == [10, 20]
+    assert run.remarks == ["20260101_000000/vis_data/scalars.json: 3 damaged lines are left out"]
+    assert run.validations == [(2, {"coco/bbox_mAP": 0.5})]
+    assert run.wall_seconds() == 40.0
+    assert run.processor_seconds() is None
+    # parts of 12 epochs of 10 steps: from epoch 1 to epoch 4
+    assert run.window() == (10.0, 40.0)
+
+
+def test_lines_of_a_resumed_run_take_the_place_of_those_it_repeats(tmp_path):
+    folder = by_hand(tmp_path / "run", [line(10, 1), line(20, 2), line(30, 3)])
+    later = folder / "20260102_000000" / "vis_data"
+    later.mkdir(parents=True)
+    (later / "scalars.json").write_text(line(20, 2, resumed=1))
+    run = read_run(folder)
+    assert [entry.get("resumed") for entry in run.train] == [None, 1, None]
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda folder: None, "is no folder: give the work folder of a run"),
+        (lambda folder: folder.mkdir(), "is no run: it holds no"),
+        (lambda folder: (by_hand(folder, [line(1, 1)]) / "20260101_000000/vis_data/config.py").unlink(), "no .*config"),
+    ],
+)
+def test_what_is_no_run_is_refused_in_one_paragraph(make, text, tmp_path):
+    make(tmp_path / "run")
+    with pytest.raises(ValueError, match=text) as error:
+        read_run(tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+def test_names_are_escaped(tmp_path):
+    runs = [read_run(by_hand(tmp_path / name, [line(10, 1, ops_kept=1.0)])) for name in ("a<b>&c", "d|e")]
+    for run in runs:
+        run.cfg.model = dict(type="TinyNet")
+    files = write_report(runs, tmp_path / "out", timing=False)
+    page = files[0].read_text()
+    assert "<b>&c" not in page
+    assert "a&lt;b&gt;&amp;c" in page
+    assert "d\\|e" in files[1].read_text()
+    assert all(re.fullmatch(r"[\w.-]+", file.name) for file in files)
+    with pytest.raises(ValueError, match="folders of different names"):
+        write_report([runs[0], runs[0]], tmp_path / "out")
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_chromium_shows_the_page_on_a_phone_and_on_a_desk_without_the_network(width, folders, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    files = write_report([read_run(folder) for folder in folders], tmp_path, timing=False)
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport=dict(width=width, height=700))
+        asked, failed = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: failed.append(str(error)))
+        page.on("console", lambda message: failed.append(message.text))
+        page.goto(files[0].as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        chart = page.locator("svg.chart").first.bounding_box()
+        assert 300 < chart["width"] <= 660
+        assert page.locator("svg.bar").first.bounding_box()["width"] > 60
+        assert page.get_by_role("heading", name="Channels kept").is_visible()
+        browser.close()
+    assert asked == [files[0].as_uri()]
+    assert failed == []
