@@ -11,8 +11,9 @@ norms at 1, scales at 1e-6) are moved first: they would hide mistakes. Where con
 the operations, linear layers are masked too.
 
 Rows are written to ``benchmarks/compatibility.json`` one by one; a run that was stopped goes on with those that are
-missing. ``table`` makes ``docs/compatibility.md`` of them. timm, transformers and ultralytics: ``pip install -e
-".[mm,compat]"``.
+missing, of the libraries that are installed. ``table`` makes ``docs/compatibility.md`` of them. timm, transformers and
+ultralytics want an environment without ``.[mm]`` (``pip install -e ".[compat]"``); mmdet's and mmpretrain's rows are
+measured in the project's own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import argparse
 import collections
 import copy
 import fnmatch
+import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -161,8 +163,14 @@ def names() -> dict[str, list[str]]:
         found["timm"] = [f"timm/{name}" for name in smallest_of_timm()]
     except ImportError:
         pass
-    found["ultralytics"] = [f"ultralytics/{name}" for name in YOLOS]
-    found["transformers"] = [f"transformers/{name}" for name in HUGGING_FACE]
+    for library, models in (("ultralytics", YOLOS), ("transformers", HUGGING_FACE)):
+        if importlib.util.find_spec(library) is not None:
+            found[library] = [f"{library}/{name}" for name in models]
+    try:
+        import mmdet.models  # noqa: F401
+        import mmpretrain.models  # noqa: F401
+    except (ImportError, TypeError):  # the latter beside a transformers that mmpretrain does not know
+        return found
     for name in MM:
         found.setdefault(name.split("::")[0], []).append(name.replace("::", "/", 1))
     return found

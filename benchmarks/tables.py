@@ -76,10 +76,12 @@ def step_costs() -> str:
     rows = []
     for config, entry in sorted(costs.items()):
         steps = ", ".join(f"{entry[key]['median']:.3f} {said}".strip() for key, said in parts.items() if key in entry)
-        whole = entry["whole_run"]
-        spread = f"{whole['quartile_1']:.2f} / **{whole['median']:.2f}** / {whole['quartile_3']:.2f}"
-        rows.append([f"`{config}`", steps, spread, str(whole["rounds"]), entry["commit"]])
-    return markdown(["config", "a step", "whole run: quartile / median / quartile", "rounds", "commit"], rows)
+        first = next(entry[phase] for phase in entry["epochs"])
+        length = str(sum(entry["epochs"].values()))
+        rows.append(
+            [f"`{config}`", length, steps, f"{sweep.whole_run(entry):.2f}", str(first["rounds"]), entry["commit"]]
+        )
+    return markdown(["config", "epochs", "a step", "whole run", "rounds", "commit"], rows)
 
 
 def mean(values: Iterable[float], decimals: int) -> str:
@@ -147,6 +149,12 @@ def front() -> str:
 def demo() -> str:
     """AP of the committed run of ``make demo``, and what its network keeps."""
     run = json.loads((ROOT / "benchmarks" / "demo.json").read_text(encoding="utf-8"))
+    if "table" in run:
+        return (
+            markdown(["", "dense", "pruned"], run["table"])
+            + f"\n{run['epochs']} epochs of {run['images']} images, tested on {run['test_images']}; "
+            f"{run['minutes']:.0f} minutes in all.\n"
+        )
     rows = [
         [said, *(f"{ap:.2f}" for ap in run[key])]
         for said, key in (

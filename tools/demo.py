@@ -10,13 +10,14 @@ test images are taken as fit into the minutes, on a fast and on a slow or busy m
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,7 +112,7 @@ def seconds_a_step(config: str, options: Sequence[str], work_dir: str) -> float:
     runner = build_runner(cfg)
     runner.model.train()
     wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
-    batches = iter(runner.build_dataloader(cfg.train_dataloader))
+    batches = itertools.chain.from_iterable(itertools.repeat(runner.build_dataloader(cfg.train_dataloader)))
     runner.model.train_step(next(batches), optim_wrapper=wrapper)
     start = time.perf_counter()
     for _ in range(4):
@@ -158,7 +159,7 @@ def start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, env=environment)
 
 
-def finish(jobs: dict[str, tuple[subprocess.Popen[bytes], Path]], progress: Progress, text: Any) -> None:
+def finish(jobs: dict[str, tuple[subprocess.Popen[bytes], Path]], progress: Progress, text: Callable[[], str]) -> None:
     """Waits for processes, and tells every few seconds what ``text()`` says.
 
     Raises:
@@ -210,22 +211,24 @@ def figures(file: Path) -> dict[str, list[float]]:
     }
 
 
-def table(summary: dict[str, Any]) -> list[str]:
-    """Dense beside pruned, a line a figure, as Markdown."""
-
-    def both(text: Any) -> list[str]:
-        return [text(summary[name]) for name in ("dense", "pruned")]
-
-    dense = summary["dense"]
-    rows = {
-        "Car, AP R40, easy / moderate / hard": both(lambda s: " / ".join(f"{ap:.2f}" for ap in s["car"])),
-        summary["attack"]: both(lambda s: " / ".join(f"{ap:.2f}" for ap in s["car_attacked"])),
-        "MACs": both(lambda s: f"{s['macs']:,} ({s['macs'] / dense['macs']:.4f})"),
-        "parameters": both(lambda s: f"{s['params']:,} ({s['params'] / dense['params']:.4f})"),
-        "ms an image, one thread": both(lambda s: f"{s['ms']:.1f}"),
-        "training, minutes of processor": both(lambda s: f"{s['train_minutes']:.1f}"),
+def table(summary: dict[str, Any]) -> list[list[str]]:
+    """Dense beside pruned, a row a figure."""
+    dense, pruned = summary["dense"], summary["pruned"]
+    shown: dict[str, Callable[[dict[str, Any]], str]] = {
+        "Car, AP R40, easy / moderate / hard": lambda s: " / ".join(f"{ap:.2f}" for ap in s["car"]),
+        summary["attack"]: lambda s: " / ".join(f"{ap:.2f}" for ap in s["car_attacked"]),
+        "MACs": lambda s: f"{s['macs']:,} ({s['macs'] / dense['macs']:.4f})",
+        "parameters": lambda s: f"{s['params']:,} ({s['params'] / dense['params']:.4f})",
+        "ms an image, one thread": lambda s: f"{s['ms']:.1f}",
+        "training, minutes of processor": lambda s: f"{s['train_minutes']:.1f}",
     }
-    return ["| | dense | pruned |", "|---|---|---|", *(f"| {k} | {a} | {b} |" for k, (a, b) in rows.items())]
+    return [[title, text(dense), text(pruned)] for title, text in shown.items()]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as text in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 @command
@@ -324,10 +327,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             ms=round(float(ms or 0), 2),
             train_minutes=round(seconds / 60, 2),
         )
+    summary["table"] = table(summary)
     written = write_results(out, summary, provenance(images=it.test_images, seed=0, device="cpu, a thread a network"))
     progress.end()
     print("\n".join([*written, f"ONNX: {onnx}", f"slimmed network: {slim}", ""]))
-    print("\n".join(table(summary)))
+    print(aligned([["", "dense", "pruned"], *summary["table"]]))
     print(f"\nreport: {page}")
     return 0
 

@@ -67,3 +67,15 @@ def test_a_tool_that_fails_ends_the_demo_with_its_last_words(demo: ModuleType, t
     job = demo.start([str(script)], tmp_path / "log")
     with pytest.raises(RuntimeError, match="training failed, .*log has all of it:\nthe disk is full"):
         demo.finish({"training": (job, tmp_path / "log")}, demo.Progress(1), lambda: "")
+
+
+def test_the_table_sets_dense_beside_pruned(demo: ModuleType) -> None:
+    dense = dict(car=[50.0, 40.126, 30.0], car_attacked=[5, 4, 3], macs=1000, params=2000, ms=8.26, train_minutes=3.14)
+    pruned = dict(dense, macs=499, params=900, ms=5.0)
+    rows = demo.table(dict(attack="the same under PGD-5", dense=dense, pruned=pruned))
+    assert rows[0] == ["Car, AP R40, easy / moderate / hard", *["50.00 / 40.13 / 30.00"] * 2]
+    assert rows[1][0] == "the same under PGD-5"
+    assert rows[2] == ["MACs", "1,000 (1.0000)", "499 (0.4990)"]
+    assert rows[3] == ["parameters", "2,000 (1.0000)", "900 (0.4500)"]
+    assert rows[4] == ["ms an image, one thread", "8.3", "5.0"]
+    assert demo.aligned([["", "dense"], ["MACs", "1"]]) == "      dense\nMACs  1"
