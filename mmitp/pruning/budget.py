@@ -24,7 +24,7 @@ from .cost import Cost, CostRatio, MacCost
 from .graph import ChannelGraph, LayerRecord, record_graph
 from .layers import Conv2dKind, masked_layers
 from .masks import MaskedLayer, binarize_rows, ste_derivative, weights_of
-from .needs import CarriedChannels, Needs, channel_masked, solve_needs
+from .needs import KeptChannels, Needs, channel_masked, solve_needs
 from .verify import compare, frozen_at, outputs, tensors_in
 
 if TYPE_CHECKING:
@@ -58,14 +58,14 @@ class Tables:
         fixed: ``(L,)`` float64, MACs that stay in any case.
         in_const: ``(L,)`` float64, inputs that no mask can drop.
         out_const: ``(L,)`` float64, outputs that are always needed.
-        literal_row: ``(N,)`` int64, the row a literal is counted under (the first of those that share its mask).
-        in_row, in_literal: ``(I,)`` int64, row and literal of every masked input (of every row that shares a mask).
-        class_of, class_row: ``(K,)`` int64, class and row of every class of channels that a row computes.
-        class_weight: ``(K,)`` float64, how many outputs of that row they are.
-        pair_class, pair_literal: ``(P,)`` int64, every class with every literal that keeps it.
-        literal_count: ``(L,)`` int64, mask entries that are counted under each row, those cut off since included.
-        node_class: ``(n_nodes,)`` int64, every node's class, ``n_classes`` for those that are always needed.
-        n_classes: number of classes.
+        entry_row: ``(N,)`` int64, the row an entry is counted under (the first of those that share its mask).
+        in_row, in_entry: ``(I,)`` int64, row and entry of every masked input (of every row that shares a mask).
+        set_of, set_row: ``(K,)`` int64, reader set and row of every reader set that a row computes channels of.
+        set_weight: ``(K,)`` float64, how many outputs of that row they are.
+        pair_set, pair_entry: ``(P,)`` int64, every reader set with every entry in it.
+        entry_count: ``(L,)`` int64, mask entries that are counted under each row, those cut off since included.
+        node_set: ``(n_nodes,)`` int64, every node's reader set, ``n_sets`` for those that are always needed.
+        n_sets: number of reader sets.
     """
 
     pair: Tensor
@@ -75,27 +75,27 @@ class Tables:
     out_const: Tensor
     entry_row: Tensor
     in_row: Tensor
-    in_literal: Tensor
-    class_of: Tensor
-    class_row: Tensor
-    class_weight: Tensor
-    pair_class: Tensor
-    pair_literal: Tensor
-    node_class: Tensor
-    literal_count: Tensor
-    n_classes: int
+    in_entry: Tensor
+    set_of: Tensor
+    set_row: Tensor
+    set_weight: Tensor
+    pair_set: Tensor
+    pair_entry: Tensor
+    node_set: Tensor
+    entry_count: Tensor
+    n_sets: int
 
     def without(self, keep: Tensor) -> Tables:
         """The tables once the entries not in ``keep`` (``(N,)`` bool) are off for good and no more in the vectors."""
         number = keep.long().cumsum(0) - 1
-        inputs, pairs = keep[self.in_literal], keep[self.pair_literal]
+        inputs, pairs = keep[self.in_entry], keep[self.pair_entry]
         return replace(
             self,
-            literal_row=self.literal_row[keep],
+            entry_row=self.entry_row[keep],
             in_row=self.in_row[inputs],
-            in_literal=number[self.in_literal[inputs]],
-            pair_class=self.pair_class[pairs],
-            pair_literal=number[self.pair_literal[pairs]],
+            in_entry=number[self.in_entry[inputs]],
+            pair_set=self.pair_set[pairs],
+            pair_entry=number[self.pair_entry[pairs]],
         )
 
     def to(self, device: torch.device) -> Tables:
@@ -147,12 +147,12 @@ class MacBudget:
         dense_macs: MACs of the unpruned model (int).
         dense_cost: what it costs in ``unit``: its MACs, unless another cost was given (int).
         dense_params: its parameters, masks not counted (int).
-        literals: ``(n_literals,)`` int64, the entries of the flat vectors among those of the dense network: all, until
+        entries: ``(n_entries,)`` int64, the entries of the flat vectors among those of the dense network: all, until
             some are cut off (:meth:`cut_off`).
         cut: what has been cut out of the model since the budget was made; None while nothing has been.
         whole_tensors: whether that left tensors their widths.
         present: ``(n_nodes,)`` bool, the channels that the model's tensors still carry.
-        carried: the rule by which they go on losing some.
+        kept: the rule by which they go on losing some.
         unfollowed: name -> why, for layers and operations the channel graph could not follow (they stay dense), and
             for what multiplies and could not be counted.
 
@@ -203,11 +203,11 @@ class MacBudget:
         self.layers: list[LayerRecord] = self.graph.layers
         for index in self.needs.dead:
             self.layers[index].note = "its output is never read: held at full size"
-        self.n_literals = self.needs.n_literals
-        self.literals = torch.arange(self.n_literals)
+        self.n_entries = self.needs.n_entries
+        self.entries = torch.arange(self.n_entries)
         self.present = torch.ones(self.graph.n_nodes, dtype=torch.bool)
-        self.carried = CarriedChannels(self.graph)
-        first = {s: r for r, s in zip(self.layers[::-1], self.needs.literal_start[::-1], strict=True)}
+        self.kept = KeptChannels(self.graph)
+        first = {s: r for r, s in zip(self.layers[::-1], self.needs.entry_start[::-1], strict=True)}
         self._masked = [(r.name, r.mask) for s, r in sorted(first.items(), key=lambda sr: sr[0]) if s >= 0 and r.mask]
         self.dense_macs = sum(record.dense_macs for record in self.layers)
         self._tables: dict[torch.device, Tables] = {}
@@ -274,9 +274,9 @@ class MacBudget:
             ints(set_weight).double(),
             self.needs.pairs[0],
             self.needs.pairs[1],
-            torch.where(self.needs.node_class < 0, self.needs.n_classes, self.needs.node_class),
-            torch.bincount(ints(literal_row), minlength=len(self.layers)),
-            self.needs.n_classes,
+            torch.where(self.needs.node_set < 0, self.needs.n_sets, self.needs.node_set),
+            torch.bincount(ints(entry_row), minlength=len(self.layers)),
+            self.needs.n_sets,
         )
 
     @staticmethod
@@ -299,7 +299,7 @@ class MacBudget:
     def _restrict(self, keep: Tensor) -> None:
         cpu = torch.device("cpu")
         self._tables = {cpu: self._tables[cpu].without(keep)}
-        self.literals, self.n_literals = self.literals[keep], int(keep.sum())
+        self.entries, self.n_entries = self.entries[keep], int(keep.sum())
 
     def cut_off(self, keep: Tensor, cut: SlimPlan, present: Tensor, whole_tensors: bool) -> None:
         """Takes note that the model has been cut: vectors are shorter from now on, costs and ratios the same.
@@ -307,12 +307,12 @@ class MacBudget:
         Args:
             keep: flat bool, the mask entries that stay.
             cut: what stays, in the dense network's channels.
-            present: ``(n_nodes,)`` bool, the channels that tensors carry from now on.
+            present: ``(n_nodes,)`` bool, the channels that tensors keep from now on.
             whole_tensors: whether they keep their widths.
         """
         self._restrict(keep)
         self.cut, self.present, self.whole_tensors = cut, present, whole_tensors
-        self.carried = CarriedChannels(self.graph, present)
+        self.kept = KeptChannels(self.graph, present)
 
     def move_to(self, origin: nn.Module, model: nn.Module) -> None:
         """Makes the budget recorded on ``origin`` that of ``model``, which has modules of the same names."""
@@ -331,8 +331,8 @@ class MacBudget:
 
     def in_dense(self, pattern: Tensor) -> Tensor:
         """A flat bool pattern over the dense network's mask entries, on the CPU: what was cut off is off."""
-        on = torch.zeros(self.needs.n_literals, dtype=torch.bool)
-        on[self.literals[pattern.cpu()]] = True
+        on = torch.zeros(self.needs.n_entries, dtype=torch.bool)
+        on[self.entries[pattern.cpu()]] = True
         return on
 
     # -- flat vectors

@@ -167,7 +167,7 @@ class ParameterCost(Cost):
     def rest(self, on: Tensor) -> Tensor:
         if on.device not in self._by_node:
             self._by_node[on.device] = self._by_node[torch.device("cpu")].to(on.device)
-        return (self.budget.carried(self.budget.needed_nodes(on)) * self._by_node[on.device]).sum() + self.other
+        return (self.budget.kept(self.budget.needed_nodes(on)) * self._by_node[on.device]).sum() + self.other
 
 
 def _numel(module: nn.Module) -> int:

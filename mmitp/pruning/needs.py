@@ -149,7 +149,7 @@ class KeptChannels:
     Args:
         graph: the model's graph.
         present: ``(n_nodes,)`` bool, what tensors carry as yet, where a part has been cut off before: nothing else can
-            be carried from then on. By default all.
+            be kept from then on. By default all.
     """
 
     def __init__(self, graph: ChannelGraph, present: Tensor | None = None) -> None:

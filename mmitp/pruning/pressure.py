@@ -99,7 +99,7 @@ def balanced(budget: MacBudget, gradient: Tensor, on: Tensor | None = None) -> T
     tables = budget.tables(gradient.device)
     rows, n = tables.entry_row, len(budget.layers)
     on = (budget.flat_pattern() if on is None else on).to(gradient.dtype)
-    size = tables.literal_count.to(gradient.dtype)  # of the dense network: a cut changes no layer's part
+    size = tables.entry_count.to(gradient.dtype)  # of the dense network: a cut changes no layer's part
     kept = gradient.new_zeros(n).index_add_(0, rows, on)
     total = gradient.new_zeros(n).index_add_(0, rows, gradient * on)
     # mean push wanted: kept / size; mean push there is: total / kept

@@ -136,18 +136,18 @@ def plan_slim(
     """
     pattern = budget.flat_pattern() if pattern is None else pattern
     needed = budget.node_needs(pattern)
-    plan = plan_of_dense(model, budget, pattern, torch.ones_like(needed) if whole_tensors else budget.carried(needed))
+    plan = plan_of_dense(model, budget, pattern, torch.ones_like(needed) if whole_tensors else budget.kept(needed))
     return plan if budget.cut is None else plan.within(budget.cut)
 
 
-def plan_of_dense(model: nn.Module, budget: MacBudget, pattern: Tensor, carried: Tensor) -> SlimPlan:
+def plan_of_dense(model: nn.Module, budget: MacBudget, pattern: Tensor, kept: Tensor) -> SlimPlan:
     """:func:`plan_slim` in the dense network's channels, also where the model has been cut since.
 
     Args:
         model: the model ``budget`` was recorded on.
         budget: its budget.
         pattern: flat bool.
-        carried: ``(n_nodes,)`` bool, the channels that tensors carry.
+        kept: ``(n_nodes,)`` bool, the channels that tensors keep.
     """
     graph, on, computed = budget.graph, budget.in_dense(pattern), budget.node_needs(pattern)
 
@@ -186,7 +186,7 @@ def plan_of_dense(model: nn.Module, budget: MacBudget, pattern: Tensor, carried:
     for pad, calls in graph.pads.items():
         if calls[0] is not None:
             first, last = budget.dense_pads[pad]
-            front, passed, after = (int(here.sum()) for here in carried[calls[0]].tensor_split((first, last)))
+            front, passed, after = (int(here.sum()) for here in kept[calls[0]].tensor_split((first, last)))
             plan.pads[names[pad]] = front, passed, after
     return plan
 
