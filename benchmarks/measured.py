@@ -45,6 +45,7 @@ from torch import nn
 
 from mmitp.engine.config import load_config
 from mmitp.engine.example import blank_example
+from mmitp.engine.hooks import PruneHook
 from mmitp.engine.run import build_runner
 from mmitp.pruning import MacBudget, freeze_masks, masked_layers, project
 from mmitp.pruning.check import counted_macs
@@ -85,6 +86,15 @@ def sizes(model: nn.Module, shape: tuple[int, int] = SHAPE) -> dict[str, int]:
         budget = MacBudget(model, example)
         return dict(macs=budget.kept_macs(), params=parameter_counts(model, budget)[1])
     return dict(macs=counted_macs(model, example), params=sum(p.numel() for p in model.parameters()))
+
+
+def sizes_now(runner: Runner) -> dict[str, int]:
+    """:func:`sizes` of a Runner's model; in the window of progressive slimming its budget knows them."""
+    for hook in runner.hooks:
+        if isinstance(hook, PruneHook) and hook.pruner is not None and hook.pruner.budget.cut is not None:
+            report = hook.pruner.report()
+            return dict(macs=report.macs_kept, params=report.params_kept)
+    return sizes(runner.model)
 
 
 def dense_sizes(cfg: Config) -> dict[str, int]:

@@ -268,12 +268,16 @@ def test_every_command_of_the_guides_runs_at_toy_size(
     toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(toy)
-    done: set[tuple[str, ...]] = set()
+    done: set[tuple[Any, ...]] = set()
     for page, shown in documented():
         argv = at_toy_size(shown) if page in GUIDES else None
-        if argv is None or tuple(argv) in done:
+        if argv is None:
             continue
-        done.add(tuple(argv))
+        # Once for each use: what differs in values only (another size of the attack, say) shows nothing new.
+        uses = [w for w in argv if w.startswith("--") or w in ("pgd", "fgsm", "autoattack") or "." in Path(w).name]
+        if (use := (argv[0], *uses)) in done:
+            continue
+        done.add(use)
         try:
             status = commands.main(argv)
         except SystemExit as error:

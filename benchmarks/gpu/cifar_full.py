@@ -14,6 +14,7 @@ One part, ``runs``, in ``OUT/cifar_full.json``; the rows in their order:
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import time
 import traceback
@@ -40,27 +41,39 @@ class RowSpec(NamedTuple):
 
     name: str
     config: str
-    published: str
     options: tuple[str, ...] = ()
     clean_weight: float = 0.0
     robust: bool = False
 
 
-S1, S2 = "S1 Table 1", "S2"
 ROWS = (
-    RowSpec("dense", "resnet20_cifar10", "not published"),
-    RowSpec("psi20_b50", "resnet20_cifar10_psi20_b50", f"{S1}: 0.17 of the operations, 88.17"),
-    RowSpec("psi20_b10", "resnet20_cifar10_psi20_b10", f"{S1}: 0.33 of the operations, 88.65"),
-    RowSpec("psi30_early", "resnet20_cifar10_psi30_early", "not published"),
-    RowSpec("fastat", "resnet20_cifar10_fastat", f"{S2}: 81.52, 40.65 under PGD", robust=True),
-    RowSpec("fastat_psi50", "resnet20_cifar10_fastat_psi50", f"{S2}: 80.32, 40.14 under PGD", robust=True),
-    RowSpec("fastat_half", "resnet20_cifar10_fastat", f"{S2}: as fastat", (), 0.5, True),
-    RowSpec("fastat_psi50_half", "resnet20_cifar10_fastat_psi50", f"{S2}: as fastat_psi50", (), 0.5, True),
-    RowSpec("resnet56_psi20", "resnet56_cifar10_psi20_b50", f"{S1}: 0.18 of the operations, 91.57"),
-    RowSpec("fastat_wide", "resnet20_cifar10_fastat", f"{S2}: as fastat", WIDE, 0.0, True),
-    RowSpec("fastat_psi50_wide", "resnet20_cifar10_fastat_psi50", f"{S2}: as fastat_psi50", WIDE, 0.0, True),
-    RowSpec("resnet56_psi50_early", "resnet56_cifar10_psi50_early", "OCSPruner: 93.81 at 0.50 of the operations"),
+    RowSpec("dense", "resnet20_cifar10"),
+    RowSpec("psi20_b50", "resnet20_cifar10_psi20_b50"),
+    RowSpec("psi20_b10", "resnet20_cifar10_psi20_b10"),
+    RowSpec("psi30_early", "resnet20_cifar10_psi30_early"),
+    RowSpec("fastat", "resnet20_cifar10_fastat", robust=True),
+    RowSpec("fastat_psi50", "resnet20_cifar10_fastat_psi50", robust=True),
+    RowSpec("fastat_half", "resnet20_cifar10_fastat", (), 0.5, True),
+    RowSpec("fastat_psi50_half", "resnet20_cifar10_fastat_psi50", (), 0.5, True),
+    RowSpec("resnet56_psi20", "resnet56_cifar10_psi20_b50"),
+    RowSpec("fastat_wide", "resnet20_cifar10_fastat", WIDE, 0.0, True),
+    RowSpec("fastat_psi50_wide", "resnet20_cifar10_fastat_psi50", WIDE, 0.0, True),
+    RowSpec("resnet56_psi50_early", "resnet56_cifar10_psi50_early"),
 )
+
+
+def published(config: str) -> dict[str, Any]:
+    """What the paper reports of a config, by the titles of the committed tables; empty where it reports nothing."""
+    for name in ("cifar10_published", "cifar10_fastat_published"):
+        table = json.loads((evidence.ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
+        titles = [column["title"] for column in table["columns"]]
+        for row in table["rows"]:
+            if row[0] == config:
+                told = zip(titles, row, strict=True)
+                return {title: value for title, value in told if title.endswith(", paper") and value is not None}
+    return {}
+
+
 __doc__ += "\n".join(f"    {r.name:<22} {r.config}{' ' if r.options else ''}{' '.join(r.options)}" for r in ROWS)
 
 
@@ -106,7 +119,7 @@ def train_rows(bench: Bench, args: argparse.Namespace) -> None:
     for seed in args.seeds:
         for spec in (r for r in ROWS if r.name in args.rows):
             attacks = tuple(Attack(*(min(n, 2) for n in pgd) if bench.dry else pgd) for pgd in PGD if spec.robust)
-            row = Row(spec.name, spec.config, spec.options, spec.clean_weight, spec.published, attacks)
+            row = Row(spec.name, spec.config, spec.options, spec.clean_weight, published(spec.config), attacks)
             wanted.append(partial(start, row, seed, data, bench, folder, args.bf16, about))
     left = share(wanted, args.together, bench, told)
     if left:

@@ -70,7 +70,7 @@ class Row:
         config: in configs/cifar10.
         options: overrides, as ``--cfg-options`` takes them.
         clean_weight: part of the loss that is taken on the images as they are; the rest is on attacked ones.
-        published: what others report.
+        published: what the paper reports of the config.
         attacks: that its end is evaluated under.
     """
 
@@ -78,7 +78,7 @@ class Row:
     config: str
     options: tuple[str, ...] = ()
     clean_weight: float = 0.0
-    published: str = ""
+    published: Mapping[str, Any] = field(default_factory=dict)
     attacks: tuple[Attack, ...] = ()
 
 
@@ -209,7 +209,7 @@ class Run:
                 cost=prune.cost if prune.cost is not None else "macs",
                 **prune.arguments,
             )
-            self.pruner.attach(self.optimizer)
+            self.pruner.attach(self.optimizer, captured=True)
 
     def _batches(self) -> list[list[int]]:
         order = list(self.sampler)
@@ -293,6 +293,8 @@ class Run:
             seed = seeded_generator(self.seed, 0, epoch * self.length + i, "cpu").initial_seed()
             self.generator.manual_seed(seed)
             self.steps[n](key)
+            if self.pruner is not None:
+                self.pruner.advance()
             yield False
         for scheduler in self.schedulers:
             scheduler.step()
@@ -316,7 +318,8 @@ class Run:
 
     def _key(self) -> tuple:
         rates = [tuple(group[k] for k in ("lr", "momentum", "weight_decay")) for group in self.optimizer.param_groups]
-        return (*rates, self.pruner is not None and self.pruner.active, self.state.slim is not None)
+        masks = None if self.pruner is None else (self.pruner.active, self.pruner.frozen)
+        return (*rates, masks, self.state.slim is not None)
 
     def _freeze(self) -> None:
         assert self.pruner is not None
@@ -331,11 +334,11 @@ class Run:
 
     def _shrink(self, plan: SlimPlan) -> None:
         assert self.pruner is not None
+        for step in self.steps.values():
+            step.forget()  # a graph of the network as it was
         self.pruner.detach()
         shrink_live(self.model, plan, self.optimizer)
         self.state.slim, self.pruner = plan.spec(), None
-        for step in self.steps.values():
-            step.graph = None
 
     # -- figures
 
@@ -437,7 +440,7 @@ class Run:
                 clean_weight=self.row.clean_weight,
                 seed=self.seed,
                 bf16=self.bf16,
-                published=self.row.published,
+                published=dict(self.row.published),
                 **self.about,
                 state="finished" if self.finished else "running",
                 epochs=self.epochs,

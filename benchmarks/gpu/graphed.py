@@ -39,7 +39,8 @@ class Graphed:
             key: all that the step's code depends on and that may change (learning rates, shapes, phases).
         """
         if key != self.key:
-            self.key, self.calls, self.graph = key, 0, None
+            self.forget()
+            self.key = key
         if not self.enabled or self.calls < WARM_UP:
             self.step()
             self.calls += 1
@@ -47,6 +48,10 @@ class Graphed:
         if self.graph is None:
             self.graph = self.capture()
         self.graph.replay()
+
+    def forget(self) -> None:
+        """Lets go of the graph and its memory; the next calls warm up again."""
+        self.key, self.calls, self.graph = None, 0, None
 
     def capture(self) -> Any:
         """A graph of the step; nothing is computed."""

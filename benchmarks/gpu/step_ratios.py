@@ -16,6 +16,7 @@ import argparse
 import copy
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -112,6 +113,22 @@ def variants(bench: Bench, net: Net) -> Variants:
     return Variants(training, nets, kept, missing)
 
 
+@dataclass
+class Step:
+    """What runs on the device, and may be captured, and what the host does after it."""
+
+    device: Callable[[], None]
+    host: Callable[[], None]
+
+    def __call__(self) -> None:
+        self.device()
+        self.host()
+
+
+def pass_by() -> None:
+    """Nothing."""
+
+
 def train_steps(bench: Bench, nets: dict[str, Any], net: Net) -> dict[str, Callable[[], None]]:
     """Whole steps on one batch that is on the device: plain, and under FastAT."""
     import torch
@@ -140,14 +157,15 @@ def train_steps(bench: Bench, nets: dict[str, Any], net: Net) -> dict[str, Calla
     steps: dict[str, Callable[[], None]] = {}
     for name, model in nets.items():
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9)
+        after: Callable[[], None] = pass_by
         if name == "masked":
-            pruner_in_window(model, shape, optimizer)
+            after = pruner_in_window(model, shape, optimizer).advance
         for attacked in (False, True):
-            steps[name + (" attacked" if attacked else "")] = partial(step, model, optimizer, attacked)
+            steps[name + (" attacked" if attacked else "")] = Step(partial(step, model, optimizer, attacked), after)
     return steps
 
 
-def pruner_in_window(model: Any, shape: tuple[int, int], optimizer: Any) -> None:
+def pruner_in_window(model: Any, shape: tuple[int, int], optimizer: Any) -> Any:
     """Optimizer 2 at every step, with masks around zero and the path where their ratio is."""
     import torch
 
@@ -159,9 +177,11 @@ def pruner_in_window(model: Any, shape: tuple[int, int], optimizer: Any) -> None
         torch.nn.init.normal_(layer.prune_mask, 0.5, 0.5)
     assert pruner.path is not None
     ratio = pruner.ratio()
-    pruner.count = next((s for s in range(0, 100_000, 100) if pruner.path.wanted(s) <= ratio), 99_000)
-    pruner.attach(optimizer)
+    done = next((s for s in range(0, 100_000, 100) if pruner.path.wanted(s) <= ratio), 99_000)
+    pruner.load_state_dict(dict(pruner.state_dict(), count=done, position=done))
+    pruner.attach(optimizer, captured=True)
     pruner.active = True
+    return pruner
 
 
 def passes(bench: Bench, nets: dict[str, Any], shape: tuple[int, int], batch: int) -> dict[str, Callable[[], None]]:
@@ -187,7 +207,9 @@ def graphed(
     out: dict[str, Callable[[], None]] = {}
     stream = torch.cuda.Stream() if bench.device == "cuda" else None
     for name, step in steps.items():
-        captured = Graphed(step, enabled=bench.device == "cuda")
+        captured: Callable[[], None] = Graphed(step, enabled=bench.device == "cuda")
+        if isinstance(step, Step):
+            captured = Step(Graphed(step.device, enabled=bench.device == "cuda"), step.host)
         try:
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UP + 2):

@@ -23,7 +23,6 @@ def example_inputs(model: nn.Module, data_batch: Any, input_shape: tuple[int, in
     Raises:
         ValueError: the batch has no image tensor.
     """
-    device = next(model.parameters()).device
     # The preprocessor may draw random numbers (batch augmentations, multi-scale): leave the training's sequence alone.
     with kept_rng():
         batch = model.data_preprocessor(copy.deepcopy(data_batch), False)  # type: ignore[operator]
@@ -35,9 +34,18 @@ def example_inputs(model: nn.Module, data_batch: Any, input_shape: tuple[int, in
         )
     height, width = input_shape or images.shape[-2:]
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, images.shape[1], height, width, generator=generator).to(device)
+    x = torch.randn(1, images.shape[1], height, width, generator=generator).to(**_kind(model))
+    if images.is_floating_point():
+        x = x.to(images.dtype)
     samples = batch.get("data_samples")
     return dict(inputs=x, data_samples=samples[:1] if samples is not None else None, mode="tensor")
+
+
+def _kind(model: nn.Module) -> dict[str, Any]:
+    """Device and precision of a model's weights."""
+    parameters = list(model.parameters())
+    found = next((p for p in parameters if p.is_floating_point()), torch.empty(0))
+    return dict(device=parameters[0].device if parameters else found.device, dtype=found.dtype)
 
 
 def blank_example(
@@ -54,7 +62,7 @@ def blank_example(
     if channels is None:
         channels = image_channels(model, shape)
     x = torch.randn(batch, channels, *shape, generator=torch.Generator().manual_seed(0))
-    x = x.to(next(model.parameters()).device)
+    x = x.to(**_kind(model))
     samples = None
     if hasattr(model, "add_pred_to_datasample"):
         from mmdet.structures import DetDataSample  # only detectors need it

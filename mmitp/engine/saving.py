@@ -10,6 +10,7 @@ import contextlib
 import functools
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ import mmengine.runner.runner as mmengine_runner
 import torch
 from mmengine.dist import get_world_size
 from mmengine.fileio import LocalBackend, get_file_backend
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
@@ -158,6 +159,54 @@ class PendingGradients(Hook):
         self._kept = None
 
 
+class EnoughRoom(Hook):
+    """Looks, before the first iteration, whether the disk has room for what the run will save."""
+
+    priority = "LOWEST"  # CheckpointHook knows its folder then
+
+    def before_train(self, runner: Runner) -> None:
+        """Warns where not all checkpoints will fit.
+
+        Raises:
+            ValueError: not even one does.
+        """
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook) and isinstance(hook.file_backend, LocalBackend):
+                self._look(runner, hook)
+
+    @staticmethod
+    def _look(runner: Runner, hook: CheckpointHook) -> None:
+        folder = hook.out_dir
+        while not os.path.isdir(folder):
+            folder = os.path.dirname(os.path.abspath(folder))
+        free, each = shutil.disk_usage(folder).free, checkpoint_size(runner)
+        length, done = (runner.max_epochs, runner.epoch) if hook.by_epoch else (runner.max_iters, runner.iter)
+        count = max((length - done) // hook.interval, 1) if hook.interval > 0 else 1
+        if hook.max_keep_ckpts > 0:
+            count = min(count, hook.max_keep_ckpts + 1)  # the new one is there before the old one goes
+        if each > free:
+            raise ValueError(
+                f"{hook.out_dir} has {free / 2**20:,.0f} MiB free, and one checkpoint takes about "
+                f"{each / 2**20:,.0f}: make room, or take another --work-dir"
+            )
+        if count * each > free:
+            runner.logger.warning(
+                f"{hook.out_dir} has {free / 2**20:,.0f} MiB free, and {count} checkpoints take about "
+                f"{count * each / 2**20:,.0f}: make room, or set default_hooks.checkpoint.max_keep_ckpts"
+            )
+
+
+def checkpoint_size(runner: Runner) -> int:
+    """Bytes that a checkpoint takes at least: weights, averaged ones, and what the optimizer keeps of each weight."""
+    model = unwrap(runner.model)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    buffers = sum(b.numel() * b.element_size() for b in model.buffers())
+    copies = 1 + sum(isinstance(hook, EMAHook) for hook in runner.hooks)
+    defaults = getattr(getattr(runner.optim_wrapper, "optimizer", None), "defaults", {})
+    moments = 2 if "betas" in defaults else int(bool(defaults.get("momentum")))
+    return (copies + moments) * weights + copies * buffers
+
+
 def pending(wrapper: Any) -> bool:
     """Whether gradients have been accumulated and not yet used."""
     if isinstance(wrapper, OptimWrapperDict):
@@ -177,6 +226,7 @@ def protect(runner: Runner, trust: bool = False) -> Runner:
         trust: also load files that may run code.
     """
     runner.register_hook(PendingGradients())
+    runner.register_hook(EnoughRoom())
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook):
             _delete_afterwards(hook, "_save_checkpoint_with_step")

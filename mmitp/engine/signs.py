@@ -12,7 +12,7 @@ from mmengine import Config
 
 from mmitp.pruning.signs import PruningRun, Sign, check_signs
 
-__all__ = ["PruningRun", "Sign", "check_signs", "read_run"]
+__all__ = ["PruningRun", "Sign", "check_signs", "logged", "read_run"]
 
 
 def read_run(work_dir: str | Path) -> PruningRun:
@@ -34,7 +34,7 @@ def read_run(work_dir: str | Path) -> PruningRun:
     hook = next((h for h in cfg.get("custom_hooks", []) if str(h.get("type")).endswith("PruneHook")), None)
     lines: dict[int, dict[str, Any]] = {}
     for log in logs:
-        for line in _logged(log):
+        for line in logged(log):
             if "L_HW" in line:
                 _require_numbers(line, ("step", "epoch", "lr", "L_HW"), str(log))
                 lines[line["step"]] = line
@@ -66,7 +66,12 @@ def read_run(work_dir: str | Path) -> PruningRun:
     )
 
 
-def _logged(log: Path) -> list[dict[str, Any]]:
+def logged(log: Path) -> list[dict[str, Any]]:
+    """The records of a ``scalars.json``; a last line that a kill has cut off is left out.
+
+    Raises:
+        ValueError: another one is damaged.
+    """
     texts = [text for text in log.read_text(encoding="utf-8").split("\n") if text.strip()]
     if texts and not texts[-1].endswith("}"):
         texts.pop()

@@ -15,6 +15,7 @@ from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.models.slim_config import is_masked, save_slim
 from mmitp.pruning import MacBudget, SlimPlan, apply_plan
 from mmitp.pruning.masks import weights_of
+from mmitp.pruning.progressive import restore_cut
 from mmitp.pruning.slim import slim_with_plan
 
 
@@ -85,14 +86,19 @@ def slim_checkpoint(
         load_fitting(small, state, checkpoint, cfg.filename)
         macs_dense, macs = slimmed["macs_dense"], slimmed["macs_kept"]
     else:
-        load_fitting(model, state, checkpoint, cfg.filename)
-        warning = not_final(model, checkpoint)
+        cut = known.get("pruner", {}).get("cut")  # progressive slimming: the weights fit the dense network no more
+        if cut is None:
+            load_fitting(model, state, checkpoint, cfg.filename)
         model.eval()
         example = blank_example(model, size, channels)
         channels = example["inputs"].shape[1]
         second = second_example(model, size, channels)
-        more = [] if second is None else [second]
+        more = [] if second is None or cut is not None else [second]
         budget = MacBudget(model, example, more_examples=more)
+        if cut is not None:
+            apply_plan(model, restore_cut(model, budget, cut), keep_masks=True)
+            load_fitting(model, state, checkpoint, cfg.filename)
+        warning = not_final(model, checkpoint)
         small, plan = slim_with_plan(model, example, budget, more)
         macs_dense, macs = budget.dense_macs, budget.kept_macs()
     meta = dict(

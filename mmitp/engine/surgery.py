@@ -30,13 +30,17 @@ def require_slimmable(runner: Runner) -> None:
         ValueError: compiled models, wrappers other than DistributedDataParallel, sharded optimizers, masks on weights.
     """
     model = unwrap(runner.model)
-    compiled = any(
-        getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod") for m in model.modules()
-    )
-    if compiled or runner.cfg.get("compile"):
+    # mmengine's compile= compiles the model's train_step, which notices that layers have changed. What holds a layer
+    # itself in compiled form does not.
+    if any(getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod") for m in model.modules()):
         raise ValueError(
-            "slim_at_end changes the network in mid-run, which is not supported for a compiled one: turn off one of "
-            "the two"
+            "slim_at_end changes the network in mid-run, which is not supported for a compiled one (model.compile(), "
+            "torch.compile(model)): leave it as it is and compile by the config's compile=, or turn off slim_at_end"
+        )
+    if is_model_wrapper(runner.model) and runner.cfg.get("compile"):
+        raise ValueError(
+            "slim_at_end puts a new wrapper around the slimmed model, whose train_step would not be the compiled one: "
+            "turn off the config's compile=, or slim_at_end, in distributed training"
         )
     if is_model_wrapper(runner.model) and not isinstance(runner.model, MMDistributedDataParallel):
         raise ValueError(
@@ -89,10 +93,11 @@ def require_same_training(model: nn.Module, example_inputs: Any, batch: Any) -> 
         )
 
 
-def slim_runner(runner: Runner, plan: SlimPlan) -> list[str]:
+def slim_runner(runner: Runner, plan: SlimPlan, keep_masks: bool = False) -> list[str]:
     """Shrinks the Runner's model with its optimizer state, averaged copies and distributed wrapper.
 
     No graph of the present network may be alive (a loss that somebody keeps): it remembers the gradients' old shapes.
+    With ``keep_masks`` the masks stay, in all of them, and train on.
 
     Returns:
         Names of parameters whose optimizer state starts anew, see :func:`mmitp.pruning.live.shrink_live`.
@@ -103,11 +108,12 @@ def slim_runner(runner: Runner, plan: SlimPlan) -> list[str]:
     gc.collect()  # the wrapper's reducer, which remembers the old shapes too, sits in a reference cycle
     wrapper = runner.optim_wrapper
     with without_runner_hooks(model):
-        restarted = shrink_live(model, plan, wrapper.optimizer if isinstance(wrapper, OptimWrapper) else None)
+        optimizer = wrapper.optimizer if isinstance(wrapper, OptimWrapper) else None
+        restarted = shrink_live(model, plan, optimizer, keep_masks)
     for hook in runner.hooks:
         if isinstance(hook, EMAHook):
             averaged = hook.ema_model
-            shrink_live(averaged.module, plan)
+            shrink_live(averaged.module, plan, keep_masks=keep_masks)
             averaged.avg_parameters = (
                 averaged.module.state_dict() if averaged.update_buffers else dict(averaged.module.named_parameters())
             )

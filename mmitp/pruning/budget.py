@@ -10,11 +10,12 @@ the slimmed network.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,11 @@ from .cost import Cost, CostRatio, MacCost
 from .graph import ChannelGraph, LayerRecord, record_graph
 from .layers import Conv2dKind, masked_layers
 from .masks import MaskedLayer, binarize_rows, ste_derivative, weights_of
-from .needs import Needs, channel_masked, solve_needs
+from .needs import CarriedChannels, Needs, channel_masked, solve_needs
 from .verify import compare, frozen_at, outputs, tensors_in
+
+if TYPE_CHECKING:
+    from .slim import SlimPlan
 
 
 class LayerRow(NamedTuple):
@@ -59,6 +63,7 @@ class Tables:
         class_of, class_row: ``(K,)`` int64, class and row of every class of channels that a row computes.
         class_weight: ``(K,)`` float64, how many outputs of that row they are.
         pair_class, pair_literal: ``(P,)`` int64, every class with every literal that keeps it.
+        literal_count: ``(L,)`` int64, mask entries that are counted under each row, those cut off since included.
         node_class: ``(n_nodes,)`` int64, every node's class, ``n_classes`` for those that are always needed.
         n_classes: number of classes.
     """
@@ -77,7 +82,21 @@ class Tables:
     pair_class: Tensor
     pair_literal: Tensor
     node_class: Tensor
+    literal_count: Tensor
     n_classes: int
+
+    def without(self, keep: Tensor) -> Tables:
+        """The tables once the entries not in ``keep`` (``(N,)`` bool) are off for good and no more in the vectors."""
+        number = keep.long().cumsum(0) - 1
+        inputs, pairs = keep[self.in_literal], keep[self.pair_literal]
+        return replace(
+            self,
+            literal_row=self.literal_row[keep],
+            in_row=self.in_row[inputs],
+            in_literal=number[self.in_literal[inputs]],
+            pair_class=self.pair_class[pairs],
+            pair_literal=number[self.pair_literal[pairs]],
+        )
 
     def to(self, device: torch.device) -> Tables:
         moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
@@ -127,6 +146,13 @@ class MacBudget:
     Attributes:
         dense_macs: MACs of the unpruned model (int).
         dense_cost: what it costs in ``unit``: its MACs, unless another cost was given (int).
+        dense_params: its parameters, masks not counted (int).
+        literals: ``(n_literals,)`` int64, the entries of the flat vectors among those of the dense network: all, until
+            some are cut off (:meth:`cut_off`).
+        cut: what has been cut out of the model since the budget was made; None while nothing has been.
+        whole_tensors: whether that left tensors their widths.
+        present: ``(n_nodes,)`` bool, the channels that the model's tensors still carry.
+        carried: the rule by which they go on losing some.
         unfollowed: name -> why, for layers and operations the channel graph could not follow (they stay dense), and
             for what multiplies and could not be counted.
 
@@ -155,6 +181,10 @@ class MacBudget:
         more_examples: Sequence[Any] = (),
     ) -> None:
         self.graph: ChannelGraph = record_graph(model, example_inputs, more_examples)
+        self.dense_params = sum(p.numel() for _, p in weights_of(model))
+        self.dense_pads = {pad: (pad.front, pad.front + pad.in_channels) for pad in self.graph.pads}
+        self.cut: SlimPlan | None = None
+        self.whole_tensors = False
         self._prepare()
         if check and self.n_literals:
             self._check(model, (example_inputs, *more_examples))
@@ -174,6 +204,9 @@ class MacBudget:
         for index in self.needs.dead:
             self.layers[index].note = "its output is never read: held at full size"
         self.n_literals = self.needs.n_literals
+        self.literals = torch.arange(self.n_literals)
+        self.present = torch.ones(self.graph.n_nodes, dtype=torch.bool)
+        self.carried = CarriedChannels(self.graph)
         first = {s: r for r, s in zip(self.layers[::-1], self.needs.literal_start[::-1], strict=True)}
         self._masked = [(r.name, r.mask) for s, r in sorted(first.items(), key=lambda sr: sr[0]) if s >= 0 and r.mask]
         self.dense_macs = sum(record.dense_macs for record in self.layers)
@@ -242,6 +275,7 @@ class MacBudget:
             self.needs.pairs[0],
             self.needs.pairs[1],
             torch.where(self.needs.node_class < 0, self.needs.n_classes, self.needs.node_class),
+            torch.bincount(ints(literal_row), minlength=len(self.layers)),
             self.needs.n_classes,
         )
 
@@ -249,6 +283,57 @@ class MacBudget:
     def _kernel_size(record: LayerRecord) -> int:
         assert record.mask is not None
         return record.mask.weight[0, 0].numel()
+
+    # -- a network that is cut while its masks train (mmitp.pruning.progressive)
+
+    def restricted(self, keep: Tensor) -> MacBudget:
+        """This budget once the entries not in ``keep`` (flat bool) are off for good; for figures of flat patterns.
+
+        The dense network, of which ratios are parts, stays the same.
+        """
+        small = copy.copy(self)
+        small._restrict(keep)
+        small.cost = self.cost.of_restricted(small)
+        return small
+
+    def _restrict(self, keep: Tensor) -> None:
+        cpu = torch.device("cpu")
+        self._tables = {cpu: self._tables[cpu].without(keep)}
+        self.literals, self.n_literals = self.literals[keep], int(keep.sum())
+
+    def cut_off(self, keep: Tensor, cut: SlimPlan, present: Tensor, whole_tensors: bool) -> None:
+        """Takes note that the model has been cut: vectors are shorter from now on, costs and ratios the same.
+
+        Args:
+            keep: flat bool, the mask entries that stay.
+            cut: what stays, in the dense network's channels.
+            present: ``(n_nodes,)`` bool, the channels that tensors carry from now on.
+            whole_tensors: whether they keep their widths.
+        """
+        self._restrict(keep)
+        self.cut, self.present, self.whole_tensors = cut, present, whole_tensors
+        self.carried = CarriedChannels(self.graph, present)
+
+    def move_to(self, origin: nn.Module, model: nn.Module) -> None:
+        """Makes the budget recorded on ``origin`` that of ``model``, which has modules of the same names."""
+        names, modules = {m: name for name, m in origin.named_modules()}, dict(model.named_modules())
+
+        def there(module: Any) -> Any:
+            return modules[names[module]]
+
+        for record in self.layers:
+            record.module = record.module and there(record.module)
+        self.graph.norms = {there(m): calls for m, calls in self.graph.norms.items()}
+        self.graph.pads = {there(m): calls for m, calls in self.graph.pads.items()}
+        self.dense_pads = {there(m): sizes for m, sizes in self.dense_pads.items()}
+        self._masked = [(name, there(m)) for name, m in self._masked]
+        self._held = [there(m) for m in self._held]
+
+    def in_dense(self, pattern: Tensor) -> Tensor:
+        """A flat bool pattern over the dense network's mask entries, on the CPU: what was cut off is off."""
+        on = torch.zeros(self.needs.n_literals, dtype=torch.bool)
+        on[self.literals[pattern.cpu()]] = True
+        return on
 
     # -- flat vectors
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .graph import shared_parameters
 from .layers import Conv2dKind
 from .masks import ste_derivative, weights_of
-from .needs import CarriedChannels, channel_masked
+from .needs import channel_masked
 
 if TYPE_CHECKING:
     from .budget import MacBudget, Tables
@@ -36,6 +36,10 @@ class Cost:
     def bind(self, budget: MacBudget, model: nn.Module) -> None:
         """Looks up the layers of a budget; called once, when the budget is made."""
         raise NotImplementedError
+
+    def of_restricted(self, budget: MacBudget) -> Cost:
+        """The same cost for a budget of fewer mask entries (:meth:`MacBudget.restricted`)."""
+        return self
 
     def layers(self, row: Tensor, n_in: Tensor, n_out: Tensor) -> Tensor:
         """Cost of the layers ``row`` (indices) with so many channels read and computed; all of one shape."""
@@ -127,7 +131,6 @@ class ParameterCost(Cost):
                 self.norms.append((calls[0], _numel(norm) // len(calls[0])))
                 counted |= {id(p) for p in norm.parameters()}
         self.other = sum(p.numel() for _, p in weights_of(model) if id(p) not in counted)
-        self._carried = CarriedChannels(budget.graph)
         # (n_nodes,) float64: parameters of norms that each node's channel comes with
         by_node = torch.zeros(budget.graph.n_nodes, dtype=torch.float64)
         for nodes, each in self.norms:
@@ -156,10 +159,15 @@ class ParameterCost(Cost):
         a, b, c, d = self._rows[row.device][row].unbind(1)
         return a + b * n_in + c * n_out + d * n_in * n_out
 
+    def of_restricted(self, budget: MacBudget) -> Cost:
+        small = copy.copy(self)
+        small.budget = budget
+        return small
+
     def rest(self, on: Tensor) -> Tensor:
         if on.device not in self._by_node:
             self._by_node[on.device] = self._by_node[torch.device("cpu")].to(on.device)
-        return (self._carried(self.budget.needed_nodes(on)) * self._by_node[on.device]).sum() + self.other
+        return (self.budget.carried(self.budget.needed_nodes(on)) * self._by_node[on.device]).sum() + self.other
 
 
 def _numel(module: nn.Module) -> int:

@@ -236,8 +236,7 @@ def floors(budget: MacBudget, min_keep: float) -> Tensor:
     """
     if not 0 <= min_keep < 1:
         raise ValueError(f"min_keep must be a part of a layer's channels in [0, 1), got {min_keep}")
-    rows = budget.tables(torch.device("cpu")).literal_row
-    size = torch.bincount(rows, minlength=len(budget.layers))
+    size = budget.tables(torch.device("cpu")).literal_count  # of the dense network, whatever has been cut off since
     narrows = torch.tensor([channel_masked(record) for record in budget.layers])
     part = torch.where(narrows, torch.ceil(size.double() * min_keep - 1e-9).long(), 0)
     return torch.maximum(part, (size > 0).long())

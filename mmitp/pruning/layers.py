@@ -170,7 +170,7 @@ class ChannelPad(nn.Module):
 
 
 _KINDS: dict[type[nn.Module], Conv2dKind] = {}  # by dense and by masked type
-_SLIM: dict[type[nn.Module], type[SlimLayer]] = {}  # by dense type
+_SLIM: dict[type[nn.Module], type[SlimLayer]] = {}  # by dense type, and by masked type once it was needed
 _CHANNELWISE: set[type[nn.Module]] = set()
 
 
@@ -238,24 +238,36 @@ def is_channelwise(module: nn.Module) -> bool:
     return type(module) in _CHANNELWISE
 
 
-def slim_type(dense: type[nn.Module]) -> type[SlimLayer]:
-    """The type with gather and scatter that :func:`register_kind` was given for a dense type.
+def slim_type(layer: nn.Module) -> type[SlimLayer]:
+    """The layer's type with gather and scatter: what :func:`register_kind` was given, under the mask of a masked one.
 
     Raises:
         ValueError: it was given none.
     """
+    dense = layer.dense_type if isinstance(layer, MaskedLayer) else type(layer)
     if dense not in _SLIM:
         raise ValueError(
             f"a {dense.__name__} has to gather or scatter channels once slimmed, and its kind was registered without a "
             "type that does: register_kind(kind, slim=...)"
         )
-    return _SLIM[dense]
+    if not isinstance(layer, MaskedLayer):
+        return _SLIM[dense]
+    masked = type(layer)
+    if masked not in _SLIM:
+        # SlimLayer.forward reads, leaves the product to the next class in line, which is the masked one, and writes.
+        _SLIM[masked] = type(f"Slim{masked.__name__}", (_SLIM[dense], masked), dict(forward=SlimLayer.forward))
+    return _SLIM[masked]
+
+
+def bare_type(layer: nn.Module) -> type[nn.Module]:
+    """The layer's type without gather and scatter."""
+    return next((bare for bare, slim in _SLIM.items() if type(layer) is slim), type(layer))
 
 
 def slim_kind(module: nn.Module) -> Conv2dKind | None:
     """:func:`kind_of`, for layers with gather and scatter too."""
-    dense = next((dense for dense, slim in _SLIM.items() if type(module) is slim), None)
-    return kind_of(module) if dense is None else _KINDS[dense]
+    bare = bare_type(module)
+    return kind_of(module) if bare is type(module) else _KINDS[bare]
 
 
 register_kind(Conv2dKind(), slim=SlimConv2d)

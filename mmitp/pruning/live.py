@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .budget import MacBudget
-from .layers import kind_of, masked_layers
+from .layers import masked_layers, slim_kind
 from .rng import kept_rng
 from .slim import LayerPlan, SlimLayer, SlimPlan, apply_plan, slim_with_plan
 from .verify import tensors_in
@@ -33,16 +33,11 @@ def plan_live(model: nn.Module, example_inputs: Any, budget: MacBudget) -> SlimP
         ValueError: the model carries no mask, or masks of granularity ``'weight'``.
         RuntimeError: as :func:`slim`.
     """
-    for name, layer in masked_layers(model).items():
-        if layer.mask_granularity != "channel":
-            raise ValueError(
-                f"{name!r} masks single weights: they cannot be cut out, so the network cannot be slimmed while it "
-                "trains; use masks of granularity 'channel', or slim_at_end=False"
-            )
+    require_channels(model)
     _, plan = slim_with_plan(model, example_inputs, budget)
     for name, layer in masked_layers(model).items():
         keep = layer.binary_mask().cpu().nonzero().flatten()
-        n_in, n_out = kind_of(layer).channels(layer)  # type: ignore[union-attr]
+        n_in, n_out = slim_kind(layer).channels(layer)  # type: ignore[union-attr]
         cut = plan.layers.get(name)
         if len(keep) == n_in or cut is not None and len(cut.in_keep) < n_in:
             continue
@@ -53,18 +48,35 @@ def plan_live(model: nn.Module, example_inputs: Any, budget: MacBudget) -> SlimP
     return plan
 
 
-def shrink_live(model: nn.Module, plan: SlimPlan, optimizer: torch.optim.Optimizer | None = None) -> list[str]:
+def require_channels(model: nn.Module) -> None:
+    """Refuses masks that no live network can be slimmed under.
+
+    Raises:
+        ValueError: masks of granularity ``'weight'``.
+    """
+    for name, layer in masked_layers(model).items():
+        if layer.mask_granularity != "channel":
+            raise ValueError(
+                f"{name!r} masks single weights: they cannot be cut out, so the network cannot be slimmed while it "
+                "trains; use masks of granularity 'channel', or slim_at_end=False"
+            )
+
+
+def shrink_live(
+    model: nn.Module, plan: SlimPlan, optimizer: torch.optim.Optimizer | None = None, keep_masks: bool = False
+) -> list[str]:
     """Shrinks a model by a plan while it trains: in place, its parameters staying the objects that they are.
 
     Gradients and every tensor of the optimizer's state that has its parameter's shape (momentum, Adam's moments) are
-    cut with the parameter. The masks leave model and optimizer; param groups stay, empty ones too, because learning
-    rate schedules count them. Not wrapped for distributed training: a wrapper has to be taken off before and to be
-    made anew after.
+    cut with the parameter. The masks leave model and optimizer, or are cut like the other parameters; param groups
+    stay, empty ones too, because learning rate schedules count them. Not wrapped for distributed training: a wrapper
+    has to be taken off before and to be made anew after.
 
     Args:
         model: masked model.
         plan: from :func:`plan_live`, or :meth:`SlimPlan.from_spec` where weights and state are loaded afterwards.
         optimizer: the one that trains it, if any.
+        keep_masks: as for :func:`~mmitp.pruning.apply_plan`.
 
     Returns:
         Names of the parameters whose optimizer state has another shape (factored moments): it starts anew.
@@ -73,7 +85,7 @@ def shrink_live(model: nn.Module, plan: SlimPlan, optimizer: torch.optim.Optimiz
         ValueError: the plan was made for another model, or a graph of the network is still alive (a loss that somebody
             keeps), which remembers the old shapes; nothing has changed then.
     """
-    positions = _positions(model, plan)
+    positions = _positions(model, plan, keep_masks)
     changing = [(n, p) for n, p in model.named_parameters() if n in positions and p.shape != positions[n].shape]
     if held := [name for name, p in changing if _in_a_graph(p)]:
         raise ValueError(
@@ -83,12 +95,12 @@ def shrink_live(model: nn.Module, plan: SlimPlan, optimizer: torch.optim.Optimiz
         )
     masks = {id(layer.prune_mask) for layer in masked_layers(model).values()}
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    apply_plan(model, plan)
+    apply_plan(model, plan, keep_masks)
     for name, layer in model.named_modules():
         if name in plan.layers and isinstance(layer, SlimLayer) and layer.out_index is not None:
             if layer.empty:
                 layer.register_forward_hook(_keep_in_graph)
-    if optimizer is not None:
+    if optimizer is not None and not keep_masks:
         _drop(optimizer, masks)
     restarted = []
     for name, p in model.named_parameters():
@@ -142,13 +154,13 @@ def steps_elementwise(optimizer: torch.optim.Optimizer) -> bool:
     return True
 
 
-def _positions(model: nn.Module, plan: SlimPlan) -> dict[str, Tensor]:
+def _positions(model: nn.Module, plan: SlimPlan, keep_masks: bool) -> dict[str, Tensor]:
     """For each parameter that stays, which positions of its flattened self stay, in its new shape."""
     shadow = copy.deepcopy(model).cpu()
     for p in shadow.parameters():
         p.requires_grad_(False)
         p.data = torch.arange(p.numel(), dtype=torch.float64).view(p.shape)
-    apply_plan(shadow, plan)
+    apply_plan(shadow, plan, keep_masks)
     return {name: p.data.long() for name, p in shadow.named_parameters()}
 
 
@@ -196,3 +208,6 @@ def _keep_in_graph(layer: nn.Module, args: Any, out: Tensor) -> Tensor:
     Without any, DistributedDataParallel would wait for the parameters up to it.
     """
     return _ZeroGradient.apply(out, *[t for t in tensors_in((args, list(layer.parameters()))) if t.requires_grad])
+
+
+_keep_in_graph.of_empty_layers = True  # type: ignore[attr-defined]

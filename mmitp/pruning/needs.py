@@ -149,9 +149,11 @@ class CarriedChannels:
 
     Args:
         graph: the model's graph.
+        present: ``(n_nodes,)`` bool, what tensors carry as yet, where a part has been cut off before: nothing else can
+            be carried from then on. By default all.
     """
 
-    def __init__(self, graph: ChannelGraph) -> None:
+    def __init__(self, graph: ChannelGraph, present: Tensor | None = None) -> None:
         layers = [record for record in graph.layers if record.module is not None]
         grouped = [record for record in layers if record.groups > 1]
 
@@ -163,10 +165,10 @@ class CarriedChannels:
             # every output of a grouped layer, and the group that computes it
             grouped=ints([r.out_nodes for r in grouped]),
             group=ints([r.group_nodes.repeat_interleave(r.n_out // r.groups) for r in grouped]),
-            # every output with the number of its layer, and every layer's first output
+            # every output with the number of its layer, and every layer's first output that is there
             outputs=ints([r.out_nodes for r in layers]),
             layer=ints([torch.full_like(r.out_nodes, i) for i, r in enumerate(layers)]),
-            first=ints([r.out_nodes[:1] for r in layers]),
+            first=ints([(r.out_nodes if present is None else r.out_nodes[present[r.out_nodes]])[:1] for r in layers]),
             component=_components(graph.n_nodes, graph.coupled),
         )
         self._vectors = {torch.device("cpu"): cpu}

@@ -99,7 +99,7 @@ def balanced(budget: MacBudget, gradient: Tensor, on: Tensor | None = None) -> T
     tables = budget.tables(gradient.device)
     rows, n = tables.literal_row, len(budget.layers)
     on = (budget.flat_pattern() if on is None else on).to(gradient.dtype)
-    size = gradient.new_zeros(n).index_add_(0, rows, torch.ones_like(on))
+    size = tables.literal_count.to(gradient.dtype)  # of the dense network: a cut changes no layer's part
     kept = gradient.new_zeros(n).index_add_(0, rows, on)
     total = gradient.new_zeros(n).index_add_(0, rows, gradient * on)
     # mean push wanted: kept / size; mean push there is: total / kept
@@ -150,6 +150,11 @@ class Significance:
         size = root.new_zeros(n).index_add_(0, rows, torch.ones_like(root))
         mean = (total / size.clamp(min=1))[rows]
         return torch.where(mean > 0, root / mean.clamp(min=1e-30), torch.ones_like(root)).clamp(min=LEAST_SIGNIFICANCE)
+
+    def keep(self, keep: Tensor) -> None:
+        """Forgets the entries not in ``keep`` (flat bool)."""
+        if self.mean_square is not None:
+            self.mean_square = self.mean_square[keep.to(self.mean_square.device)]
 
     def state_dict(self) -> dict[str, Any]:
         return dict(mean_square=None if self.mean_square is None else self.mean_square.cpu().clone())
@@ -247,6 +252,11 @@ class PathFollower:
         self.push = self.push.to(masks)
         # Before the first look nothing has been pushed, so nothing returns.
         self.on = torch.ones_like(masks, dtype=torch.bool) if self.on is None else self.on.to(masks.device)
+
+    def keep(self, keep: Tensor) -> None:
+        """Forgets the entries not in ``keep`` (flat bool)."""
+        if self.on is not None:
+            self.on = self.on[keep.to(self.on.device)]
 
     def state_dict(self) -> dict[str, Any]:
         return dict(push=float(self.push), on=None if self.on is None else self.on.cpu().clone())

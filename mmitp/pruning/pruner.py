@@ -41,7 +41,7 @@ from .freeze import (
 )
 from .latency import LatencyCost
 from .layers import masked_layers
-from .live import plan_live, shrink_live
+from .live import plan_live, require_channels, shrink_live
 from .masks import SIDE, MaskBank, MaskedLayer
 from .pressure import (
     Forecast,
@@ -55,8 +55,9 @@ from .pressure import (
     set_masks,
     task_gradient,
 )
+from .progressive import OffTimes, cut_state, entries_to_keep, note_cut, plan_cut, restore_cut
 from .report import parameter_counts
-from .slim import slim
+from .slim import SlimPlan, slim
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,8 @@ class InTrainPruner:
             lowest off until it is met, ``'error'`` raises, ``'warn'`` freezes them as they are.
         budget: the model's budget, if there is one already.
         more_examples: inputs of other sizes or batches that the small network has to be right for as well.
+        slim_every: progressive slimming: :meth:`cut` may be called between steps of the window, and every so many of
+            them cuts out what has been off for as long. None: the network is slimmed at the end alone.
         warn: takes the warnings; by default the module's logger.
 
     Attributes:
@@ -194,6 +197,7 @@ class InTrainPruner:
         on_miss: str = "project",
         budget: MacBudget | None = None,
         more_examples: Sequence[Any] = (),
+        slim_every: int | None = None,
         warn: Callable[[str], None] = logger.warning,
     ) -> None:
         check_settings(target, b, lr, steps, push, min_keep, divisor, on_miss)
@@ -211,6 +215,12 @@ class InTrainPruner:
         self.frozen = all(layer.mask_frozen for layer in self.masks.values())
         if not self.frozen:
             require_reachable(self.budget, self.target, self.divisor, self.min_keep)
+        self.slim_every, self.cut_at = slim_every, 0
+        self.off: OffTimes | None = None
+        if slim_every is not None:
+            check_cuts(slim_every, self.cost)
+            require_channels(model)
+            self.off = OffTimes()
         self.floor = floors(self.budget, self.min_keep)
         self._floors_bind = int(self.floor.max()) > 1
         self.clock: Clock | None = None
@@ -227,6 +237,7 @@ class InTrainPruner:
         device = next(iter(self.masks.values())).prune_mask.device
         self._device = _DeviceState(torch.zeros(self.budget.n_literals, device=device), self.floor)
         self._handles: list[Any] = []
+        self._captured = False
         self._bank: MaskBank | None = None if self.frozen else MaskBank(model, self.masks.values())
 
     # -- in the training loop
@@ -245,6 +256,7 @@ class InTrainPruner:
             ValueError: the optimizer does not hold all the masks.
         """
         require_in_optimizer(self.masks, optimizer)
+        self._captured = captured
         after = self.update if captured else self.step
         # Gradients are taken before Optimizer 1, which may overwrite them (Nesterov momentum, clipping of its own).
         self._handles += [
@@ -344,6 +356,8 @@ class InTrainPruner:
         step, self.position = self.position, self.position + 1
         if self.path is not None and self.path.looks(step):
             self._look(step)
+        if self.off is not None:
+            self.off.observe(self.budget.binarize(self.budget.flat_masks().detach()))
         if step % self.read_every == 0:
             self._measure(self._read())
 
@@ -357,6 +371,71 @@ class InTrainPruner:
         self.path.hold(self.budget, push, step, self._device.floor, worth)
         self._keep_floors()
         self._as_in_main()
+
+    # -- progressive slimming
+
+    @property
+    def cut_is_due(self) -> bool:
+        """Whether :meth:`cut` would look for something to cut: ``slim_every`` steps have gone by since it last did."""
+        return self.slim_every is not None and not self.frozen and self.position - self.cut_at >= self.slim_every
+
+    @torch.no_grad()
+    def cut(
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        shrink: Callable[[SlimPlan], list[str]] | None = None,
+    ) -> int:
+        """Progressive slimming: cuts what has been off in each of the last ``slim_every`` steps out of the live model.
+
+        Call it between steps as often as you like: until so many steps have gone by, nothing happens. Losses and ratio
+        go on as they were (:mod:`mmitp.pruning.progressive`). The channels that a layer loses do not come back; one
+        that no other layer reads is not computed any more. A checkpoint from after a cut needs its pruner loaded
+        first (:meth:`load_state_dict`): that gives the dense model the sizes of what is loaded then.
+
+        Args:
+            optimizer: the one that trains the model; its state is cut as well.
+            shrink: takes the place of ``shrink_live(model, plan, optimizer, keep_masks=True)`` where more has to be
+                cut than model and optimizer (averages, distributed wrappers); it returns the names of parameters whose
+                optimizer state starts anew.
+
+        Returns:
+            How many mask entries went.
+
+        Raises:
+            ValueError: there is no ``slim_every``; the step is captured in a CUDA graph; a graph of the network is
+                still alive (``del loss`` first).
+        """
+        if self.slim_every is None or self.off is None:
+            raise ValueError("cut() needs to know how long a mask has to be off: InTrainPruner(..., slim_every=steps)")
+        if not self.cut_is_due:
+            return 0
+        if self._captured:
+            raise ValueError("a step captured in a CUDA graph has fixed sizes: progressive slimming cannot change them")
+        self.cut_at = self.position
+        steps = self.off.steps
+        assert steps is not None
+        keep = entries_to_keep(self.budget, steps >= self.slim_every, self.target, self.divisor, self.min_keep)
+        keep = self._of_main(keep, steps.device)
+        gone = int((~keep).sum())
+        if gone:
+            plan, whole_tensors = plan_cut(self.model, self.budget, (self.example, *self.more_examples), keep)
+            self._tell_restarted(shrink(plan) if shrink else shrink_live(self.model, plan, optimizer, keep_masks=True))
+            note_cut(self.model, self.budget, keep, whole_tensors)
+            self._keep_entries(keep)
+        return gone
+
+    def _keep_entries(self, keep: Tensor) -> None:
+        """Its own flat vectors get shorter with those of the budget."""
+        for part in (self.off, self.path, self.significance, self._device):
+            if part is not None:
+                part.keep(keep)
+
+    def _tell_restarted(self, restarted: list[str]) -> None:
+        if restarted:
+            self.warn(
+                f"the optimizer's state of {len(restarted)} parameters does not have their shape and starts anew "
+                f"({restarted[0]} and others)"
+            )
 
     def _push(self, masks: Tensor | None = None) -> Tensor:
         """``dL_HW/dM``, flat over all counting masks: zero where the hinge is closed."""
@@ -524,11 +603,7 @@ class InTrainPruner:
         if optimizer is None:
             return slim(self.model, self.example, self.budget, self.more_examples)
         plan = plan_live(self.model, self.example, self.budget)
-        if restarted := shrink_live(self.model, plan, optimizer):
-            self.warn(
-                f"the optimizer's state of {len(restarted)} parameters does not have their shape and starts anew "
-                f"({restarted[0]} and others)"
-            )
+        self._tell_restarted(shrink_live(self.model, plan, optimizer))
         self.detach()
         return self.model
 
@@ -570,15 +645,25 @@ class InTrainPruner:
             significance=self.significance.state_dict() if trains else None,
             path=self.path.state_dict() if trains and self.path is not None else None,
             counted=counted,
+            cut=cut_state(self.budget),
+            cut_at=self.cut_at,
+            off=self.off.state_dict() if trains and self.off is not None else None,
         )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a :meth:`state_dict`. Settings that differ are obeyed and said, as long as masks still train.
 
+        Where progressive slimming had cut the network, the dense model is brought to its sizes: load model and
+        optimizer after the pruner then.
+
         Raises:
             ValueError: it is no such state; the masks were others; they are frozen and the settings that decided on
                 the pattern differ.
         """
+        if (cut := state.get("cut")) is not None and self.budget.cut is None:
+            plan = restore_cut(self.model, self.budget, cut)
+            shrink_live(self.model, plan, keep_masks=True)
+            self._device.keep(self.budget.in_dense(torch.ones(self.budget.n_literals, dtype=torch.bool)))
         example = self.state_dict() | dict(layout={}, settings={}, forecast=dict(seen=[(0, 0.0)]))
         if problem := unlike(state, example, "the pruner's state"):
             raise ValueError(problem)
@@ -602,6 +687,9 @@ class InTrainPruner:
             self.path.load_state_dict(state["path"], device)
         if isinstance(self.cost, LatencyCost) and state.get("counted") is not None:
             self.cost.counted = state["counted"]
+        self.cut_at = state.get("cut_at", 0)
+        if self.off is not None and state.get("off") is not None:
+            self.off.load_state_dict(state["off"], device)
         if self.frozen and self._bank is not None:
             self._bank.remove()
             self._bank = None
@@ -643,6 +731,10 @@ class _DeviceState:
         self.poisoned.copy_(torch.where(self.poisoned.any(), self.poisoned, wrong))
         self.counts[2].add_(self.poisoned.any())
         return ~wrong.any()
+
+    def keep(self, keep: Tensor) -> None:
+        """Forgets the entries not in ``keep`` (flat bool)."""
+        self.poisoned = self.poisoned[keep.to(self.poisoned.device)]
 
     def count(self, usable: Tensor) -> None:
         """Counts a step of the window."""
@@ -693,6 +785,21 @@ def check_settings(
         raise ValueError(f"divisor must be a positive whole number of channels, got {divisor!r}")
     if on_miss not in ("project", "error", "warn"):
         raise ValueError(f"on_miss must be 'project', 'error' or 'warn', got {on_miss!r}")
+
+
+def check_cuts(slim_every: Any, cost: Cost | None) -> None:
+    """Refuses progressive slimming that cannot be.
+
+    Raises:
+        ValueError: ``slim_every`` is no number of steps; the budget is one of latency.
+    """
+    if not (isinstance(slim_every, int) and not isinstance(slim_every, bool) and slim_every > 0):
+        raise ValueError(f"slim_every must be a positive number of optimizer steps, got {slim_every!r}")
+    if isinstance(cost, LatencyCost):
+        raise ValueError(
+            "slim_every does not go with a latency budget: that is held to the clock beside the dense network, which "
+            "is gone after the first cut. Leave slim_every out, or hold operations or parameters to the target"
+        )
 
 
 def require_trainable(masks: Mapping[str, MaskedLayer]) -> None:

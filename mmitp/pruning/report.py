@@ -9,7 +9,6 @@ from torch import nn
 from .budget import MacBudget
 from .graph import LayerRecord
 from .layers import masked_layers
-from .masks import weights_of
 from .slim import apply_plan, plan_slim
 
 
@@ -78,11 +77,10 @@ def parameter_counts(model: nn.Module, budget: MacBudget) -> tuple[int, int]:
         model: the model ``budget`` was recorded on.
         budget: its budget.
     """
-    dense = sum(p.numel() for _, p in weights_of(model))
     small = apply_plan(copy.deepcopy(model), plan_slim(model, budget))
     zeros = sum(
         int((layer.binary_mask() == 0).sum())
         for layer in masked_layers(model).values()
         if layer.mask_granularity == "weight"
     )
-    return dense, sum(p.numel() for p in small.parameters()) - zeros
+    return budget.dense_params, sum(p.numel() for p in small.parameters()) - zeros

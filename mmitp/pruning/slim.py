@@ -12,16 +12,16 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .budget import MacBudget
-from .layers import ChannelPad, Conv2dKind, kind_of, masked_layers, slim_type
+from .layers import ChannelPad, Conv2dKind, bare_type, kind_of, masked_layers, slim_type
 from .masks import NOT_FINITE
-from .needs import CarriedChannels, channel_masked
+from .needs import channel_masked
 from .reparam import guard_reparameterization
 from .slim_layers import SlimLayer
 from .verify import difference, difference_in_double
@@ -75,6 +75,23 @@ class SlimPlan:
         norms = {name: len(keep) for name, keep in self.norms.items()}
         return dict(layers=layers, norms=norms, pads={name: list(pad) for name, pad in self.pads.items()})
 
+    def within(self, present: SlimPlan) -> SlimPlan:
+        """The plan for a model that has been cut to ``present`` before: its channels numbered as they stand there now.
+
+        Args:
+            present: the cut's plan; like this one of the dense network's channels, and of no fewer of them.
+        """
+        layers = {
+            name: replace(
+                p,
+                in_keep=_places(p.in_keep, present.layers[name].in_keep),
+                out_keep=_places(p.out_keep, present.layers[name].out_keep),
+            )
+            for name, p in self.layers.items()
+        }
+        norms = {name: _places(keep, present.norms[name]) for name, keep in self.norms.items()}
+        return SlimPlan(layers, norms, dict(self.pads))
+
     @staticmethod
     def from_spec(spec: dict[str, Any]) -> SlimPlan:
         """The plan that gives a dense model the structure of a spec; which channels is left to the state dict."""
@@ -95,7 +112,16 @@ class SlimPlan:
         return plan
 
 
-def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) -> SlimPlan:
+def _places(keep: Tensor, present: Tensor) -> Tensor:
+    """Where each channel of ``keep`` stands among those present; both rise."""
+    places = torch.searchsorted(present, keep)
+    assert torch.equal(present[places], keep), "a channel that was cut cannot be kept"
+    return places
+
+
+def plan_slim(
+    model: nn.Module, budget: MacBudget, whole_tensors: bool = False, pattern: Tensor | None = None
+) -> SlimPlan:
     """Decides what stays under the masks' present patterns.
 
     Args:
@@ -103,14 +129,27 @@ def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) 
         budget: its budget.
         whole_tensors: let every tensor keep its full width (gathers and scatters everywhere). MACs are the same; this
             is the way for models whose code does not bear narrower tensors.
+        pattern: flat bool pattern in place of the masks'.
 
     Raises:
         ValueError: the budget was recorded on another model, be it a copy of this one.
     """
-    graph = budget.graph
-    needed = budget.node_needs()
-    computed = needed.clone()
-    carried = torch.ones_like(needed) if whole_tensors else CarriedChannels(graph)(needed)
+    pattern = budget.flat_pattern() if pattern is None else pattern
+    needed = budget.node_needs(pattern)
+    plan = plan_of_dense(model, budget, pattern, torch.ones_like(needed) if whole_tensors else budget.carried(needed))
+    return plan if budget.cut is None else plan.within(budget.cut)
+
+
+def plan_of_dense(model: nn.Module, budget: MacBudget, pattern: Tensor, carried: Tensor) -> SlimPlan:
+    """:func:`plan_slim` in the dense network's channels, also where the model has been cut since.
+
+    Args:
+        model: the model ``budget`` was recorded on.
+        budget: its budget.
+        pattern: flat bool.
+        carried: ``(n_nodes,)`` bool, the channels that tensors carry.
+    """
+    graph, on, computed = budget.graph, budget.in_dense(pattern), budget.node_needs(pattern)
 
     names = {m: name for name, m in model.named_modules()}
     if stranger := next((r.name for r in graph.layers if r.module is not None and r.module not in names), None):
@@ -129,8 +168,7 @@ def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) 
         else:
             in_on = torch.ones(record.n_in, dtype=torch.bool)
             if start >= 0 and channel_masked(record):
-                assert record.mask is not None
-                in_on = record.mask.binary_mask().cpu() > 0
+                in_on = on[start : start + record.n_in]
             out_on = computed[record.out_nodes]
         ids = record.calls[0].in_ids
         in_here = carried[ids] if ids is not None else torch.ones(record.n_in, dtype=torch.bool)
@@ -147,14 +185,19 @@ def plan_slim(model: nn.Module, budget: MacBudget, whole_tensors: bool = False) 
             plan.norms[names[module]] = keep.nonzero().flatten()
     for pad, calls in graph.pads.items():
         if calls[0] is not None:
-            first, last = pad.front, pad.front + pad.in_channels
+            first, last = budget.dense_pads[pad]
             front, passed, after = (int(here.sum()) for here in carried[calls[0]].tensor_split((first, last)))
             plan.pads[names[pad]] = front, passed, after
     return plan
 
 
-def apply_plan(model: nn.Module, plan: SlimPlan) -> nn.Module:
-    """Shrinks a model in place by a plan (masks, where present, are dropped: the plan already holds their pattern).
+def apply_plan(model: nn.Module, plan: SlimPlan, keep_masks: bool = False) -> nn.Module:
+    """Shrinks a model in place by a plan.
+
+    Args:
+        model: the model; a masked one may have been cut before.
+        plan: what stays of it. Masks, where present, are dropped: the plan already holds their pattern.
+        keep_masks: masks stay and are cut with their inputs; they train on.
 
     Raises:
         ValueError: the plan names a module the model lacks, or one of another type or size.
@@ -163,13 +206,13 @@ def apply_plan(model: nn.Module, plan: SlimPlan) -> nn.Module:
     for name in [*plan.layers, *plan.norms, *plan.pads]:
         if name not in modules:
             raise ValueError(f"the slim spec names a module {name!r} that {type(model).__name__} does not have")
-    for name, layer in masked_layers(model).items():
-        cut = plan.layers.get(name)
-        if layer.mask_granularity == "channel" and cut is not None and len(cut.in_keep) < layer.prune_mask.numel():
-            layer.detach_mask()
-        else:
-            # Nothing of its inputs is removed (its mask does not count, or the recorded pass never ran it).
-            layer.fold()
+    for name in plan.layers:
+        if isinstance(layer := modules[name], SlimLayer):
+            layer.unwire(bare_type(layer))
+    if keep_masks:
+        _cut_masks(model, plan)
+    else:
+        _drop_masks(model, plan)
     for name, entry in plan.layers.items():
         layer = modules[name]
         kind = kind_of(layer)
@@ -196,6 +239,29 @@ def apply_plan(model: nn.Module, plan: SlimPlan) -> nn.Module:
         pad.front, pad.in_channels, pad.out_channels = front, passed, front + passed + after
     guard_reparameterization(model)
     return model
+
+
+def _drop_masks(model: nn.Module, plan: SlimPlan) -> None:
+    for name, layer in masked_layers(model).items():
+        cut = plan.layers.get(name)
+        if layer.mask_granularity == "channel" and cut is not None and len(cut.in_keep) < layer.prune_mask.numel():
+            layer.detach_mask()
+        else:
+            # Nothing of its inputs is removed (its mask does not count, or the recorded pass never ran it).
+            layer.fold()
+
+
+def _cut_masks(model: nn.Module, plan: SlimPlan) -> None:
+    done: set[int] = set()  # layers may share a mask
+    for name, layer in masked_layers(model).items():
+        cut = plan.layers.get(name)
+        if layer.mask_granularity != "channel" or cut is None:
+            continue
+        keep = cut.in_keep.to(layer.prune_mask.device)
+        layer.prune_pattern = layer.prune_pattern[keep]
+        if id(layer.prune_mask) not in done:
+            done.add(id(layer.prune_mask))
+            layer.prune_mask.data = layer.prune_mask.data[keep]
 
 
 def slim(
@@ -247,15 +313,36 @@ def slim_with_plan(
         if not layer.mask_frozen and not bool(torch.isfinite(layer.prune_mask).all()):
             raise ValueError(f"layer {name!r} cannot be slimmed: {NOT_FINITE}")
     budget = budget or MacBudget(model, example_inputs, more_examples=more_examples)
+    small, plan, _ = checked(model, budget, (example_inputs, *more_examples))
+    return small, plan
+
+
+def checked(
+    model: nn.Module, budget: MacBudget, examples: Sequence[Any], pattern: Tensor | None = None
+) -> tuple[nn.Module, SlimPlan, bool]:
+    """A slimmed copy that computes the same on every example, its plan, and whether its tensors keep their widths.
+
+    Args:
+        model: masked model.
+        budget: its budget.
+        examples: inputs of forward passes.
+        pattern: flat bool, the mask entries that stay, of which the copy keeps the masks; None: those that are on,
+            and the copy has no masks.
+
+    Raises:
+        RuntimeError: it does not compute the same with whole tensors either.
+    """
     problem = ""
-    for whole_tensors in (False, True):
-        plan = plan_slim(model, budget, whole_tensors)
-        small = apply_plan(copy.deepcopy(model), plan)
-        problems = [_real_difference(model, small, example) for example in (example_inputs, *more_examples)]
+    # A network that was cut cannot get wider tensors again, and need not try narrower ones than it could bear.
+    for whole_tensors in (False, True) if budget.cut is None else (budget.whole_tensors,):
+        plan = plan_slim(model, budget, whole_tensors, pattern)
+        small = apply_plan(copy.deepcopy(model), plan, keep_masks=pattern is not None)
+        problems = [_real_difference(model, small, example) for example in examples]
         if not any(problems):
-            return small, plan
+            return small, plan, whole_tensors
         problem = next(filter(None, problems))
-        logger.warning("narrow tensors do not suit %s (%s): keeping their widths", type(model).__name__, problem)
+        if not whole_tensors and budget.cut is None:
+            logger.warning("narrow tensors do not suit %s (%s): keeping their widths", type(model).__name__, problem)
     raise RuntimeError(f"the slimmed {type(model).__name__} does not compute what the masked one does: {problem}")
 
 
@@ -281,7 +368,7 @@ def shrink_layer(layer: nn.Module, kind: Conv2dKind, entry: LayerPlan) -> None:
     if entry.in_index is None and entry.out_index is None:
         return
     layer.slimmed = True  # type: ignore[assignment]
-    layer.__class__ = slim_type(type(layer))
+    layer.__class__ = slim_type(layer)
     assert isinstance(layer, SlimLayer)
     layer.wire(
         entry.in_index.to(device) if entry.in_index is not None else None,

@@ -129,6 +129,17 @@ class SlimLayer(nn.Module):
         self.channel_dim = type(self).channel_dim  # TorchScript sees attributes of the instance only
         self.empty = out_index is not None and len(out_index) == 0
 
+    def unwire(self, bare: type[nn.Module]) -> None:
+        """Turns the layer into its type without gather and scatter again: it takes and gives what it computes."""
+        for name in ("in_index", "out_index"):
+            del self._buffers[name]
+        for name in ("out_width", "channel_dim", "empty"):
+            del self.__dict__[name]
+        for key, hook in list(self._forward_hooks.items()):
+            if getattr(hook, "of_empty_layers", False):
+                del self._forward_hooks[key]
+        self.__class__ = bare  # type: ignore[assignment]  # the inverse of the class swap that wires it
+
     def read(self, x: Tensor) -> Tensor:
         """The channels of the input that the layer reads."""
         index = self.in_index

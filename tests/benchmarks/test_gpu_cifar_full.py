@@ -144,6 +144,35 @@ def test_robustness_counts_images_that_withstand_every_restart(data: Any, tmp_pa
     assert run.state.figures["pgd1x2"] == pytest.approx(100 * 3 / 8)
 
 
+@pytest.mark.parametrize("name", ["fastat_psi50", "psi30_early"])
+def test_a_captured_run_ends_as_the_other_one(
+    name: str, data: Any, tmp_path: Path, captured: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the captured operations runs in a replay: attack, training, Optimizer 2, and no wait in between."""
+    graphed = module("graphed")
+    monkeypatch.setattr(graphed, "WARM_UP", 1)
+    replays: list[int] = []
+
+    def capture(self: Any) -> Any:
+        record = captured.Captured()  # unlike a stream in capture, it runs what it records
+        with record:
+            self.step()
+        runs = iter([lambda: None])
+        return SimpleNamespace(replay=lambda: (replays.append(1), next(runs, record.replay)()))
+
+    monkeypatch.setattr(graphed.Graphed, "capture", capture)
+    cfg, ends = toy(name), []
+    cfg.train_dataloader.batch_size = 4
+    cfg.train_dataloader.sampler.shuffle = True
+    for graph in (False, True):
+        row = row_of(name)
+        run = module("cifar_run").Run(row, 0, data, "cpu", tmp_path / str(graph), cfg, graph, look_every=100)
+        ends.append(finish(run))
+        assert bool(replays) == graph
+    assert len(replays) == 3 * 9  # all but the first step of three phases of ten steps
+    assert all(torch.equal(ends[0][key], value) for key, value in ends[1].items())
+
+
 # -- several runs at once
 
 
@@ -251,5 +280,11 @@ def test_rows_name_configs_of_300_epochs_that_exist() -> None:
         assert cfg.model.backbone.get("base_channels", 16) == (32 if wide else 16)
         assert cfg.model.head.in_channels == (128 if wide else 64)
         assert bool(row_of(name).clean_weight) == name.endswith("half")
+    assert module("cifar_full").published("resnet20_cifar10_psi20_b50") == {
+        "ops, paper": 0.17,
+        "accuracy, paper": 88.17,
+    }
+    assert module("cifar_full").published("resnet20_cifar10_fastat_psi50")["PGD, paper"] == 40.14
+    assert module("cifar_full").published("resnet20_cifar10_psi30_early") == {}
     assert cifar_run.window_of((1 / 15, 1 / 3), 300) == (20, 100)
     assert cifar_run.window_of((20, 240), 300) == (20, 240)

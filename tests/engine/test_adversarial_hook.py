@@ -541,6 +541,16 @@ def test_a_window_after_the_end_of_the_run_is_refused_and_a_cut_one_mentioned(tm
     assert "AdversarialHook" not in log_of(whole)
 
 
+def test_two_hooks_may_follow_each_other_but_not_attack_at_once(tmp_path: Path) -> None:
+    first = AdversarialHook(by_epoch=False, end=1)
+    make_runner(tmp_path / "a", [first, AdversarialHook(by_epoch=False, begin=1)]).train()
+    for index, options in enumerate([dict(), dict(by_epoch=False, begin=0), dict(by_epoch=False, end=2)]):
+        with pytest.raises(ValueError, match="two AdversarialHooks attack at the same time"):
+            make_runner(
+                tmp_path / f"b{index}", [AdversarialHook(by_epoch=False, end=1), AdversarialHook(**options)]
+            ).train()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_image_that_is_not_finite_ends_the_run_before_it_is_trained_on(tmp_path: Path, value: float) -> None:
     dataset = Images(8)

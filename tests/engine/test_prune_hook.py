@@ -513,6 +513,28 @@ def test_a_model_without_masks_is_an_error_that_shows_the_line(tmp_path):
         make_runner(tmp_path, dict(type="mmitp.PruneHook", target=0.5, begin=0, end=2), model=Toy(masked=False)).train()
 
 
+def test_two_hooks_in_one_run_are_an_error(tmp_path):
+    second = dict(type="mmitp.PruneHook", target=0.3, begin=0, end=1)
+    with pytest.raises(ValueError, match="two PruneHooks in one run"):
+        make_runner(tmp_path, PruneHook(target=0.5, begin=0, end=1), epochs=2, extra_hooks=[second]).train()
+
+
+def test_double_precision_networks(tmp_path):
+    """Their images are of double precision too, and so is what the channels are followed with."""
+
+    class Double(ToyPreprocessor):
+        def forward(self, data, training=False):
+            return {k: v.double() if v.is_floating_point() else v for k, v in super().forward(data, training).items()}
+
+    model = Toy(width=16).double()
+    model.data_preprocessor = Double()
+    hook = PruneHook(target=0.5, begin=0, end=1, slim_at_end=True)
+    runner = make_runner(tmp_path, hook, epochs=2, model=model)
+    runner.train()
+    assert {p.dtype for p in runner.model.parameters()} == {torch.float64}
+    assert hook.slimmed["ratio"] <= 0.5
+
+
 def test_an_unreachable_target_is_an_error_at_once(tmp_path):
     with pytest.raises(ValueError, match="cannot be reached"):
         make_runner(tmp_path, dict(type="mmitp.PruneHook", target=0.05, begin=0, end=2)).train()

@@ -175,6 +175,7 @@ class AdversarialHook(Hook):
             raise ValueError("AdversarialHook(by_epoch=True) needs an epoch-based loop: set by_epoch=False")
         self._detach()
         self._check_window(runner)
+        self._check_others(runner)
         self._runner = runner
         self._fits, self._dark, self._finite = False, 0, None
         preprocessor = unwrap(runner.model).data_preprocessor
@@ -244,6 +245,19 @@ class AdversarialHook(Hook):
                 f"AdversarialHook(begin={self.begin:g}, warmup={self.warmup:g}): the attack never reaches its full "
                 f"size, since it ends at {close:g} {unit}"
             )
+
+    def _check_others(self, runner: Runner) -> None:
+        """Two hooks may follow each other, but not attack the same images."""
+        for other in runner.hooks:
+            if other is self or not isinstance(other, AdversarialHook):
+                continue
+            first, second = sorted([self, other], key=lambda hook: hook.begin)
+            if self.by_epoch != other.by_epoch or first.end is None or first.end > second.begin:
+                raise ValueError(
+                    f"two AdversarialHooks attack at the same time (begin={first.begin:g}, end={first.end}; begin="
+                    f"{second.begin:g}, end={second.end}), the one what the other has made: leave one out, or let one "
+                    "begin where the other ends"
+                )
 
     def _on_nonfinite_loss(self, runner: Runner) -> None:
         model = unwrap(runner.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from mmitp.pruning.freeze import NotFinite
 from mmitp.pruning.latency import Calibration, LatencyCost, clock_ratio, processor
 from mmitp.pruning.live import plan_live
 from mmitp.pruning.masks import weights_of
+from mmitp.pruning.progressive import restore_cut
 from mmitp.pruning.pruner import (
     OUTCOME,
     FreezeReport,
@@ -89,6 +91,10 @@ class PruneHook(Hook):
             table less its margin is believed, and a warning says so.
         push: ``'plain'`` (the paper's; the default for a fixed ``b``) or ``'balanced'`` (the default for ``'auto'``).
         min_keep: part of its input channels that every layer keeps at least; 0 is one channel (the paper's).
+        slim_every: progressive slimming, with ``slim_at_end``: inside the window, every so many epochs (iterations with
+            an iteration-based loop; below 1 with a decimal point: parts of the window), what has been off for as long
+            is cut out of the live model as at its end. Losses and ratio go on; what is cut does not come back (see
+            :mod:`mmitp.pruning.progressive`). None: at the end alone.
 
     ``b``, ``lr``, ``push``, ``min_keep``, ``fill``, ``divisor`` and ``on_miss`` are
     :class:`~mmitp.pruning.InTrainPruner`'s.
@@ -118,6 +124,7 @@ class PruneHook(Hook):
         cost: str | dict[str, Any] | Cost = "macs",
         push: str | None = None,
         min_keep: float = 0.1,
+        slim_every: float | None = None,
     ) -> None:
         try:
             check_settings(target, b, lr, 1, push, min_keep, divisor, on_miss)
@@ -133,6 +140,15 @@ class PruneHook(Hook):
         for name, flag in (("fill", fill), ("slim_at_end", slim_at_end)):
             if not isinstance(flag, bool):
                 raise ValueError(f"PruneHook {name} must be True or False, got {flag!r}")
+        if slim_every is not None:
+            if not (slim_every > 0 and (_is_part(slim_every) or slim_every == int(slim_every))):
+                raise ValueError(
+                    "PruneHook slim_every must be a whole number of epochs (or iterations), or a part of the window "
+                    f"below 1, got {slim_every!r}"
+                )
+            if not slim_at_end:
+                raise ValueError("PruneHook slim_every needs slim_at_end=True: it slims on the way there")
+        self.slim_every = slim_every
         if input_shape is not None and not is_size(input_shape):
             raise ValueError(f"PruneHook input_shape must be two whole numbers of pixels (H, W), got {input_shape!r}")
         self.target, self.slim_at_end, self.interval = float(target), slim_at_end, interval
@@ -151,6 +167,7 @@ class PruneHook(Hook):
         self.calibration: Calibration | None = None
         self._pending: dict[str, Any] | None = None
         self._state: dict[str, Any] = {}  # the pruner's, once it is gone
+        self._dense: nn.Module | None = None  # of a network resumed after a cut, until its budget is made
         self._best_rules: dict[CheckpointHook, Any] = {}
         self._steps_now = False
         self._window_since: tuple[int, float] | None = None  # steps done, and the time, as the window was entered
@@ -177,6 +194,8 @@ class PruneHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self.logger = MMLogger.get_current_instance()
         self.runner = runner
+        if sum(isinstance(hook, PruneHook) for hook in runner.hooks) > 1:
+            raise ValueError("two PruneHooks in one run: each would move and freeze the other's masks, leave one out")
         self.masks = masked_layers(self._model(runner))
         if not self.masks and self.slimmed is None:
             raise ValueError(
@@ -189,9 +208,12 @@ class PruneHook(Hook):
         optimizer = self._optimizer(runner)
         self._report_groups(optimizer)
         self._spare_masks_from_clipping(runner.optim_wrapper)
+        before, after = self._take_gradients, self._optimizer_2
+        if runner.cfg.get("compile"):  # it traces the optimizer's step too; the host's half would be traced every time
+            before, after = torch.compiler.disable(before), torch.compiler.disable(after)
         self._handles = [
-            optimizer.register_step_pre_hook(lambda *_: self._take_gradients(optimizer)),
-            optimizer.register_step_post_hook(lambda *_: self._optimizer_2()),
+            optimizer.register_step_pre_hook(lambda *_: before(optimizer)),
+            optimizer.register_step_post_hook(lambda *_: after()),
         ]
 
     def _check_window(self, runner: Runner) -> None:
@@ -259,6 +281,8 @@ class PruneHook(Hook):
 
     def _build_pruner(self, runner: Runner, data_batch: Any) -> None:
         model = self._model(runner)
+        # Of a network that is resumed after a cut: the dense one that the budget is about.
+        dense = model if self._dense is None else self._dense
         example = example_inputs(model, data_batch, self.input_shape)
         shape = torch.tensor(example["inputs"].shape[-2:])
         broadcast(shape)  # batches of different sizes in different processes, but one budget
@@ -266,7 +290,7 @@ class PruneHook(Hook):
         if example["inputs"].shape[-2:] != self.input_shape:
             example = example_inputs(model, data_batch, self.input_shape)
         self.channels = example["inputs"].shape[1]
-        budget = MacBudget(model, example, cost=self.cost)
+        budget = MacBudget(dense, example, cost=self.cost)
         self.logger.info(
             f"PruneHook: {budget.dense_macs / 1e9:.4f} GMACs dense, {len(budget.masked)} of "
             f"{len(budget.layers)} layers masked, target {self.target} of the {budget.what}"
@@ -282,20 +306,41 @@ class PruneHook(Hook):
             for layer in self.masks.values():
                 layer.unfreeze_mask()
             budget.hold_masks()
+        cut = self._state.get("cut") if self._pending is not None else None
+        if cut is not None:
+            restore_cut(dense, budget, cut)
+            budget.move_to(dense, model)
+            self._dense = None
         try:
             self.pruner = InTrainPruner(
-                model, example, self.target, steps=self.window_steps, budget=budget, warn=self._warn, **self.arguments
+                model,
+                example,
+                self.target,
+                steps=self.window_steps,
+                budget=budget,
+                slim_every=self._steps_between_cuts(runner),
+                warn=self._warn,
+                **self.arguments,
             )
         except ValueError as error:
             raise ValueError(f"PruneHook {error}") from None
         if self._pending is not None:
             self.pruner.load_state_dict(self._pending["pruner"])
             self._pending = None
-        if self.slim_at_end:
+        if self.slim_at_end and cut is None:  # a network that was cut has been looked at by the run that cut it
             require_same_training(model, example, data_batch)
         if isinstance(self.cost, LatencyCost) and not self.frozen:
             blank = blank_example(model, self.input_shape, example["inputs"].shape[1], self.cost.table.get("batch", 1))
             self.pruner.clock = self.calibration = self._calibration(model, blank, budget, self.cost)
+
+    def _steps_between_cuts(self, runner: Runner) -> int | None:
+        """``slim_every`` in steps of Optimizer 2."""
+        if self.slim_every is None:
+            return None
+        if _is_part(self.slim_every):
+            return max(round(self.slim_every * self.window_steps), 1)
+        each = 1 if self.interval == "epoch" else self.length / self._accumulation(runner)
+        return max(round(self.slim_every * each), 1)
 
     def _warn(self, text: str) -> None:
         self.logger.warning(f"PruneHook: {text}")
@@ -353,6 +398,8 @@ class PruneHook(Hook):
         if self.slim_at_end and self.frozen:
             self._slim(runner)  # resumed from a checkpoint with frozen masks
             return
+        if self.pruner.cut_is_due:
+            self._cut(runner)
         self._steps_now = self._in_window() and (self.interval == "iter" or self._is_last_update(runner, batch_idx))
         self.pruner.active = self._steps_now
         if self._steps_now and self.calibration is not None and self.pruner.position % self.calibrate_every == 0:
@@ -402,7 +449,7 @@ class PruneHook(Hook):
     def _is_logged(self, runner: Runner, batch_idx: int) -> bool:
         """Whether a LoggerHook may write in this iteration. In the others nobody waits for the ratio."""
         intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
-        due = any(self.every_n_inner_iters(batch_idx, n) or self.every_n_train_iters(runner, n) for n in intervals)
+        due = any(self.every_n_inner_iters(batch_idx, n) for n in intervals)
         return due or self.end_of_epoch(runner.train_dataloader, batch_idx) or runner.iter + 1 == runner.max_iters
 
     def _log(self, runner: Runner) -> None:
@@ -498,10 +545,25 @@ class PruneHook(Hook):
         if is_main_process():
             write_whole(os.path.join(runner.work_dir, "pruning.json"), json.dumps(report.to_dict(), indent=1))
 
+    def _cut(self, runner: Runner) -> None:
+        """Progressive slimming, between two iterations."""
+        assert self.pruner is not None
+        model = self._model(runner)
+        before = sum(p.numel() for _, p in weights_of(model))
+        self._sync_ema(runner)
+        with without_runner_hooks(model):
+            gone = self.pruner.cut(shrink=lambda plan: slim_runner(runner, plan, keep_masks=True))
+        if gone:
+            self.logger.info(
+                f"PruneHook: {gone} mask entries that were off are cut out of the network, {before} -> "
+                f"{sum(p.numel() for _, p in weights_of(model))} parameters at the same {self._ratio():.4f} of the "
+                f"{self.pruner.budget.what}"
+            )
+
     def _slim(self, runner: Runner) -> None:
         assert self.pruner is not None
         model, budget = self._model(runner), self.pruner.budget
-        params = sum(p.numel() for _, p in weights_of(model))
+        params = budget.dense_params
         with without_runner_hooks(model):
             plan = plan_live(model, self.pruner.example, budget)
         macs = dict(macs_dense=budget.dense_macs, macs_kept=budget.kept_macs())
@@ -519,7 +581,7 @@ class PruneHook(Hook):
                 f"anew ({restarted[0]} and others)"
             )
         if self.pruner is not None:
-            self._state = self.pruner.state_dict()
+            self._state = dict(self.pruner.state_dict(), cut=None)  # the spec says it all from now on
             self.pruner.detach()
         self.slimmed, self.pruner, self.masks, self.calibration = slim, None, {}, None
         if is_main_process() and is_masked(runner.cfg.get("model", {})):
@@ -576,7 +638,18 @@ class PruneHook(Hook):
             # Before EMA's hook loads its copy, and before the Runner loads model and optimizer.
             self._become(runner, SlimPlan.from_spec(slim["spec"]), slim)
             self.input_shape, self.channels = state["input_shape"], state.get("channels")
-        elif resume:
+        elif not slim and (cut := state.get("pruner", {}).get("cut")) is not None and self._dense is None:
+            if isinstance(runner._train_loop, BaseLoop) and not resume:
+                raise ValueError(
+                    "load_from names a checkpoint from inside the window of a run with slim_every, whose network is "
+                    "smaller than the dense one already: resume it"
+                )
+            if problem := unlike(cut, dict(spec=dict(layers={}, norms={})), f"{STATE_KEY}.pruner.cut"):
+                raise ValueError(f"{runner._load_from}: {problem}")
+            with without_runner_hooks(model := self._model(runner)):
+                self._dense = copy.deepcopy(model)
+            slim_runner(runner, SlimPlan.from_spec(cut["spec"]), keep_masks=True)
+        if resume and not slim:
             # Before the Runner loads them: what does not fit is said in its own words.
             saved = {re.sub(r"^module\.", "", key): value for key, value in checkpoint["state_dict"].items()}
             require_same_layout(layout_of_state(saved), mask_layout(self._model(runner)))
