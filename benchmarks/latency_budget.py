@@ -37,8 +37,8 @@ def main() -> None:
     example = blank_example(model, tuple(table["shape"]), batch=table["batch"])
     cost = LatencyCost(table, args.margin)
     budget = MacBudget(model, example, cost=cost)
-    rows = budget.tables(torch.device("cpu")).literal_row
-    patterns, labels = [torch.ones(budget.n_literals, dtype=torch.bool)], ["dense"]
+    rows = budget.tables(torch.device("cpu")).entry_row
+    patterns, labels = [torch.ones(budget.n_entries, dtype=torch.bool)], ["dense"]
     low = lowest_ratio(budget)
     print(f"cheapest reachable: {low:.3f} of the latency by the table")
     for target in args.targets:
@@ -48,7 +48,7 @@ def main() -> None:
         for seed in range(args.seeds):
             generator = torch.Generator().manual_seed(seed)
             level = torch.rand(len(budget.layers), generator=generator)
-            masks = 0.01 + 0.5 * level[rows] + torch.rand(budget.n_literals, generator=generator)
+            masks = 0.01 + 0.5 * level[rows] + torch.rand(budget.n_entries, generator=generator)
             for name, part in budget.split(masks).items():
                 dict(budget.masked)[name].prune_mask.data.copy_(part)
             cost.counted = 1 - args.margin

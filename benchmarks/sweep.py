@@ -396,7 +396,12 @@ def relative_cost(known: dict[str, Any], costs: dict[str, Any]) -> float | None:
     if known["config"] == DENSE:
         return 1.0
     entry = costs.get(known["config"])
-    return None if entry is None else entry["whole_run"]["median"]
+    return None if entry is None else whole_run(entry)
+
+
+def whole_run(entry: dict[str, Any]) -> float:
+    """Processor time of a run over the dense one's: its steps' medians times the epochs that it takes them."""
+    return sum(n * entry[phase]["median"] for phase, n in entry["epochs"].items()) / entry["dense_epochs"]
 
 
 def tables(runs: list[Run], out: Path) -> str:

@@ -76,10 +76,12 @@ def step_costs() -> str:
     rows = []
     for config, entry in sorted(costs.items()):
         steps = ", ".join(f"{entry[key]['median']:.3f} {said}".strip() for key, said in parts.items() if key in entry)
-        whole = entry["whole_run"]
-        spread = f"{whole['quartile_1']:.2f} / **{whole['median']:.2f}** / {whole['quartile_3']:.2f}"
-        rows.append([f"`{config}`", steps, spread, str(whole["rounds"]), entry["commit"]])
-    return markdown(["config", "a step", "whole run: quartile / median / quartile", "rounds", "commit"], rows)
+        first = next(entry[phase] for phase in entry["epochs"])
+        length = str(sum(entry["epochs"].values()))
+        rows.append(
+            [f"`{config}`", length, steps, f"{sweep.whole_run(entry):.2f}", str(first["rounds"]), entry["commit"]]
+        )
+    return markdown(["config", "epochs", "a step", "whole run", "rounds", "commit"], rows)
 
 
 def mean(values: Iterable[float], decimals: int) -> str:

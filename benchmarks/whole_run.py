@@ -126,11 +126,11 @@ def take_turns(runners: dict[str, tuple[Runner, Any]], rounds: int, now: Callabl
 
 def whole_run_cost(
     file: Path, dense: Path, rounds: int, size: int = 128, shape: tuple[int, int] = (32, 32)
-) -> dict[str, dict[str, float]]:
-    """Processor time of a config's steps, and of its run by its own schedule, over those of a dense config's.
+) -> dict[str, Any]:
+    """Processor time of a config's steps over those of a dense config's, and its schedule.
 
     Medians and quartiles of rounds: ``step`` of a network without masks, else ``before``, ``window`` and, with
-    ``slim_at_end``, ``slimmed``; and ``whole_run``.
+    ``slim_at_end``, ``slimmed``. ``epochs`` says how many of each the run has, ``dense_epochs`` how many the dense one.
     """
     cfg = load_config(str(file))
     hook = prune_hook(cfg)
@@ -151,8 +151,8 @@ def whole_run_cost(
                 spans["before"] += epochs - pruning.end  # frozen masks cost what masks at rest do
         times = take_turns(runners, rounds, time.process_time)
     ratios = {phase: [a / b for a, b in zip(times[phase], times["dense"], strict=True)] for phase in spans}
-    whole = [sum(spans[p] * ratios[p][i] for p in spans) / dense_epochs for i in range(rounds)]
-    return {name: spread_of(values) for name, values in dict(ratios, whole_run=whole).items()}
+    steps = {name: spread_of(values) for name, values in ratios.items()}
+    return dict(steps, epochs=spans, dense_epochs=dense_epochs)
 
 
 def hook_of(runner: Runner) -> PruneHook:

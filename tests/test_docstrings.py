@@ -1,8 +1,11 @@
 """The examples in the docstrings of the cores run, and give what they say."""
 
+import dataclasses
 import doctest
 import importlib
+import inspect
 import pkgutil
+import re
 
 import pytest
 import torch
@@ -42,6 +45,30 @@ def test_examples_run(name):
         with torch.random.fork_rng(devices=[]):
             runner.run(test, out=said.append)
     assert "".join(said) == ""
+
+
+def tables():
+    """The public data classes of the pruning core that hold tensors."""
+    for name in MODULES:
+        if name.startswith("mmitp.pruning."):
+            for cls in vars(importlib.import_module(name)).values():
+                if inspect.isclass(cls) and dataclasses.is_dataclass(cls) and cls.__module__ == name:
+                    fields = [
+                        f.name for f in dataclasses.fields(cls) if "Tensor" in f.type and not f.type.startswith("list")
+                    ]
+                    if fields and not cls.__name__.startswith("_"):
+                        yield pytest.param(cls, fields, id=cls.__name__)
+
+
+@pytest.mark.parametrize(("cls", "fields"), list(tables()))
+def test_index_tables_state_shape_and_type(cls, fields):
+    _, attributes = inspect.getdoc(cls).split("Attributes:")
+    said = {}
+    for text in re.split(r"\n    (?=\w)", attributes):
+        names, _, meaning = text.partition(":")
+        said.update((name.strip(), meaning) for name in names.split(","))
+    unsaid = [f for f in fields if not re.search(r"\([\w, ]*\)`` (int64|float64|bool)", said.get(f, ""))]
+    assert unsaid == []
 
 
 @pytest.mark.parametrize("name", SHOWN)

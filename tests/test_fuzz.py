@@ -36,7 +36,7 @@ from mmitp.engine.safe_load import load_data
 from mmitp.engine.signs import check_signs, read_run
 from mmitp.evaluation import kitti_ap
 from mmitp.pruning import MacBudget, mask_model
-from mmitp.pruning.cost import LatencyCost
+from mmitp.pruning.latency.cost import LatencyCost
 
 TIMES = int(os.environ.get("MMITP_FUZZ", "1"))
 REFUSED = object()

@@ -88,7 +88,7 @@ def main() -> None:
         if run(HERE / f"{script}.py", options, seconds, args.out.resolve(), args.copy):
             failed.append(script)
     if failed:
-        raise SystemExit(f"not finished: {', '.join(failed)} ({args.out}/NAME.json and NAME.log say why)")
+        raise SystemExit(f"not finished: {', '.join(failed)} (NAME.json and NAME.log in {args.out} say why)")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmitp.attacks.arguments import check_arguments
 from mmitp.attacks.mode import attack_mode
+from mmitp.pruning.verify import eval_mode
 
 SuiteNorm = Literal["Linf", "L2", "L1"]
 SuiteVersion = Literal["standard", "plus", "rand", "custom"]
@@ -133,12 +134,10 @@ def autoattack_accuracy(
     images, labels = x.float(), y.long()
     logits = _Float32Logits(model)
 
-    training = [(module, module.training) for module in model.modules()]
     tracer = sys.gettrace()
-    model.eval()
     try:
         # Frozen, because the suite's FAB calls backward() and would leave gradients on the parameters.
-        with _SuiteLog() as log, attack_mode(model, freeze=True):
+        with eval_mode(model), _SuiteLog() as log, attack_mode(model, freeze=True):
             with torch.no_grad():
                 classes = logits(images[:1].to(device)).shape[1]
             if int(labels.max()) >= classes or int(labels.min()) < 0:
@@ -162,8 +161,6 @@ def autoattack_accuracy(
     finally:
         # Its check for dynamic models leaves tracing off, which ends a debugger's or a coverage tool's watch.
         sys.settrace(tracer)
-        for module, mode in training:
-            module.training = mode
     adversarial = torch.where(found == images, x, found.to(x.dtype)).detach()
     ran = [str(name) for name in suite.attacks_to_run]
     return AutoAttackResult(clean, robust, len(x), ran, list(dict.fromkeys(log.flags)), adversarial)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.model import is_model_wrapper
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmitp.attacks import pick_logits
@@ -262,7 +263,8 @@ def select_losses(losses: dict[str, Any], patterns: Sequence[str] | None) -> Ten
 def training_loss(model: nn.Module, data: Any, losses: Sequence[str] | None = None) -> Callable[[Tensor], Tensor]:
     """``loss_fn`` raising the model's own training loss (a scalar, the batch's mean).
 
-    Detectors get a copy of the data samples each time, because some heads alter them.
+    Detectors get new data samples each time, because some heads alter them. Their tensors are copied once in all: the
+    copies are lent out again unless a head has written into them.
 
     Args:
         model: unwrapped mmengine model.
@@ -271,16 +273,53 @@ def training_loss(model: nn.Module, data: Any, losses: Sequence[str] | None = No
     """
     batch = ImageBatch.find(data)
     samples = samples_of(data)
-    annotated = samples is not None and len(samples) > 0 and hasattr(samples[0], "gt_instances")
+    lent = None
+    if samples is not None and len(samples) > 0 and hasattr(samples[0], "gt_instances"):
+        lent = _LentSamples(samples)
 
     def loss_fn(x: Tensor) -> Tensor:
         attacked = batch.replaced(x)
-        if annotated:
-            attacked["data_samples"] = copy.deepcopy(samples)
+        if lent is not None:
+            attacked["data_samples"] = lent.again()
         output = model(**attacked, mode="loss") if isinstance(attacked, Mapping) else model(*attacked, mode="loss")
         return select_losses(output, losses)
 
     return loss_fn
+
+
+class _LentSamples:
+    """Data samples for one pass after another, each as the first: what a pass does to its own is not seen by the next.
+
+    New containers around the same tensors, which are copied where a pass has written into them, as their version
+    counters tell. What else there is (masks in numpy) is copied each time.
+    """
+
+    def __init__(self, samples: Sequence[Any]) -> None:
+        self._given = samples
+        self._own: Any = None
+        self._versions: list[tuple[Tensor, int]] = []
+
+    def again(self) -> Any:
+        if self._own is None or any(tensor._version != version for tensor, version in self._versions):
+            self._own = copy.deepcopy(self._given)
+        self._versions = []
+        return self._around(self._own)
+
+    def _around(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_inference():
+            return value.clone()  # it has no counter
+        if isinstance(value, Tensor):
+            self._versions.append((value, value._version))
+            return value
+        if isinstance(value, BaseDataElement):
+            new = copy.copy(value)
+            new.__dict__.update({key: self._around(item) for key, item in value.__dict__.items()})
+            return new
+        if type(value) is dict:
+            return {key: self._around(item) for key, item in value.items()}
+        if type(value) in (list, tuple, set):
+            return type(value)(self._around(item) for item in value)
+        return copy.deepcopy(value)
 
 
 def class_labels(samples: Sequence[Any] | None) -> Tensor | None:

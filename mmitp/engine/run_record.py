@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 
 from mmitp.engine.results import plain, provenance
 from mmitp.engine.run import device_of
+from mmitp.files import write_whole
 
 __all__ = ["RECORD", "recorded"]
 
@@ -51,7 +52,4 @@ def recorded(runner: Runner, config: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _write(file: Path, content: dict) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(plain(content), indent=1), encoding="utf-8")
-    os.replace(part, file)
+    write_whole(file, json.dumps(plain(content), indent=1))

@@ -30,13 +30,17 @@ def require_slimmable(runner: Runner) -> None:
         ValueError: compiled models, wrappers other than DistributedDataParallel, sharded optimizers, masks on weights.
     """
     model = unwrap(runner.model)
-    compiled = any(
-        getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod") for m in model.modules()
-    )
-    if compiled or runner.cfg.get("compile"):
+    # mmengine's compile= compiles the model's train_step, which notices that layers have changed. What holds a layer
+    # itself in compiled form does not.
+    if any(getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod") for m in model.modules()):
         raise ValueError(
-            "slim_at_end changes the network in mid-run, which is not supported for a compiled one: turn off one of "
-            "the two"
+            "slim_at_end changes the network in mid-run, which is not supported for a compiled one (model.compile(), "
+            "torch.compile(model)): leave it as it is and compile by the config's compile=, or turn off slim_at_end"
+        )
+    if is_model_wrapper(runner.model) and runner.cfg.get("compile"):
+        raise ValueError(
+            "slim_at_end puts a new wrapper around the slimmed model, whose train_step would not be the compiled one: "
+            "turn off the config's compile=, or slim_at_end, in distributed training"
         )
     if is_model_wrapper(runner.model) and not isinstance(runner.model, MMDistributedDataParallel):
         raise ValueError(

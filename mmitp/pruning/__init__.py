@@ -7,8 +7,8 @@ fixes the masks under the target, ``slim`` removes what they leave unread (``liv
 
 Words: an input channel is *kept* by a layer whose mask entry for it is on, and *needed* while any of its readers keeps
 it. *Coupled* channels stand in one place of tensors that the model's code adds up or normalises together (elsewhere: a
-dependency group); a tensor of the slimmed network *carries* them all while one of them is needed. A *literal* is one
-mask entry in the flat vector of all of them.
+dependency group); a tensor of the slimmed network keeps them all while one of them is needed. Channels that the same
+mask entries keep have one *reader set*.
 
 For deployment: :func:`slim` and then, if at all, :func:`fold_norms`. Where a masked network goes to code that reads its
 weights (fusion, re-parameterisation, converters), :func:`fold_masks` comes first.

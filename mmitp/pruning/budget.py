@@ -24,7 +24,7 @@ from .cost import Cost, CostRatio, MacCost
 from .graph import ChannelGraph, LayerRecord, record_graph
 from .layers import Conv2dKind, masked_layers
 from .masks import MaskedLayer, binarize_rows, ste_derivative, weights_of
-from .needs import CarriedChannels, Needs, channel_masked, solve_needs
+from .needs import KeptChannels, Needs, channel_masked, solve_needs
 from .verify import compare, frozen_at, outputs, tensors_in
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ class LayerRow(NamedTuple):
 class Tables:
     """Index vectors of the budget, all on one device.
 
-    Literals (entries of masks) and classes (channels that the same literals keep) are those of
+    Mask entries and reader sets (of channels that the same entries keep) are those of
     :class:`~mmitp.pruning.needs.Needs`. Rows are layers, in the order of :attr:`MacBudget.layers`: ``L`` of them, with
-    ``N`` literals.
+    ``N`` entries.
 
     Attributes:
         pair: ``(L,)`` float64, MACs that an (input, output) pair of channels costs.
@@ -58,14 +58,14 @@ class Tables:
         fixed: ``(L,)`` float64, MACs that stay in any case.
         in_const: ``(L,)`` float64, inputs that no mask can drop.
         out_const: ``(L,)`` float64, outputs that are always needed.
-        literal_row: ``(N,)`` int64, the row a literal is counted under (the first of those that share its mask).
-        in_row, in_literal: ``(I,)`` int64, row and literal of every masked input (of every row that shares a mask).
-        class_of, class_row: ``(K,)`` int64, class and row of every class of channels that a row computes.
-        class_weight: ``(K,)`` float64, how many outputs of that row they are.
-        pair_class, pair_literal: ``(P,)`` int64, every class with every literal that keeps it.
-        literal_count: ``(L,)`` int64, mask entries that are counted under each row, those cut off since included.
-        node_class: ``(n_nodes,)`` int64, every node's class, ``n_classes`` for those that are always needed.
-        n_classes: number of classes.
+        entry_row: ``(N,)`` int64, the row an entry is counted under (the first of those that share its mask).
+        in_row, in_entry: ``(I,)`` int64, row and entry of every masked input (of every row that shares a mask).
+        set_of, set_row: ``(K,)`` int64, reader set and row of every reader set that a row computes channels of.
+        set_weight: ``(K,)`` float64, how many outputs of that row they are.
+        pair_set, pair_entry: ``(P,)`` int64, every reader set with every entry in it.
+        entry_count: ``(L,)`` int64, mask entries that are counted under each row, those cut off since included.
+        node_set: ``(n_nodes,)`` int64, every node's reader set, ``n_sets`` for those that are always needed.
+        n_sets: number of reader sets.
     """
 
     pair: Tensor
@@ -73,29 +73,29 @@ class Tables:
     fixed: Tensor
     in_const: Tensor
     out_const: Tensor
-    literal_row: Tensor
+    entry_row: Tensor
     in_row: Tensor
-    in_literal: Tensor
-    class_of: Tensor
-    class_row: Tensor
-    class_weight: Tensor
-    pair_class: Tensor
-    pair_literal: Tensor
-    node_class: Tensor
-    literal_count: Tensor
-    n_classes: int
+    in_entry: Tensor
+    set_of: Tensor
+    set_row: Tensor
+    set_weight: Tensor
+    pair_set: Tensor
+    pair_entry: Tensor
+    node_set: Tensor
+    entry_count: Tensor
+    n_sets: int
 
     def without(self, keep: Tensor) -> Tables:
         """The tables once the entries not in ``keep`` (``(N,)`` bool) are off for good and no more in the vectors."""
         number = keep.long().cumsum(0) - 1
-        inputs, pairs = keep[self.in_literal], keep[self.pair_literal]
+        inputs, pairs = keep[self.in_entry], keep[self.pair_entry]
         return replace(
             self,
-            literal_row=self.literal_row[keep],
+            entry_row=self.entry_row[keep],
             in_row=self.in_row[inputs],
-            in_literal=number[self.in_literal[inputs]],
-            pair_class=self.pair_class[pairs],
-            pair_literal=number[self.pair_literal[pairs]],
+            in_entry=number[self.in_entry[inputs]],
+            pair_set=self.pair_set[pairs],
+            pair_entry=number[self.pair_entry[pairs]],
         )
 
     def to(self, device: torch.device) -> Tables:
@@ -103,17 +103,17 @@ class Tables:
         return Tables(**moved)
 
     def needs(self, on: Tensor) -> tuple[Tensor, Tensor]:
-        """How many literals that are on keep each class, and whether any does: ``(n_classes,)`` in the type of ``on``.
+        """How many entries of each reader set are on, and whether any is: ``(n_sets,)`` in the type of ``on``.
 
-        ``on``: ``(N,)``, the literals as floats of 0 and 1.
+        ``on``: ``(N,)``, the entries as floats of 0 and 1.
         """
-        readers = on.new_zeros(self.n_classes).index_add_(0, self.pair_class, on[self.pair_literal])
+        readers = on.new_zeros(self.n_sets).index_add_(0, self.pair_set, on[self.pair_entry])
         return readers, (readers > 0).to(on.dtype)
 
     def channels(self, on: Tensor, needed: Tensor) -> tuple[Tensor, Tensor]:
         """Kept inputs and needed outputs of every layer: ``(L,)`` float64 each, from :meth:`needs`."""
-        n_in = self.in_const.index_add(0, self.in_row, on[self.in_literal])
-        n_out = self.out_const.index_add(0, self.class_row, needed[self.class_of] * self.class_weight)
+        n_in = self.in_const.index_add(0, self.in_row, on[self.in_entry])
+        n_out = self.out_const.index_add(0, self.set_row, needed[self.set_of] * self.set_weight)
         return n_in, n_out
 
 
@@ -147,12 +147,12 @@ class MacBudget:
         dense_macs: MACs of the unpruned model (int).
         dense_cost: what it costs in ``unit``: its MACs, unless another cost was given (int).
         dense_params: its parameters, masks not counted (int).
-        literals: ``(n_literals,)`` int64, the entries of the flat vectors among those of the dense network: all, until
+        entries: ``(n_entries,)`` int64, the entries of the flat vectors among those of the dense network: all, until
             some are cut off (:meth:`cut_off`).
         cut: what has been cut out of the model since the budget was made; None while nothing has been.
         whole_tensors: whether that left tensors their widths.
         present: ``(n_nodes,)`` bool, the channels that the model's tensors still carry.
-        carried: the rule by which they go on losing some.
+        kept: the rule by which they go on losing some.
         unfollowed: name -> why, for layers and operations the channel graph could not follow (they stay dense), and
             for what multiplies and could not be counted.
 
@@ -186,16 +186,16 @@ class MacBudget:
         self.cut: SlimPlan | None = None
         self.whole_tensors = False
         self._prepare()
-        if check and self.n_literals:
+        if check and self.n_entries:
             self._check(model, (example_inputs, *more_examples))
-        counting = set(self.patterns(torch.ones(self.n_literals)))
+        counting = set(self.patterns(torch.ones(self.n_entries)))
         self._held = [layer for layer in masked_layers(model).values() if layer not in counting]
         self.hold_masks()
         self._macs = MacCost()
         self.cost = cost or self._macs
         for each in {self._macs, self.cost}:
             each.bind(self, model)
-        self.dense_cost = self.cost_of(torch.ones(self.n_literals, dtype=torch.bool))
+        self.dense_cost = self.cost_of(torch.ones(self.n_entries, dtype=torch.bool))
 
     def _prepare(self) -> None:
         self.needs: Needs = solve_needs(self.graph)
@@ -203,11 +203,11 @@ class MacBudget:
         self.layers: list[LayerRecord] = self.graph.layers
         for index in self.needs.dead:
             self.layers[index].note = "its output is never read: held at full size"
-        self.n_literals = self.needs.n_literals
-        self.literals = torch.arange(self.n_literals)
+        self.n_entries = self.needs.n_entries
+        self.entries = torch.arange(self.n_entries)
         self.present = torch.ones(self.graph.n_nodes, dtype=torch.bool)
-        self.carried = CarriedChannels(self.graph)
-        first = {s: r for r, s in zip(self.layers[::-1], self.needs.literal_start[::-1], strict=True)}
+        self.kept = KeptChannels(self.graph)
+        first = {s: r for r, s in zip(self.layers[::-1], self.needs.entry_start[::-1], strict=True)}
         self._masked = [(r.name, r.mask) for s, r in sorted(first.items(), key=lambda sr: sr[0]) if s >= 0 and r.mask]
         self.dense_macs = sum(record.dense_macs for record in self.layers)
         self._tables: dict[torch.device, Tables] = {}
@@ -226,11 +226,11 @@ class MacBudget:
 
     def _build_tables(self) -> Tables:
         pair, inp, fixed, in_const, out_const = [], [], [], [], []
-        literal_row: list[Tensor] = []
+        entry_row: list[Tensor] = []
         in_row: list[Tensor] = []
-        in_literal: list[Tensor] = []
-        class_of, class_row, class_weight = [], [], []
-        for row, (record, start) in enumerate(zip(self.layers, self.needs.literal_start, strict=True)):
+        in_entry: list[Tensor] = []
+        set_of, set_row, set_weight = [], [], []
+        for row, (record, start) in enumerate(zip(self.layers, self.needs.entry_start, strict=True)):
             masked = start >= 0 and record.mask is not None
             per_weight = masked and not channel_masked(record)
             pair.append(record.pair_macs // (1 if not per_weight else self._kernel_size(record)))
@@ -240,19 +240,19 @@ class MacBudget:
             if masked:
                 n = record.mask.prune_mask.numel()  # type: ignore[union-attr]
                 in_row.append(torch.full((n,), row))
-                in_literal.append(torch.arange(start, start + n))
-                if start == sum(map(len, literal_row)):
-                    literal_row.append(in_row[-1])
+                in_entry.append(torch.arange(start, start + n))
+                if start == sum(map(len, entry_row)):
+                    entry_row.append(in_row[-1])
             in_const.append(0 if masked else record.n_in // record.groups)
             if per_weight:
                 out_const.append(1)
                 continue
             nodes, width = record.output_nodes()
-            classes, counts = self.needs.node_class[nodes].unique(return_counts=True)
-            out_const.append(int(counts[classes < 0].sum()) * width)
-            class_of.append(classes[classes >= 0])
-            class_weight.append(counts[classes >= 0] * width)
-            class_row.append(torch.full_like(class_of[-1], row))
+            sets, counts = self.needs.node_set[nodes].unique(return_counts=True)
+            out_const.append(int(counts[sets < 0].sum()) * width)
+            set_of.append(sets[sets >= 0])
+            set_weight.append(counts[sets >= 0] * width)
+            set_row.append(torch.full_like(set_of[-1], row))
 
         def ints(chunks: Sequence[Tensor]) -> Tensor:
             return torch.cat([*chunks, torch.empty(0, dtype=torch.long)])
@@ -266,17 +266,17 @@ class MacBudget:
             floats(fixed),
             floats(in_const),
             floats(out_const),
-            ints(literal_row),
+            ints(entry_row),
             ints(in_row),
-            ints(in_literal),
-            ints(class_of),
-            ints(class_row),
-            ints(class_weight).double(),
+            ints(in_entry),
+            ints(set_of),
+            ints(set_row),
+            ints(set_weight).double(),
             self.needs.pairs[0],
             self.needs.pairs[1],
-            torch.where(self.needs.node_class < 0, self.needs.n_classes, self.needs.node_class),
-            torch.bincount(ints(literal_row), minlength=len(self.layers)),
-            self.needs.n_classes,
+            torch.where(self.needs.node_set < 0, self.needs.n_sets, self.needs.node_set),
+            torch.bincount(ints(entry_row), minlength=len(self.layers)),
+            self.needs.n_sets,
         )
 
     @staticmethod
@@ -299,7 +299,7 @@ class MacBudget:
     def _restrict(self, keep: Tensor) -> None:
         cpu = torch.device("cpu")
         self._tables = {cpu: self._tables[cpu].without(keep)}
-        self.literals, self.n_literals = self.literals[keep], int(keep.sum())
+        self.entries, self.n_entries = self.entries[keep], int(keep.sum())
 
     def cut_off(self, keep: Tensor, cut: SlimPlan, present: Tensor, whole_tensors: bool) -> None:
         """Takes note that the model has been cut: vectors are shorter from now on, costs and ratios the same.
@@ -307,12 +307,12 @@ class MacBudget:
         Args:
             keep: flat bool, the mask entries that stay.
             cut: what stays, in the dense network's channels.
-            present: ``(n_nodes,)`` bool, the channels that tensors carry from now on.
+            present: ``(n_nodes,)`` bool, the channels that tensors keep from now on.
             whole_tensors: whether they keep their widths.
         """
         self._restrict(keep)
         self.cut, self.present, self.whole_tensors = cut, present, whole_tensors
-        self.carried = CarriedChannels(self.graph, present)
+        self.kept = KeptChannels(self.graph, present)
 
     def move_to(self, origin: nn.Module, model: nn.Module) -> None:
         """Makes the budget recorded on ``origin`` that of ``model``, which has modules of the same names."""
@@ -331,8 +331,8 @@ class MacBudget:
 
     def in_dense(self, pattern: Tensor) -> Tensor:
         """A flat bool pattern over the dense network's mask entries, on the CPU: what was cut off is off."""
-        on = torch.zeros(self.needs.n_literals, dtype=torch.bool)
-        on[self.literals[pattern.cpu()]] = True
+        on = torch.zeros(self.needs.n_entries, dtype=torch.bool)
+        on[self.entries[pattern.cpu()]] = True
         return on
 
     # -- flat vectors
@@ -373,13 +373,13 @@ class MacBudget:
         }
         return {
             r.mask: parts[id(r.mask.prune_mask)]
-            for r, start in zip(self.layers, self.needs.literal_start, strict=True)
+            for r, start in zip(self.layers, self.needs.entry_start, strict=True)
             if start >= 0 and r.mask is not None
         }
 
     def binarize(self, masks: Tensor) -> Tensor:
         """:func:`~mmitp.pruning.masks.binarize` for all masks at once: bool, with each mask's first maximum on."""
-        return binarize_rows(masks, self.tables(masks.device).literal_row, len(self.layers))
+        return binarize_rows(masks, self.tables(masks.device).entry_row, len(self.layers))
 
     # -- figures
 
@@ -480,7 +480,7 @@ class MacBudget:
         n_in, n_out = tables.channels(on, tables.needs(on)[1])
         macs = self._macs.layers(torch.arange(len(self.layers)), n_in, n_out).tolist()
         rows = []
-        for i, (record, start) in enumerate(zip(self.layers, self.needs.literal_start, strict=True)):
+        for i, (record, start) in enumerate(zip(self.layers, self.needs.entry_start, strict=True)):
             in_kept, out_kept, note = int(n_in[i]), int(n_out[i]), record.note
             if start >= 0 and not channel_masked(record):
                 note = f"{in_kept} of {record.n_in * record.n_out * self._kernel_size(record)} weights kept"
@@ -506,7 +506,7 @@ class MacBudget:
         tables = self.tables(on.device)
         _, needed = tables.needs(on)
         always = torch.ones(1, dtype=torch.bool, device=on.device)
-        return torch.cat([needed > 0, always])[tables.node_class]
+        return torch.cat([needed > 0, always])[tables.node_set]
 
     # -- the check that the graph tells the truth
 
@@ -514,7 +514,7 @@ class MacBudget:
         generator = torch.Generator().manual_seed(0)
         # Half of the masks show what a usual pattern drops; next to none, what has many readers and seldom drops.
         for keep in (0.5, 0.0):
-            pattern = self.binarize(keep - torch.rand(self.n_literals, generator=generator))
+            pattern = self.binarize(keep - torch.rand(self.n_entries, generator=generator))
             moved = self._layers_that_move(model, examples, pattern)
             for index in moved:
                 record = self.layers[index]
@@ -522,7 +522,7 @@ class MacBudget:
                 self.graph.unfollowed[record.name] = "its outputs are read in a way the channel graph did not see"
             if moved:
                 self._prepare()
-                if not self.n_literals:
+                if not self.n_entries:
                     return
 
     @torch.no_grad()

@@ -60,7 +60,7 @@ def randomize_to(budget: MacBudget, target: float, seed: int = 0) -> float:
     Where the cheapest ratio is above the target, the middle between it and 1 is taken.
     """
     target = max(target, (1 + budget.min_ratio()) / 2) if budget.min_ratio() > target else target
-    order = torch.rand(budget.n_literals, generator=torch.Generator().manual_seed(seed))
+    order = torch.rand(budget.n_entries, generator=torch.Generator().manual_seed(seed))
     low, high = 0.0, 1.0
     for _ in range(20):
         keep = (low + high) / 2

@@ -64,15 +64,15 @@ class Cost:
         n_in, n_out = tables.channels(on, needed)
         every = torch.arange(len(n_in), device=on.device)
         d_in = self.smooth(every, n_in, n_out) - self.smooth(every, n_in - 1, n_out)
-        # What each class of channels costs the layers that compute it: with it less without it.
-        row, weight = tables.class_row, tables.class_weight
-        without = n_out[row] - weight * needed[tables.class_of]
+        # What each reader set's channels cost the layers that compute them: with them less without them.
+        row, weight = tables.set_row, tables.set_weight
+        without = n_out[row] - weight * needed[tables.set_of]
         price = self.smooth(row, n_in[row], without + weight) - self.smooth(row, n_in[row], without)
-        d_need = on.new_zeros(tables.n_classes).index_add_(0, tables.class_of, price)
+        d_need = on.new_zeros(tables.n_sets).index_add_(0, tables.set_of, price)
         # A reader matters to a channel only where no other reader keeps it.
-        alone = (readers[tables.pair_class] - on[tables.pair_literal]) == 0
-        d_on = torch.zeros_like(on).index_add_(0, tables.in_literal, d_in[tables.in_row])
-        return d_on.index_add_(0, tables.pair_literal, d_need[tables.pair_class] * alone)
+        alone = (readers[tables.pair_set] - on[tables.pair_entry]) == 0
+        d_on = torch.zeros_like(on).index_add_(0, tables.in_entry, d_in[tables.in_row])
+        return d_on.index_add_(0, tables.pair_entry, d_need[tables.pair_set] * alone)
 
 
 class MacCost(Cost):
@@ -108,14 +108,14 @@ class CostRatio(torch.autograd.Function):
 class ParameterCost(Cost):
     """Parameters of the slimmed network, exact: weights, biases, offset convolutions, norms, and the rest of the model.
 
-    The gradient leaves the norms out: which channels a tensor carries is no sum over layers.
+    The gradient leaves the norms out: which channels a tensor keeps is no sum over layers.
     """
 
     what = unit = "parameters"
 
     def bind(self, budget: MacBudget, model: nn.Module) -> None:
         self.budget = budget
-        rows = [self._coefficients(r, s) for r, s in zip(budget.layers, budget.needs.literal_start, strict=True)]
+        rows = [self._coefficients(r, s) for r, s in zip(budget.layers, budget.needs.entry_start, strict=True)]
         # (layers, 4) float64: the coefficients of every layer
         self._rows = {torch.device("cpu"): torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)}
         self.norms: list[tuple[Tensor, int]] = []
@@ -167,7 +167,7 @@ class ParameterCost(Cost):
     def rest(self, on: Tensor) -> Tensor:
         if on.device not in self._by_node:
             self._by_node[on.device] = self._by_node[torch.device("cpu")].to(on.device)
-        return (self.budget.carried(self.budget.needed_nodes(on)) * self._by_node[on.device]).sum() + self.other
+        return (self.budget.kept(self.budget.needed_nodes(on)) * self._by_node[on.device]).sum() + self.other
 
 
 def _numel(module: nn.Module) -> int:

@@ -14,7 +14,8 @@ from .needs import channel_masked
 
 @dataclass
 class _Counts:
-    """Channels read (``n_in``) and computed (``n_out``) by every layer under a pattern, and the classes needed."""
+    """Channels read (``n_in``) and computed (``n_out``) by every layer under a pattern, ``(layers,)`` int64, and which
+    reader sets are needed, ``(n_sets,)`` bool."""
 
     n_in: Tensor
     n_out: Tensor
@@ -40,7 +41,7 @@ class Divisor:
         self.tables = budget.tables(torch.device("cpu"))
         self.all_in = torch.tensor([r.n_in // r.groups for r in budget.layers])
         self.all_out = torch.tensor([r.n_out for r in budget.layers])
-        starts = budget.needs.literal_start
+        starts = budget.needs.entry_start
         masked = [s >= 0 and channel_masked(r) for s, r in zip(starts, budget.layers, strict=True)]
         # A mask on single weights removes no channel, and functional layers stay as they are.
         self.counts_in = torch.tensor(masked)
@@ -61,7 +62,7 @@ class Divisor:
 
     def nearest(self, masks: Tensor, on: Tensor) -> Tensor:
         """Drops each layer's lowest masks down to a multiple that is no further away than the one above."""
-        rows = self.tables.literal_row
+        rows = self.tables.entry_row
         place = ranks(torch.where(on, masks, -torch.inf), rows, len(self.all_in))
         n_in = self.counts(on).n_in
         excess = n_in % self.divisor
@@ -81,32 +82,30 @@ class Divisor:
             in_short, out_short = self.missing(counts)
             if not bool(in_short.any() or out_short.any()):
                 return on
-            # Layers at an allowed number that a literal would disturb by making a channel computed.
+            # Layers at an allowed number that an entry would disturb by making a channel computed.
             settled = (out_short == 0) & self.counts_out
-            class_harm = torch.zeros(t.n_classes, dtype=torch.long).index_add_(
-                0, t.class_of, settled[t.class_row].long()
-            )
+            set_harm = torch.zeros(t.n_sets, dtype=torch.long).index_add_(0, t.set_of, settled[t.set_row].long())
             harm = torch.zeros(len(on), dtype=torch.long).index_add_(
-                0, t.pair_literal, class_harm[t.pair_class] * ~counts.needed[t.pair_class]
+                0, t.pair_entry, set_harm[t.pair_set] * ~counts.needed[t.pair_set]
             )
             if bool(out_short.any()):
                 row = int(torch.where(out_short > 0, counts.n_out, -1).argmax())
-                mine = torch.zeros(t.n_classes, dtype=torch.bool)
-                mine[t.class_of[t.class_row == row]] = True
+                mine = torch.zeros(t.n_sets, dtype=torch.bool)
+                mine[t.set_of[t.set_row == row]] = True
                 mine &= ~counts.needed
-                pairs = mine[t.pair_class]
-                literals, classes, short = t.pair_literal[pairs], t.pair_class[pairs], int(out_short[row])
+                pairs = mine[t.pair_set]
+                entries, sets, short = t.pair_entry[pairs], t.pair_set[pairs], int(out_short[row])
             else:
                 row = int(in_short.argmax())
-                literals = t.in_literal[t.in_row == row]
-                literals = literals[~on[literals]]
-                classes, short = literals, int(in_short[row])
-            chosen = _best(literals, classes, harm[literals], masks[literals], short)
+                entries = t.in_entry[t.in_row == row]
+                entries = entries[~on[entries]]
+                sets, short = entries, int(in_short[row])
+            chosen = _best(entries, sets, harm[entries], masks[entries], short)
             on[chosen] = True
 
 
-def _best(literals: Tensor, classes: Tensor, harm: Tensor, masks: Tensor, count: int) -> Tensor:
-    """Up to ``count`` literals of different classes: those of least harm, of these the highest."""
+def _best(entries: Tensor, sets: Tensor, harm: Tensor, masks: Tensor, count: int) -> Tensor:
+    """Up to ``count`` entries of different reader sets: those of least harm, of these the highest."""
     order = masks.argsort(descending=True, stable=True)
     order = order[harm[order].argsort(stable=True)]
     least = harm[order[0]]
@@ -115,7 +114,7 @@ def _best(literals: Tensor, classes: Tensor, harm: Tensor, masks: Tensor, count:
     for i in order.tolist():
         if len(chosen) == count or harm[i] != least:
             break
-        if int(classes[i]) not in seen:
-            seen.add(int(classes[i]))
-            chosen.append(int(literals[i]))
+        if int(sets[i]) not in seen:
+            seen.add(int(sets[i]))
+            chosen.append(int(entries[i]))
     return torch.tensor(chosen)

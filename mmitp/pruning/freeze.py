@@ -68,7 +68,7 @@ class Projection:
     """A pattern at or under a target, and what it took to get there.
 
     Attributes:
-        pattern: flat bool vector over all counting masks (see :meth:`MacBudget.split`).
+        pattern: ``(N,)`` bool, flat over all counting masks (see :meth:`MacBudget.split`).
         ratio: operations (or whatever the budget counts) kept under it.
         switched_off: masks switched off because the target was missed.
         switched_on: dropped channels switched on again by ``fill``.
@@ -163,9 +163,9 @@ def lowest_ratio(budget: MacBudget, divisor: int = 1, min_keep: float = 0.0) -> 
         divisor: as in :func:`project`.
         min_keep: as in :func:`project`.
     """
-    if not budget.n_literals:
+    if not budget.n_entries:
         return 1.0
-    pattern = lowest_pattern(budget, _falling(budget.n_literals), divisor, min_keep)
+    pattern = lowest_pattern(budget, _falling(budget.n_entries), divisor, min_keep)
     return budget.cost_of(pattern) / budget.dense_cost
 
 
@@ -236,7 +236,7 @@ def floors(budget: MacBudget, min_keep: float) -> Tensor:
     """
     if not 0 <= min_keep < 1:
         raise ValueError(f"min_keep must be a part of a layer's channels in [0, 1), got {min_keep}")
-    size = budget.tables(torch.device("cpu")).literal_count  # of the dense network, whatever has been cut off since
+    size = budget.tables(torch.device("cpu")).entry_count  # of the dense network, whatever has been cut off since
     narrows = torch.tensor([channel_masked(record) for record in budget.layers])
     part = torch.where(narrows, torch.ceil(size.double() * min_keep - 1e-9).long(), 0)
     return torch.maximum(part, (size > 0).long())
@@ -244,7 +244,7 @@ def floors(budget: MacBudget, min_keep: float) -> Tensor:
 
 def highest(budget: MacBudget, masks: Tensor, count: Tensor) -> Tensor:
     """The ``count[row]`` highest entries of every layer's mask, the first of equal ones, as flat bool vector."""
-    rows = budget.tables(masks.device).literal_row
+    rows = budget.tables(masks.device).entry_row
     return ranks(masks, rows, len(count)) < count.to(masks.device)[rows]
 
 
@@ -282,7 +282,7 @@ class _Grid:
     def aligned(self, limit: int) -> Tensor:
         """Layers keep their first channels in place of their best ones, as few layers as it takes to meet the limit."""
         on, falling = self.lowest(), _falling(len(self.masks))
-        rows = self.budget.tables(torch.device("cpu")).literal_row
+        rows = self.budget.tables(torch.device("cpu")).entry_row
         for row in rows.unique().tolist():
             if self.budget.cost_of(on) <= limit:
                 break
@@ -299,7 +299,7 @@ class _Grid:
 
 def _fill_with_multiples(budget: MacBudget, masks: Tensor, on: Tensor, limit: int, divisor: Divisor) -> Tensor:
     """Lets one layer after the other grow by a multiple, that with the highest dropped mask first."""
-    rows = budget.tables(torch.device("cpu")).literal_row
+    rows = budget.tables(torch.device("cpu")).entry_row
     full: set[int] = set()
     while budget.cost_of(on) < (1 - FILL_TOLERANCE) * limit:
         order = masks.argsort(descending=True, stable=True)

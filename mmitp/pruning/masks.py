@@ -48,8 +48,8 @@ def first_maxima(masks: Tensor, row: Tensor, n_rows: int) -> Tensor:
     Entries are compared as they are: a difference in the last place counts.
 
     Args:
-        masks: one mask after the other, finite.
-        row: of every entry the number of its mask, below ``n_rows``.
+        masks: ``(N,)`` float, one mask after the other, finite.
+        row: ``(N,)`` int64, of every entry the number of its mask, below ``n_rows``.
         n_rows: how many numbers there are.
     """
     top = masks.new_full((n_rows,), -torch.inf).scatter_reduce(0, row, masks, "amax")
@@ -354,6 +354,7 @@ class MaskBank:
 
     def __init__(self, model: nn.Module, layers: Iterable[MaskedLayer]) -> None:
         self.layers = list(layers)
+        # of the present masks (device and sizes): (N,) int64, the number of every entry's mask
         self._rows: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
         self._handles = [
             model.register_forward_pre_hook(self._fill),

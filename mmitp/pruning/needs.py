@@ -1,10 +1,9 @@
 """From the channel graph to the needs of each channel: which mask entries keep it.
 
 A channel is needed while any of its readers keeps it (S2: ``1 - prod(1 - M_b)`` over the readers), so its need is an OR
-over mask entries, found once per graph. The entries of all masks in one vector are the *literals* of these expressions,
-and channels with the same expression form a *class*: they come and go together. Channels that a barrier, an unmasked
-layer or the model's output reads are always needed; so are channels that nobody reads at all: leaving them out would be
-a free saving.
+over mask entries, found once per graph. Channels that the same entries keep have one *reader set*: they are needed or
+not together. Channels that a barrier, an unmasked layer or the model's output reads are always needed; so are channels
+that nobody reads at all: leaving them out would be a free saving.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ from .graph import ChannelGraph, LayerRecord
 
 @dataclass
 class Needs:
-    """Literals (mask entries) and the classes of nodes that share the same set of them.
+    """The entries of all masks in one vector, and the reader sets: which of them keep a channel.
 
     Attributes:
-        literal_start: a number a layer, the offset of its mask in the vector of literals, or -1 without a mask that
+        entry_start: a number a layer, the offset of its mask in the vector of entries, or -1 without a mask that
             counts; layers that share one mask have the same.
-        n_literals: length of that vector.
-        node_class: ``(n_nodes,)`` int64, class of each node, -1 for always needed.
-        pairs: ``(2, P)`` int64: every class (row 0) with every literal that keeps it (row 1).
-        n_classes: number of classes.
+        n_entries: length of that vector.
+        node_set: ``(n_nodes,)`` int64, reader set of each node, -1 for always needed.
+        pairs: ``(2, P)`` int64: every reader set (row 0) with every entry in it (row 1).
+        n_sets: number of reader sets.
         dead: layers (by index) whose output nobody reads; they are held at their full size.
     """
 
-    literal_start: list[int]
-    n_literals: int
-    node_class: Tensor
+    entry_start: list[int]
+    n_entries: int
+    node_set: Tensor
     pairs: Tensor
-    n_classes: int
+    n_sets: int
     dead: set[int]
 
 
@@ -45,11 +44,11 @@ def channel_masked(record: LayerRecord) -> bool:
 
 
 def solve_needs(graph: ChannelGraph) -> Needs:
-    """Resolves every node's need to a set of literals by one pass backwards through the graph."""
+    """Resolves every node's need to a set of mask entries by one pass backwards through the graph."""
     always = graph.always.clone()
     dead = _dead_layers(graph, always)
     starts: list[int] = []
-    n_literals = 0
+    n_entries = 0
     start_of: dict[int, int] = {}
     reads: dict[int, set[int]] = {}
     for index, record in enumerate(graph.layers):
@@ -58,9 +57,9 @@ def solve_needs(graph: ChannelGraph) -> Needs:
         elif (known := start_of.get(id(record.mask.prune_mask))) is not None:
             starts.append(known)
         else:
-            starts.append(n_literals)
-            start_of[id(record.mask.prune_mask)] = n_literals
-            n_literals += record.mask.prune_mask.numel()
+            starts.append(n_entries)
+            start_of[id(record.mask.prune_mask)] = n_entries
+            n_entries += record.mask.prune_mask.numel()
         for call in record.calls:
             if call.in_ids is None:
                 continue
@@ -72,18 +71,18 @@ def solve_needs(graph: ChannelGraph) -> Needs:
                 reads.setdefault(node, set()).add(starts[-1] + channel)
     always = _spread_backwards(graph.edges, always)
 
-    sets = _literal_sets(graph, always, reads)
-    node_class = torch.full((graph.n_nodes,), -1, dtype=torch.long)
-    classes: dict[frozenset[int], int] = {}
-    for node, literals in sets.items():
-        node_class[node] = classes.setdefault(literals, len(classes))
-    pairs = [(c, literal) for literals, c in classes.items() for literal in sorted(literals)]
+    entries_of = _entry_sets(graph, always, reads)
+    node_set = torch.full((graph.n_nodes,), -1, dtype=torch.long)
+    numbers: dict[frozenset[int], int] = {}
+    for node, entries in entries_of.items():
+        node_set[node] = numbers.setdefault(entries, len(numbers))
+    pairs = [(number, entry) for entries, number in numbers.items() for entry in sorted(entries)]
     return Needs(
         starts,
-        n_literals,
-        node_class,
+        n_entries,
+        node_set,
         torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).t().contiguous(),
-        len(classes),
+        len(numbers),
         dead,
     )
 
@@ -111,7 +110,7 @@ def _dead_layers(graph: ChannelGraph, always: Tensor) -> set[int]:
     return {i for i, r in enumerate(graph.layers) if r.module is not None and not bool(useful[r.out_nodes].any())}
 
 
-def _literal_sets(graph: ChannelGraph, always: Tensor, reads: dict[int, set[int]]) -> dict[int, frozenset[int]]:
+def _entry_sets(graph: ChannelGraph, always: Tensor, reads: dict[int, set[int]]) -> dict[int, frozenset[int]]:
     src, dst = graph.edges
     keep = ~always[src] & ~always[dst]
     order = torch.argsort(src[keep], stable=True)
@@ -142,15 +141,15 @@ def _literal_sets(graph: ChannelGraph, always: Tensor, reads: dict[int, set[int]
     return sets
 
 
-class CarriedChannels:
-    """Which channels the tensors of the slimmed network carry, needed or not: a function without a loop.
+class KeptChannels:
+    """Which channels the tensors of the slimmed network keep, needed or not: a function without a loop.
 
-    A tensor carries what is needed, what its code fixes the place of, and what is coupled to either.
+    A tensor keeps what is needed, what its code fixes the place of, and what is coupled to either.
 
     Args:
         graph: the model's graph.
         present: ``(n_nodes,)`` bool, what tensors carry as yet, where a part has been cut off before: nothing else can
-            be carried from then on. By default all.
+            be kept from then on. By default all.
     """
 
     def __init__(self, graph: ChannelGraph, present: Tensor | None = None) -> None:
@@ -174,19 +173,19 @@ class CarriedChannels:
         self._vectors = {torch.device("cpu"): cpu}
 
     def __call__(self, needed: Tensor) -> Tensor:
-        """``(n_nodes,)`` bool: the channels carried, from those that are needed; on the device of ``needed``."""
+        """``(n_nodes,)`` bool: the channels kept, from those that are needed; on the device of ``needed``."""
         if needed.device not in self._vectors:
             cpu = self._vectors[torch.device("cpu")]
             self._vectors[needed.device] = {key: value.to(needed.device) for key, value in cpu.items()}
         v = self._vectors[needed.device]
-        carried = needed | v["fixed"]
+        kept = needed | v["fixed"]
         # A live group computes all its outputs, also those no reader keeps.
-        carried = carried.index_put((v["grouped"],), carried[v["grouped"]] | needed[v["group"]])
+        kept = kept.index_put((v["grouped"],), kept[v["grouped"]] | needed[v["group"]])
         # A layer of which nothing is needed still has to hand on a tensor of at least one channel.
-        any_output = torch.zeros_like(v["first"]).index_add_(0, v["layer"], carried[v["outputs"]].long()) > 0
-        carried = carried.index_put((v["first"],), carried[v["first"]] | ~any_output)
+        any_output = torch.zeros_like(v["first"]).index_add_(0, v["layer"], kept[v["outputs"]].long()) > 0
+        kept = kept.index_put((v["first"],), kept[v["first"]] | ~any_output)
         component = v["component"]
-        return (torch.zeros_like(component).index_add_(0, component, carried.long()) > 0)[component]
+        return (torch.zeros_like(component).index_add_(0, component, kept.long()) > 0)[component]
 
 
 def _components(n: int, edges: Tensor) -> Tensor:

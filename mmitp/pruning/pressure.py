@@ -97,9 +97,9 @@ def balanced(budget: MacBudget, gradient: Tensor, on: Tensor | None = None) -> T
         on: flat bool pattern in place of the one in force, on the gradient's device.
     """
     tables = budget.tables(gradient.device)
-    rows, n = tables.literal_row, len(budget.layers)
+    rows, n = tables.entry_row, len(budget.layers)
     on = (budget.flat_pattern() if on is None else on).to(gradient.dtype)
-    size = tables.literal_count.to(gradient.dtype)  # of the dense network: a cut changes no layer's part
+    size = tables.entry_count.to(gradient.dtype)  # of the dense network: a cut changes no layer's part
     kept = gradient.new_zeros(n).index_add_(0, rows, on)
     total = gradient.new_zeros(n).index_add_(0, rows, gradient * on)
     # mean push wanted: kept / size; mean push there is: total / kept
@@ -144,7 +144,7 @@ class Significance:
         if self.mean_square is None:
             return None
         tables = budget.tables(self.mean_square.device)
-        rows, n = tables.literal_row, len(budget.layers)
+        rows, n = tables.entry_row, len(budget.layers)
         root = self.mean_square.sqrt()
         total = root.new_zeros(n).index_add_(0, rows, root)
         size = root.new_zeros(n).index_add_(0, rows, torch.ones_like(root))

@@ -93,8 +93,8 @@ def plan_cut(model: nn.Module, budget: MacBudget, examples: Sequence[Any], keep:
 def note_cut(model: nn.Module, budget: MacBudget, keep: Tensor, whole_tensors: bool) -> None:
     """Makes a budget that of the model which has been cut down to ``keep`` (:meth:`MacBudget.cut_off`)."""
     needed = budget.node_needs(keep)
-    carried = torch.ones_like(needed) if whole_tensors else budget.carried(needed)
-    budget.cut_off(keep, plan_of_dense(model, budget, keep, carried), carried, whole_tensors)
+    kept = torch.ones_like(needed) if whole_tensors else budget.kept(needed)
+    budget.cut_off(keep, plan_of_dense(model, budget, keep, kept), kept, whole_tensors)
 
 
 def cut_state(budget: MacBudget) -> dict[str, Any] | None:
@@ -102,7 +102,7 @@ def cut_state(budget: MacBudget) -> dict[str, Any] | None:
     if budget.cut is None:
         return None
     return dict(
-        literals=budget.literals.clone(),
+        entries=budget.entries.clone(),
         present=budget.present.clone(),
         whole_tensors=budget.whole_tensors,
         spec=budget.cut.spec(),
@@ -116,15 +116,15 @@ def restore_cut(model: nn.Module, budget: MacBudget, state: Mapping[str, Any]) -
     Raises:
         ValueError: the state is of another network.
     """
-    example: dict[str, Any] = dict(literals=None, present=budget.present, whole_tensors=True, spec={})
+    example: dict[str, Any] = dict(entries=None, present=budget.present, whole_tensors=True, spec={})
     if problem := unlike(state, example, "the state of the cut network"):
         raise ValueError(problem)
-    literals, present = state["literals"], state["present"]
-    fits = isinstance(literals, Tensor) and literals.dim() == 1 and literals.numel() and literals.dtype == torch.long
-    if not fits or budget.cut is not None or int(literals.min()) < 0 or int(literals.max()) >= budget.n_literals:
+    entries, present = state["entries"], state["present"]
+    fits = isinstance(entries, Tensor) and entries.dim() == 1 and entries.numel() and entries.dtype == torch.long
+    if not fits or budget.cut is not None or int(entries.min()) < 0 or int(entries.max()) >= budget.n_entries:
         raise ValueError("the checkpoint's network was cut in its window, and is another one than this dense network")
-    keep = torch.zeros(budget.n_literals, dtype=torch.bool)
-    keep[literals] = True
+    keep = torch.zeros(budget.n_entries, dtype=torch.bool)
+    keep[entries] = True
     plan = plan_of_dense(model, budget, keep, present)
     if plan.spec() != state["spec"]:
         raise ValueError("the checkpoint's network was cut in its window, and not as this dense network would be")

@@ -235,7 +235,7 @@ class InTrainPruner:
         self.warn = warn
         self._task: tuple[Tensor, Tensor] | None = None
         device = next(iter(self.masks.values())).prune_mask.device
-        self._device = _DeviceState(torch.zeros(self.budget.n_literals, device=device), self.floor)
+        self._device = _DeviceState(torch.zeros(self.budget.n_entries, device=device), self.floor)
         self._handles: list[Any] = []
         self._captured = False
         self._bank: MaskBank | None = None if self.frozen else MaskBank(model, self.masks.values())
@@ -663,7 +663,7 @@ class InTrainPruner:
         if (cut := state.get("cut")) is not None and self.budget.cut is None:
             plan = restore_cut(self.model, self.budget, cut)
             shrink_live(self.model, plan, keep_masks=True)
-            self._device.keep(self.budget.in_dense(torch.ones(self.budget.n_literals, dtype=torch.bool)))
+            self._device.keep(self.budget.in_dense(torch.ones(self.budget.n_entries, dtype=torch.bool)))
         example = self.state_dict() | dict(layout={}, settings={}, forecast=dict(seen=[(0, 0.0)]))
         if problem := unlike(state, example, "the pruner's state"):
             raise ValueError(problem)

@@ -15,7 +15,7 @@ from .slim import apply_plan, plan_slim
 def prunable_outputs(budget: MacBudget, record: LayerRecord) -> int:
     """How many output channels of a layer go once their readers drop them."""
     nodes, width = record.output_nodes()
-    return int((budget.needs.node_class[nodes] >= 0).sum()) * width
+    return int((budget.needs.node_set[nodes] >= 0).sum()) * width
 
 
 def dense_reason(budget: MacBudget, record: LayerRecord) -> str:

@@ -1,10 +1,10 @@
 """Physical removal of what the masks leave unread: a plain, smaller network that computes the same.
 
 Two questions are kept apart. *Which channels are computed* follows the needs alone, so the MACs equal the budget's as
-an integer. *Which channels a tensor carries* follows from the unchanged code of the model: channels that an addition or
-a shared module couples (a dependency group) are carried while any of them is needed, and tensors whose code has channel
-numbers in it keep their width. A layer that reads less than its input carries gathers; one that computes less than its
-output carries scatters into zeros that nobody reads.
+an integer. *Which channels a tensor keeps* follows from the unchanged code of the model: channels that an addition or
+a shared module couples (a dependency group) are kept while any of them is needed, and tensors whose code has channel
+numbers in it keep their width. A layer that reads less than its input holds gathers; one that computes less than its
+output holds scatters into zeros that nobody reads.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class LayerPlan:
-    """What stays of one layer, and where it sits in the tensors beside it; all index tensors are int64.
+    """What stays of one layer, and where it sits in the tensors beside it.
 
     Attributes:
-        in_keep, out_keep: channels of the dense layer that stay.
-        in_index: positions of ``in_keep`` in the input tensor, ``(len(in_keep),)``; None: they are all of it.
-        out_index: positions of ``out_keep`` in the output tensor, ``(len(out_keep),)``; None: they are all of it.
+        in_keep, out_keep: channels of the dense layer that stay, ``(inputs,)`` and ``(outputs,)`` int64.
+        in_index: positions of ``in_keep`` in the input tensor, ``(inputs,)`` int64; None: they are all of it.
+        out_index: positions of ``out_keep`` in the output tensor, ``(outputs,)`` int64; None: they are all of it.
         out_width: channels of the output tensor.
     """
 
@@ -136,18 +136,18 @@ def plan_slim(
     """
     pattern = budget.flat_pattern() if pattern is None else pattern
     needed = budget.node_needs(pattern)
-    plan = plan_of_dense(model, budget, pattern, torch.ones_like(needed) if whole_tensors else budget.carried(needed))
+    plan = plan_of_dense(model, budget, pattern, torch.ones_like(needed) if whole_tensors else budget.kept(needed))
     return plan if budget.cut is None else plan.within(budget.cut)
 
 
-def plan_of_dense(model: nn.Module, budget: MacBudget, pattern: Tensor, carried: Tensor) -> SlimPlan:
+def plan_of_dense(model: nn.Module, budget: MacBudget, pattern: Tensor, kept: Tensor) -> SlimPlan:
     """:func:`plan_slim` in the dense network's channels, also where the model has been cut since.
 
     Args:
         model: the model ``budget`` was recorded on.
         budget: its budget.
         pattern: flat bool.
-        carried: ``(n_nodes,)`` bool, the channels that tensors carry.
+        kept: ``(n_nodes,)`` bool, the channels that tensors keep.
     """
     graph, on, computed = budget.graph, budget.in_dense(pattern), budget.node_needs(pattern)
 
@@ -158,7 +158,7 @@ def plan_of_dense(model: nn.Module, budget: MacBudget, pattern: Tensor, carried:
             "(a copy is another model too). Make a MacBudget of the model that is to be slimmed"
         )
     plan = SlimPlan()
-    for record, start in zip(graph.layers, budget.needs.literal_start, strict=True):
+    for record, start in zip(graph.layers, budget.needs.entry_start, strict=True):
         if record.module is None:
             continue
         if record.groups > 1:
@@ -171,8 +171,8 @@ def plan_of_dense(model: nn.Module, budget: MacBudget, pattern: Tensor, carried:
                 in_on = on[start : start + record.n_in]
             out_on = computed[record.out_nodes]
         ids = record.calls[0].in_ids
-        in_here = carried[ids] if ids is not None else torch.ones(record.n_in, dtype=torch.bool)
-        out_here = carried[record.out_nodes]
+        in_here = kept[ids] if ids is not None else torch.ones(record.n_in, dtype=torch.bool)
+        out_here = kept[record.out_nodes]
         assert not bool((in_on & ~in_here).any()), f"{record.name} reads channels that are gone"
         in_index = None if torch.equal(in_on, in_here) else _positions(in_on, in_here)
         out_index = None if torch.equal(out_on, out_here) else _positions(out_on, out_here)
@@ -181,12 +181,12 @@ def plan_of_dense(model: nn.Module, budget: MacBudget, pattern: Tensor, carried:
         )
     for module, calls in graph.norms.items():
         if calls[0] is not None:
-            keep = carried[calls[0]]
+            keep = kept[calls[0]]
             plan.norms[names[module]] = keep.nonzero().flatten()
     for pad, calls in graph.pads.items():
         if calls[0] is not None:
             first, last = budget.dense_pads[pad]
-            front, passed, after = (int(here.sum()) for here in carried[calls[0]].tensor_split((first, last)))
+            front, passed, after = (int(here.sum()) for here in kept[calls[0]].tensor_split((first, last)))
             plan.pads[names[pad]] = front, passed, after
     return plan
 

@@ -1,6 +1,6 @@
 """Layers of a slimmed network that read a part of their input, or write to a part of their output.
 
-A layer that reads less than its input carries gathers; one that computes less than its output carries scatters into
+A layer that reads less than its input holds gathers; one that computes less than its output holds scatters into
 zeros that nobody reads. One class a layer type.
 """
 

@@ -12,6 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from mmitp.engine.results import check_writable
+from mmitp.files import write_whole
 from mmitp.report.measure import Sample, Sizes, Timing, input_shape, sample_detections, sizes_of, time_run
 from mmitp.report.read import RunRecord
 from mmitp.report.svg import Line, bar, line_chart
@@ -88,7 +89,7 @@ def write_report(
     written = {"index.html": page, "report.md": markdown(heading, tables, remarks)}
     written |= {f"{re.sub(r'[^A-Za-z0-9_.-]', '_', table.name)}.csv": table.csv() for table in tables if table.rows}
     for name, text in written.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_whole(folder / name, text)
     return [folder / name for name in written]
 
 

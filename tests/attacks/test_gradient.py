@@ -298,6 +298,16 @@ def test_pgd_l2_projects_each_sample_onto_its_own_ball(seed: int, eps: float, al
     assert ((x_adv >= 0) & (x_adv <= 1)).all()
 
 
+def test_pgd_l2_starts_anywhere_in_the_ball() -> None:
+    """Uniformly: in two dimensions a quarter of the starts lies within half of the radius."""
+    x = torch.zeros(4000, 1, 1, 2)
+    start = pgd(lambda v: v.sum(), x, eps=0.5, alpha=0.1, steps=0, norm="l2", low=-9, high=9, generator=seeded(0))
+    lengths = start.flatten(1).norm(dim=1)
+    assert lengths.max() <= 0.5 * (1 + 1e-6)
+    assert (lengths < 0.25).float().mean() == pytest.approx(0.25, abs=0.03)
+    assert start.flatten(1).mean(0).abs().max() < 0.02
+
+
 def test_pgd_l2_in_normalised_units_is_the_pixel_attack() -> None:
     """eps / std per channel describes the round ball of pixel space."""
     x, y = make_batch(5)

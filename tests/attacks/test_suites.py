@@ -158,7 +158,7 @@ def test_wrong_use_of_autoattack_is_answered(setting: tuple[nn.Module, torch.Ten
         with pytest.raises(ValueError, match="labels must be class indices"):
             autoattack_accuracy(net, x, labels, eps=0.1)
     with pytest.raises(ValueError, match="knows 5 classes: labels are class indices, from 0"):
-        autoattack_accuracy(net, x, y + 5, eps=0.1)
+        autoattack_accuracy(net, x, torch.full_like(y, 5), eps=0.1)  # the first number that is none
     with pytest.raises(ValueError, match=r"Named returns dict with the keys \['features', 'scores'\]: wrap it"):
         autoattack_accuracy(Named(net, "scores"), x, y, eps=0.1)
     with pytest.raises(ValueError, match="8/255 for eps 8"):

@@ -13,7 +13,7 @@ pytest.importorskip("mmdet", reason="mmdet is not installed")
 pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 
 
-@pytest.mark.parametrize("part", ["centernet", "retinanet", "faster_rcnn"])
+@pytest.mark.parametrize("part", ["centernet", "faster_rcnn"])
 def test_a_part_runs_and_writes_down_what_it_found(part: str, tmp_path: Path) -> None:
     evidence: Any = importlib.import_module("evidence")
     script: Any = importlib.import_module("first_contact")
@@ -22,7 +22,8 @@ def test_a_part_runs_and_writes_down_what_it_found(part: str, tmp_path: Path) ->
     known = json.loads(path.read_text())["parts"][part]
     assert known["state"] == "finished", known.get("error")
     assert 0.4 < known["ops_kept"] <= 0.5
-    if part in ("resnet20", "centernet"):
+    if part == "centernet":
         assert list(known["steps_per_second"]) == ["before the window", "in the window", "slimmed"]
     else:
-        assert known["losses"][0] == pytest.approx(known["losses"][1], rel=1e-5) or part == "faster_rcnn"
+        assert all(0 < loss < float("inf") for loss in known["losses"])
+        assert len(known["step_seconds"]) == len(known["detections"]) == 2

@@ -72,13 +72,24 @@ def test_the_table_holds_finished_runs_with_intervals_and_differences(driver: An
     write("prune50_s0", f"{DENSE}_prune50", figures=figures(29.0), minus_dense=figures(-1.0))
     write("dense_s0", DENSE, figures=figures(30.0), ops_kept=1.0, params_kept=1.0)
     write("dense_s1", DENSE, figures=figures(31.0), state="running")
-    (tmp_path / "costs.json").write_text(json.dumps({f"{DENSE}_prune50": dict(whole_run=dict(median=0.987))}))
+    (tmp_path / "costs.json").write_text(
+        json.dumps(
+            {
+                f"{DENSE}_prune50": dict(
+                    window=dict(median=1.1),
+                    slimmed=dict(median=0.8),
+                    epochs=dict(window=18, slimmed=34),
+                    dense_epochs=48,
+                )
+            }
+        )
+    )
     dense, pruned = driver.table(driver.declared(), tmp_path).splitlines()[2:]
     cells = [cell.strip() for cell in dense.strip("|").split("|")]
     assert cells[1:] == ["0", "30.00 (29.00 to 31.00)", "-", "30.00 (29.00 to 31.00)", "-", "1", "1", "1.00", "5,400"]
     cells = [cell.strip() for cell in pruned.strip("|").split("|")]
     assert cells[2:6] == ["29.00 (28.00 to 30.00)", "-", "29.00 (28.00 to 30.00)", "-1.00 (-2.00 to +0.00)"]
-    assert cells[6:] == ["0.4983", "0.5", "0.99", "5,400"]
+    assert cells[6:] == ["0.4983", "0.5", "0.98", "5,400"]
 
 
 def test_every_declared_run_has_its_config(driver: Any) -> None:

@@ -50,6 +50,20 @@ def test_a_control_is_the_nearest_uniform_network_trained_for_the_dense_networks
         assert {**ours, **lengths} == {**whole, **lengths}
 
 
+def test_costs_are_of_the_schedules_that_the_configs_have(sweep: Any) -> None:
+    for name, entry in sweep.read(sweep.METRICS, "costs").items():
+        cfg = load_config(str(ROOT / f"configs/cifar10/{name}.py"))
+        hook = next((h for h in cfg.get("custom_hooks") or [] if h.type == "mmitp.PruneHook"), None)
+        epochs = cfg.train_cfg.max_epochs
+        if hook is None:
+            expected = dict(step=epochs)
+        elif hook.get("slim_at_end"):
+            expected = dict(before=hook.begin, window=hook.end - hook.begin, slimmed=epochs - hook.end)
+        else:
+            expected = dict(before=epochs - hook.end + hook.begin, window=hook.end - hook.begin)
+        assert (entry["epochs"], entry["dense_epochs"]) == (expected, sweep.DENSE_EPOCHS), name
+
+
 def test_every_run_has_its_own_name_and_what_it_needs_is_declared(sweep: Any) -> None:
     runs = sweep.declared()
     names = [run.name for run in runs]
@@ -208,7 +222,9 @@ def test_the_table_gives_mean_spread_and_cost_of_the_finished_runs(sweep: Any, t
     write(tmp_path, "b1", state="running", accuracy=None)
     write(tmp_path, "d", accuracy=90.0, config=sweep.DENSE, ops_kept=1.0, params_kept=1.0)
     write(tmp_path, "h", accuracy=85.0)
-    (tmp_path / "costs.json").write_text(json.dumps(dict(c=dict(whole_run=dict(median=1.024)))))
+    (tmp_path / "costs.json").write_text(
+        json.dumps(dict(c=dict(step=dict(median=0.8), epochs=dict(step=64), dense_epochs=50)))
+    )
     header = "| | n | accuracy, % | standard deviation | by seed | ops | params | cost | processor time, s |"
     rule = "|---|---|---|---|---|---|---|---|---|"
     # standard deviation of 80 and 82: sqrt(2)

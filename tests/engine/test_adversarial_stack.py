@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from mmengine.config import ConfigDict
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from mmpretrain.structures import DataSample
+
+sys.path.insert(0, str(Path(__file__).parent))
 from toy_detectors import CENTERNET, MEAN, RETINANET, STD
 
 from mmitp.engine.hooks.adversarial_hook import AdversarialHook

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
+
+sys.path.insert(0, str(Path(__file__).parent))
 from toy_detectors import CENTERNET, RETINANET
 
 from mmitp.datasets.scenes import write_scenes

@@ -16,6 +16,8 @@ pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 
 from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import MODELS
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -24,7 +26,7 @@ import test_prune_hook as toy  # the toy Runner of the hook's other tests
 import test_robust_eval as classifiers
 
 from mmitp.datasets.scenes import write_scenes
-from mmitp.engine.hooks import AdversarialHook, PruneHook
+from mmitp.engine.hooks import AdversarialHook, PruneHook, collapse_guard
 from mmitp.engine.robust_eval import EvalAttack, attacked, evaluate
 from mmitp.pruning import masked_layers
 
@@ -146,3 +148,50 @@ def test_a_mistake_in_a_hook_ends_the_run(tmp_path, devices):
         runner = make_runner(tmp_path, [Wrong(target=0.5, begin=0, end=1)], epochs=1)
         with pytest.raises(devices.DeviceMismatch, match=r"sub_ mixes .*\(_optimizer_2\)"):
             runner.train()
+
+
+class Made(TorchDispatchMode):
+    """Keeps the tensors that are made while it is entered."""
+
+    def __init__(self):
+        super().__init__()
+        self.tensors = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        self.tensors += [
+            t for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.untyped_storage()._cdata not in known
+        ]
+        return out
+
+    def elements(self, device):
+        return sum(t.numel() for t in self.tensors if t.device == device)
+
+
+def test_a_guards_good_state_takes_no_memory_of_the_device(tmp_path, devices):
+    """It is kept on the host tensor by tensor; to go back to it takes the optimizer's moments once."""
+    optim = dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.01, momentum=0.9))
+    with devices.LogicalGpu() as gpu:
+        runner = make_runner(tmp_path, [], epochs=1, optim=optim)
+        runner.train()
+        with Made() as made:
+            good = collapse_guard._snapshot(runner, 4)
+        assert made.elements(gpu.device) == 0
+        moments = sum(p.numel() for p in runner.model.parameters())
+        with Made() as made:
+            assert "is restored" in collapse_guard._restore(runner, good)
+        assert made.elements(gpu.device) <= moments + 16  # and what says whether they are finite
+    assert not gpu.mismatches
+
+
+@pytest.mark.parametrize("interval", [3, 100])
+def test_the_ratio_is_read_where_it_is_logged(tmp_path, devices, interval):
+    """In the iterations of a LoggerHook and at the end of an epoch, here of four iterations."""
+    prune = PruneHook(target=0.5, b="auto", begin=0, end=4)
+    logger = dict(logger=dict(type="LoggerHook", interval=interval))
+    with devices.LogicalGpu():
+        runner = make_runner(tmp_path, [prune], epochs=4, default_hooks=logger)
+        runner.train()
+    logged = len(runner.message_hub.get_scalar("train/ops_kept").data[0])
+    assert logged == {3: 8, 100: 4}[interval]

@@ -6,14 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine import Config
 from mmengine.hooks import Hook
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
 
 sys.path.insert(0, str(Path(__file__).parent))
 import test_prune_hook as toy  # the toy Runner of the hook's other tests
 from test_prune_hook_slim import CHECKPOINT, SGD, Losses, Residual
+from toy_config import VALIDATION, tiny_config
 
+from mmitp.engine.example import blank_example
 from mmitp.engine.hooks import PruneHook
+from mmitp.engine.slim_checkpoint import slim_checkpoint
 from mmitp.pruning import masked_layers
+from mmitp.pruning.check import counted_macs
 
 EMA = dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=0.1)
 
@@ -79,9 +86,9 @@ def test_a_run_resumed_in_the_window_after_a_cut_goes_on_exactly(tmp_path, epoch
     options = dict(extra_hooks=[dict(EMA)], default_hooks=CHECKPOINT)
     _, _, losses, sizes = run(tmp_path / "a", **options)
     path = tmp_path / "a" / f"epoch_{epoch}.pth"
-    assert (torch.load(path, weights_only=False)["mmitp_prune_hook"]["pruner"]["cut"] is not None) == (epoch > 2) or (
-        sizes[4 * epoch][0] < sizes[0][0]
-    )
+    saved = torch.load(path, weights_only=False)["mmitp_prune_hook"]["pruner"]
+    assert (saved["cut"] is not None) == (sizes[4 * epoch - 1][0] < sizes[0][0])
+    assert saved["cut"] is not None or epoch == 2
     _, hook, rest, others = run(tmp_path / "b", load_from=str(path), resume=True, seed=0, **options)
     assert rest == losses[4 * epoch :]
     assert others == sizes[4 * epoch :]
@@ -93,9 +100,26 @@ def test_a_run_resumed_in_the_window_after_a_cut_goes_on_exactly(tmp_path, epoch
 
 
 def test_weights_from_inside_the_window_do_not_start_a_dense_run(tmp_path):
-    run(tmp_path / "a", default_hooks=CHECKPOINT)
+    run(tmp_path / "a", epochs=5, default_hooks=CHECKPOINT)
     with pytest.raises(ValueError, match="smaller than the dense one already: resume it"):
         run(tmp_path / "b", load_from=str(tmp_path / "a" / "epoch_4.pth"))
+
+
+def test_checkpoints_from_inside_the_window_are_validated_and_slimmed_as_they_are(tmp_path):
+    hook = dict(slim_at_end=True, slim_every=0.4, min_keep=0.0)  # every 4 of 10 steps
+    Runner.from_cfg(tiny_config(tmp_path / "a", epochs=3, hook=hook)).train()
+    path = str(tmp_path / "a" / "epoch_2.pth")
+    saved = torch.load(path, weights_only=False)
+    assert saved["mmitp_prune_hook"]["pruner"]["cut"] is not None
+    runner = Runner.from_cfg(tiny_config(tmp_path / "b", hook=hook, load_from=path, **VALIDATION))
+    runner.val()
+    assert runner.model.body.weight.shape == saved["state_dict"]["body.weight"].shape != (8, 8, 3, 3)
+    report = slim_checkpoint(tiny_config(tmp_path / "c", hook=hook), path, str(tmp_path / "slim"))
+    small = MODELS.build(Config.fromfile(report.config).model)
+    small.load_state_dict(torch.load(report.weights, weights_only=False)["state_dict"])
+    assert counted_macs(small, blank_example(small, (8, 8))) == report.macs_slim < report.macs_dense
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(small.eval()(x), runner.model.eval()(x))
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5])

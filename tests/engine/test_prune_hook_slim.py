@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo.utils
 from mmengine.hooks import Hook
 from torch import nn
 
@@ -227,8 +228,23 @@ def test_what_cannot_be_slimmed_is_refused_at_the_start(tmp_path):
         model.compile()
         return model
 
-    with pytest.raises(ValueError, match="compiled"):
+    with pytest.raises(ValueError, match="compiled.*config's compile="):
         run(tmp_path, True, make=compiled)
+
+
+def test_a_step_that_mmengine_compiled_goes_on_with_the_small_network(tmp_path):
+    """As in eager mode to the last bit; of ``train_step``, which mmengine compiles, only backward is not traced."""
+    counters = torch._dynamo.utils.counters
+    eager = run(tmp_path / "eager", True, optim=SGD, begin=1, epochs=3)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = run(tmp_path / "compiled", True, optim=SGD, begin=1, epochs=3, cfg=dict(compile=dict(backend="eager")))
+    assert compiled[1].slimmed is not None
+    assert compiled[2] == eager[2]
+    for name, value in eager[0].model.state_dict().items():
+        assert torch.equal(compiled[0].model.state_dict()[name], value), name
+    assert counters["stats"]["unique_graphs"] >= 2  # the masked and the small one were compiled, not passed over
+    assert all("backward()" in reason for reason in counters["graph_break"])
 
 
 def test_an_optimizer_that_looks_at_whole_tensors_is_named(tmp_path):

@@ -309,27 +309,22 @@ def test_gradients_that_are_not_there_are_not_made_up(tmp_path):
 
 
 def test_room_on_the_disk_is_looked_for_before_the_first_iteration(tmp_path, monkeypatch):
-    """Four epochs, so four checkpoints, each with weights, averaged weights and SGD's momentum."""
-    runner = build_runner(tiny_config(tmp_path, epochs=4, hooks=[dict(type="EMAHook")]))
-    parameters = sum(p.numel() for p in runner.model.parameters())
-    buffers = sum(b.numel() * b.element_size() for b in runner.model.buffers())
-    size = 3 * 4 * parameters + 2 * buffers
-    said = []
-    monkeypatch.setattr(runner.logger, "warning", lambda text, *_: said.append(text))
-    monkeypatch.setattr(runner, "save_checkpoint", lambda *args, **kwargs: None)
-    usage = type(shutil.disk_usage(tmp_path))
-
-    def train_with(free):
-        monkeypatch.setattr("mmitp.engine.saving.shutil.disk_usage", lambda path: usage(10**12, 0, free))
-        runner.train_loop._epoch = 0
-        said.clear()
+    """Three epochs, so three checkpoints, each with weights, averaged weights and SGD's momentum."""
+    size, usage = 0, type(shutil.disk_usage(tmp_path))
+    for name, missing in (("enough", 0), ("not for all", 1), ("for none", 2)):
+        runner = build_runner(tiny_config(tmp_path / name, epochs=3, hooks=[dict(type="EMAHook")]))
+        said = []
+        monkeypatch.setattr(runner.logger, "warning", lambda text, *_, said=said: said.append(text))
+        parameters = sum(p.numel() for p in runner.model.parameters())
+        size = 3 * 4 * parameters + 2 * sum(b.numel() * b.element_size() for b in runner.model.buffers())
+        free = (3 * size, 3 * size - 1, size - 1)[missing]
+        monkeypatch.setattr("mmitp.engine.saving.shutil.disk_usage", lambda path, free=free: usage(10**12, 0, free))
+        if missing == 2:
+            with pytest.raises(ValueError, match=f"{name} has 0 MiB free, and one checkpoint takes about"):
+                runner.train()
+            assert runner.iter == 0
+            continue
         runner.train()
-        return [text for text in said if "MiB free" in text]
-
-    with pytest.raises(ValueError, match=f"{tmp_path} has 0 MiB free, and one checkpoint takes about"):
-        train_with(size - 1)
-    assert runner.iter == 0
-    assert train_with(4 * size) == []
-    (text,) = train_with(4 * size - 1)
-    assert "4 checkpoints take about" in text
-    assert "max_keep_ckpts" in text
+        texts = [text for text in said if "MiB free" in text]
+        assert len(texts) == missing
+        assert all("3 checkpoints take about" in text and "max_keep_ckpts" in text for text in texts)

@@ -61,3 +61,14 @@ def test_a_tensor_of_the_host_among_the_targets_is_found(models_dir, devices, mo
         monkeypatch.setattr(centernet_targets, "_draw", forgetful)
         with pytest.raises(devices.DeviceMismatch, match=r"add mixes .*test_centernet_devices\.py"):
             model(**data, mode="loss")
+
+
+def test_the_heads_losses_compile_without_a_break(models_dir):
+    model = build(models_dir)
+    data = model.data_preprocessor(batch(2), training=True)
+    features = model.extract_feat(data["inputs"])
+    expected = model.bbox_head.loss(features, data["data_samples"])
+    compiled = torch.compile(model.bbox_head.loss, backend="eager", fullgraph=True)(features, data["data_samples"])
+    assert compiled.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(compiled[key], value)

@@ -26,9 +26,9 @@ class OnTheHost:
 
     def __init__(self, budget: MacBudget, b: Any, steps: int, floor: list[int]) -> None:
         self.budget, self.b, self.steps, self.floor = budget, b, steps, floor
-        self.rows = budget.tables(torch.device("cpu")).literal_row
-        self.square = torch.zeros(budget.n_literals)
-        self.pushed, self.was_on = 0.0, torch.ones(budget.n_literals, dtype=torch.bool)
+        self.rows = budget.tables(torch.device("cpu")).entry_row
+        self.square = torch.zeros(budget.n_entries)
+        self.pushed, self.was_on = 0.0, torch.ones(budget.n_entries, dtype=torch.bool)
 
     def step(self, number: int, task: Tensor) -> Tensor:
         """The masks after a step, from those that the model has."""

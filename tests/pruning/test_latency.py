@@ -75,7 +75,7 @@ def test_the_measured_model_is_left_alone_and_its_table_can_be_checked() -> None
     table = measure_latency(model, x, threads=1)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     budget = MacBudget(model, x, cost=LatencyCost(table, margin=0))
-    half = budget.binarize(torch.rand(budget.n_literals) - 0.5)
+    half = budget.binarize(torch.rand(budget.n_entries) - 0.5)
     assert time_in_turn(model, x, budget, [half]).tolist() == [[pytest.approx(budget.cost_of(half), abs=1)]]
     part = budget.macs_of(half) / budget.dense_macs
     assert clock_ratio(model, x, budget, half) == pytest.approx(part, rel=1e-9) == budget.cost.by_table(half)

@@ -120,7 +120,7 @@ def cheapest_channel(budget):
 @pytest.mark.parametrize("task", [0.0, 0.001, 0.01])
 def test_auto_follows_its_path_and_ends_at_the_target(target, task):
     net, budget = chain(24, 32, 24, 16)
-    one_off = [torch.arange(budget.n_literals) != i for i in range(budget.n_literals)]
+    one_off = [torch.arange(budget.n_entries) != i for i in range(budget.n_entries)]
     most = 1 - min(budget.macs_of(on) for on in one_off) / budget.dense_macs
     follower, ratios, _ = run(net, budget, target, 200, task)
     channel = cheapest_channel(budget)

@@ -145,7 +145,7 @@ def test_a_cut_leaves_multiples_of_the_divisor_the_floors_and_the_target_in_reac
             idle = ~budget.flat_pattern()
             cut(model, budget, keep=entries_to_keep(budget, idle, 0.6, divisor, min_keep))
             if divisor > 1:
-                counts = Divisor(budget, divisor).counts(torch.ones(budget.n_literals, dtype=torch.bool))
+                counts = Divisor(budget, divisor).counts(torch.ones(budget.n_entries, dtype=torch.bool))
                 short_in, short_out = Divisor(budget, divisor).missing(counts)
                 assert not bool(short_in.any() or short_out.any())
             assert all(layer.prune_mask.numel() >= min_keep * 16 for layer in masked_layers(model).values())
@@ -230,7 +230,7 @@ def test_a_window_with_cuts_ends_at_the_target_with_a_smaller_network_on_the_way
         before = pruner.ratio()
         gone.append(pruner.cut(optimizer))
         assert pruner.ratio() == before
-        assert pruner.budget.n_literals == len(pruner.budget.flat_masks())
+        assert pruner.budget.n_entries == len(pruner.budget.flat_masks())
     cuts = [i + 1 for i, n in enumerate(gone) if n]
     assert len(cuts) >= 3
     assert all(i % 8 == 0 for i in cuts)

@@ -181,7 +181,7 @@ def test_gradient_is_the_saving_of_each_channel_alone(net: RandomNet, keep: floa
     x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     mask_model(net, linear=True)
     budget = MacBudget(net, x)
-    if not budget.n_literals:
+    if not budget.n_entries:
         return
     randomize_masks(net, keep, torch.Generator().manual_seed(0))
     pattern = budget.flat_pattern()
@@ -204,10 +204,10 @@ def test_gradient_is_the_saving_of_each_channel_alone(net: RandomNet, keep: floa
 def test_switching_a_channel_off_never_costs_operations(net: RandomNet, keep: float) -> None:
     mask_model(net, linear=True)
     budget = MacBudget(net, torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)), check=False)
-    if not budget.n_literals:
+    if not budget.n_entries:
         return
     generator = torch.Generator().manual_seed(0)
-    pattern = torch.rand(budget.n_literals, generator=generator) < keep
+    pattern = torch.rand(budget.n_entries, generator=generator) < keep
     macs = budget.macs_of(pattern)
     for i in torch.randperm(len(pattern), generator=generator)[:20].tolist():
         fewer = pattern.clone()
@@ -235,7 +235,7 @@ def test_what_the_start_accepts_the_freeze_meets_in_multiples_of_the_divisor(
     if share:
         share_masks(net, x)
     budget = MacBudget(net, x, check=False)
-    if not budget.n_literals:
+    if not budget.n_entries:
         return
     randomize_masks(net, 0.6, torch.Generator().manual_seed(seed))
     low = lowest_ratio(budget, divisor, min_keep)

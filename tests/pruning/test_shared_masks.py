@@ -40,7 +40,7 @@ def test_readers_of_a_stream_hold_one_parameter(shared):
     layers = masked_layers(net)
     assert layers["1.a"].prune_mask is layers["2.a"].prune_mask is layers["3"].prune_mask
     assert [name for name, _ in budget.masked] == ["1.a", "1.b", "2.b"]
-    assert budget.n_literals == 6 + 4 + 4
+    assert budget.n_entries == 6 + 4 + 4
     assert len(list(net.parameters())) == len({id(p) for p in net.parameters()})
     other = copy.deepcopy(net)
     assert masked_layers(other)["1.a"].prune_mask is masked_layers(other)["3"].prune_mask

@@ -208,9 +208,12 @@ class PruneHook(Hook):
         optimizer = self._optimizer(runner)
         self._report_groups(optimizer)
         self._spare_masks_from_clipping(runner.optim_wrapper)
+        before, after = self._take_gradients, self._optimizer_2
+        if runner.cfg.get("compile"):  # it traces the optimizer's step too; the host's half would be traced every time
+            before, after = torch.compiler.disable(before), torch.compiler.disable(after)
         self._handles = [
-            optimizer.register_step_pre_hook(lambda *_: self._take_gradients(optimizer)),
-            optimizer.register_step_post_hook(lambda *_: self._optimizer_2()),
+            optimizer.register_step_pre_hook(lambda *_: before(optimizer)),
+            optimizer.register_step_post_hook(lambda *_: after()),
         ]
 
     def _check_window(self, runner: Runner) -> None:
@@ -446,7 +449,7 @@ class PruneHook(Hook):
     def _is_logged(self, runner: Runner, batch_idx: int) -> bool:
         """Whether a LoggerHook may write in this iteration. In the others nobody waits for the ratio."""
         intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
-        due = any(self.every_n_inner_iters(batch_idx, n) or self.every_n_train_iters(runner, n) for n in intervals)
+        due = any(self.every_n_inner_iters(batch_idx, n) for n in intervals)
         return due or self.end_of_epoch(runner.train_dataloader, batch_idx) or runner.iter + 1 == runner.max_iters
 
     def _log(self, runner: Runner) -> None:

@@ -104,7 +104,7 @@ class Labels:
         self._edges.append(torch.stack([source.reshape(-1), destination.reshape(-1)]))
 
     def couple(self, a: Tensor, b: Tensor) -> None:
-        """Tensors carry the nodes of each pair both or not at all."""
+        """Tensors keep the nodes of each pair both or not at all: coupled channels."""
         self._coupled.append(torch.stack([a.reshape(-1), b.reshape(-1)]))
 
     def read_all(self, ids: Tensor) -> None:

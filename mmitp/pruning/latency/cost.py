@@ -86,7 +86,7 @@ class LatencyCost(Cost):
         cpu["counted"] = torch.tensor(self.counted, dtype=torch.float64)
         self._vectors = {torch.device("cpu"): cpu}
         self._tables = budget.tables(torch.device("cpu"))
-        self.dense = self._all_counted(torch.ones(budget.n_literals))
+        self.dense = self._all_counted(torch.ones(budget.n_entries))
         if not (is_number(self.dense) and self.dense > 0):
             raise ValueError(
                 f"{self.source}: the dense network takes {self.dense:g} ns by it, where a positive time is expected: "

@@ -48,7 +48,7 @@ def clock_ratio(model: nn.Module, example_inputs: Any, budget: MacBudget, patter
     The median over rounds of the ratio of two times taken one right after the other. On a busy machine, where quiet
     moments are rare, the ratio of the least times scatters several times as much. Arguments: :func:`time_in_turn`.
     """
-    dense = torch.ones(budget.n_literals, dtype=torch.bool)
+    dense = torch.ones(budget.n_entries, dtype=torch.bool)
     times = time_in_turn(model, example_inputs, budget, [dense, pattern])
     return float((times[:, 1] / times[:, 0]).quantile(0.5))
 
@@ -86,12 +86,12 @@ def _moved(inputs: Any, device: torch.device) -> Any:
 def sample_patterns(budget: MacBudget, count: int) -> list[Tensor]:
     """All on, half on, and patterns whose layers keep different parts."""
     generator = torch.Generator().manual_seed(0)
-    rows = budget.tables(torch.device("cpu")).literal_row
-    patterns = [torch.ones(budget.n_literals, dtype=torch.bool)]
+    rows = budget.tables(torch.device("cpu")).entry_row
+    patterns = [torch.ones(budget.n_entries, dtype=torch.bool)]
     for i in range(count - 1):
         low = 0.5 if i == 0 else 0.15 + 0.6 * ((i - 1) % 3) / 2
         keep = low + (0.0 if i == 0 else 0.25) * torch.rand(len(budget.layers), generator=generator)
-        patterns.append(budget.binarize(keep[rows] - torch.rand(budget.n_literals, generator=generator)))
+        patterns.append(budget.binarize(keep[rows] - torch.rand(budget.n_entries, generator=generator)))
     return patterns
 
 
