@@ -29,7 +29,7 @@ from mmitp.datasets import KittiDataset  # noqa: F401  registers what the config
 from mmitp.engine.checkpoint import read_checkpoint
 from mmitp.engine.cli import _explains_itself
 from mmitp.engine.config import load_config
-from mmitp.engine.hooks import AdversarialHook, CollapseGuardHook, PruneHook
+from mmitp.engine.hooks import AdversarialHook, CollapseGuardHook, DistillHook, PruneHook
 from mmitp.engine.resume import read_training_state
 from mmitp.engine.run import build_runner
 from mmitp.engine.safe_load import load_data
@@ -269,7 +269,12 @@ def test_options_set_what_they_say(setting, value):
         assert type(node) is type(value)
 
 
-HOOKS: dict[type, dict[str, Any]] = {PruneHook: dict(target=0.5), AdversarialHook: {}, CollapseGuardHook: {}}
+HOOKS: dict[type, dict[str, Any]] = {
+    PruneHook: dict(target=0.5, slim_at_end=True),
+    AdversarialHook: {},
+    CollapseGuardHook: {},
+    DistillHook: {},
+}
 ARGUMENTS = [
     (hook, name)
     for hook in HOOKS
@@ -293,6 +298,10 @@ HINTS = st.sampled_from(
 @example((AdversarialHook, "warmup"), float("inf"))
 @example((AdversarialHook, "by_epoch"), "no")
 @example((CollapseGuardHook, "switch_to"), 3)
+@example((PruneHook, "slim_every"), "2")
+@example((PruneHook, "slim_every"), float("nan"))
+@example((DistillHook, "weight"), "1")
+@example((DistillHook, "begin"), None)
 def test_arguments_of_hooks(argument, value):
     hook, name = argument
     # The rule of a target, a size or a window can be broken by its partner's default.
@@ -309,8 +318,9 @@ def test_arguments_of_hooks(argument, value):
     elif isinstance(value, bool):
         pytest.fail(f"{hook.__name__}({name}={value!r}) is taken")
     if isinstance(value, str):
-        assert name in ("b", "interval", "cost", "push", "attack", "norm", "batchnorm", "dropout", "source", "action")
-        assert re.fullmatch(r"[a-z2_]+", value)
+        names = ("b", "interval", "cost", "push", "attack", "norm", "batchnorm", "dropout", "source", "action")
+        assert name in (*names, "teacher", "scores")
+        assert name == "scores" or re.fullmatch(r"[a-z2_]+", value)
 
 
 # --- latency tables

@@ -172,7 +172,7 @@ def test_missing_data_is_named_with_where_it_was_looked_for(root, tmp_path):
 
     with pytest.raises(FileNotFoundError, match=r"nowhere.training.image_2 with KITTI's images.*data/README\.md"):
         build(data_root=str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match=r"no split file .*ImageSets.absent\.txt.*make_scenes"):
+    with pytest.raises(FileNotFoundError, match=r"no split file .*ImageSets.absent\.txt.*make.scenes"):
         build(ann_file="ImageSets/absent.txt")
     (root / "training/label_2/000007.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of the frames of .*train\.txt.*label_2.000007\.txt"):

@@ -13,6 +13,7 @@ from mmitp.attacks import pick_logits
 from mmitp.engine.attack import unwrap
 from mmitp.pruning import distillation_loss, masked_layers, open_masks
 from mmitp.registry import HOOKS
+from mmitp.values import is_count, is_number
 
 
 @HOOKS.register_module()
@@ -52,9 +53,11 @@ class DistillHook(Hook):
         if teacher not in ("ema", "open"):
             raise ValueError(f"DistillHook teacher must be 'ema' or 'open', got {teacher!r}")
         for name, value in (("weight", weight), ("temperature", temperature)):
-            if not 0 < value < float("inf"):
+            if not (is_number(value) and value > 0):
                 raise ValueError(f"DistillHook {name} must be a positive finite number, got {value!r}")
-        if begin < 0 or begin != int(begin):
+        if not isinstance(scores, str):
+            raise ValueError(f"DistillHook scores must be the name of a module, got {scores!r}")
+        if not is_count(begin, 0):
             raise ValueError(f"DistillHook begin must be a whole number of epochs (or iterations), got {begin!r}")
         self.teacher, self.weight, self.temperature = teacher, weight, temperature
         self.begin, self.scores = int(begin), scores

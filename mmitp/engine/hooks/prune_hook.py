@@ -43,7 +43,7 @@ from mmitp.pruning.pruner import (
     require_same_layout,
 )
 from mmitp.registry import HOOKS
-from mmitp.values import is_number, is_size, unlike
+from mmitp.values import is_count, is_number, is_size, unlike
 
 STATE_KEY = "mmitp_prune_hook"
 
@@ -141,7 +141,7 @@ class PruneHook(Hook):
             if not isinstance(flag, bool):
                 raise ValueError(f"PruneHook {name} must be True or False, got {flag!r}")
         if slim_every is not None:
-            if not (slim_every > 0 and (_is_part(slim_every) or slim_every == int(slim_every))):
+            if not (is_number(slim_every) and slim_every > 0 and (_is_part(slim_every) or is_count(slim_every))):
                 raise ValueError(
                     "PruneHook slim_every must be a whole number of epochs (or iterations), or a part of the window "
                     f"below 1, got {slim_every!r}"
