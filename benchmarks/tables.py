@@ -147,28 +147,12 @@ def front() -> str:
 
 
 def demo() -> str:
-    """AP of the committed run of ``make demo``, and what its network keeps."""
+    """Dense beside pruned, of the committed run of ``make demo``."""
     run = json.loads((ROOT / "benchmarks" / "demo.json").read_text(encoding="utf-8"))
-    if "table" in run:
-        return (
-            markdown(["", "dense", "pruned"], run["table"])
-            + f"\n{run['epochs']} epochs of {run['images']} images, tested on {run['test_images']}; "
-            f"{run['minutes']:.0f} minutes in all.\n"
-        )
-    rows = [
-        [said, *(f"{ap:.2f}" for ap in run[key])]
-        for said, key in (
-            ("Car, masked network", "ap_car_r40"),
-            ("Car, slimmed network", "ap_car_r40_slim"),
-            ("Pedestrian, slimmed", "ap_pedestrian_r40"),
-            ("Cyclist, slimmed", "ap_cyclist_r40"),
-        )
-    ]
-    text = markdown([f"AP (R40), {run['run']['images']} held-out scenes", "easy", "moderate", "hard"], rows)
     return (
-        f"{text}\n{run['macs_slim']:,} of {run['macs_dense']:,} MACs kept ({run['ratio']:.4f}), "
-        f"{run['params_slim']:,} of {run['params_dense']:,} parameters, {run['epochs']} epochs, "
-        f"{run['train_seconds'] / 60:.0f} minutes of training.\n"
+        markdown(["", "dense", "pruned"], run["table"])
+        + f"\n{run['epochs']} epochs of {run['images']} images, tested on {run['test_images']}; "
+        f"{run['minutes']:.0f} minutes in all.\n"
     )
 
 

@@ -1,0 +1,79 @@
+"""The front page's picture: what a dense and a pruned network see on the same frames, and the channels kept.
+
+    python benchmarks/front_picture.py work_dirs/demo/dense work_dirs/demo/pruned [--frames 4] [--out FILE.png]
+
+The folders are those of two finished runs, as ``make demo`` leaves them. The frames are spread evenly over the test
+set; boxes with a score of 0.3 or more are drawn. The pruned run's network is the slimmed one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+from pathlib import Path
+
+import mmitp  # noqa: F401  isort: skip  (first: makes the stack below importable without compiled operators)
+
+import cv2
+import numpy as np
+
+from mmitp.files import write_whole
+from mmitp.report import read_run
+from mmitp.report.measure import Sample, sample_detections
+
+OUT = Path(__file__).resolve().parent.parent / "docs" / "images" / "detections.png"
+WIDTH = 1600  # pixels
+
+
+def halves(folder: str, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ground truth and detections of a run, frames below each other."""
+    sample = sample_detections(read_run(folder), frames)
+    if not isinstance(sample, Sample):
+        raise SystemExit(f"{folder}: {sample}")
+    picture = cv2.imdecode(np.frombuffer(base64.b64decode(sample.jpeg), np.uint8), cv2.IMREAD_COLOR)
+    assert picture is not None
+    middle = picture.shape[1] // 2
+    return picture[:, :middle], picture[:, middle:]
+
+
+def titled(picture: np.ndarray, title: str) -> np.ndarray:
+    strip = np.full((34, picture.shape[1], 3), 255, np.uint8)
+    cv2.putText(strip, title, (6, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([strip, picture])
+
+
+def channels(folder: str, width: int, height: int = 130) -> np.ndarray:
+    """A bar for each masked layer, in order: grey what it had, dark the share of input channels that it keeps."""
+    frozen = read_run(folder).frozen
+    if frozen is None:
+        raise SystemExit(f"{folder} holds no pruning.json: the run's masks have not been frozen")
+    layers = [layer for layer in frozen["layers"] if layer["note"] != "dense"]
+    bars = np.full((height, width, 3), 255, np.uint8)
+    step = width / len(layers)
+    for i, layer in enumerate(layers):
+        left, right = round(i * step) + 1, max(round((i + 1) * step) - 2, round(i * step) + 2)
+        bars[:, left:right] = 215
+        bars[height - round(height * layer["in_kept"] / layer["in_channels"]) :, left:right] = (140, 80, 30)
+    return titled(bars, f"input channels kept, layer by layer, {frozen['ratio']:.3f} of the operations")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dense", help="work folder of the dense run")
+    parser.add_argument("pruned", help="work folder of the pruned run")
+    parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    truth, dense = halves(args.dense, args.frames)
+    _, pruned = halves(args.pruned, args.frames)
+    columns = [titled(truth, "ground truth"), titled(dense, "dense"), titled(pruned, "pruned and slimmed")]
+    picture = np.concatenate(columns, axis=1)
+    height = picture.shape[0] * WIDTH // picture.shape[1]
+    picture = cv2.resize(picture, (WIDTH, height), interpolation=cv2.INTER_AREA)
+    picture = np.concatenate([picture, channels(args.pruned, WIDTH)])
+    write_whole(args.out, cv2.imencode(args.out.suffix, picture)[1].tobytes())
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
