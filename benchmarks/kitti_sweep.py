@@ -3,28 +3,38 @@
     python benchmarks/kitti_sweep.py run [--only PATTERN ...] [--jobs 1] [--nice 15] [--work DIR]
     python benchmarks/kitti_sweep.py status [--only PATTERN ...]
     python benchmarks/kitti_sweep.py cost [--only PATTERN ...] [--rounds 12]
-    python benchmarks/kitti_sweep.py compare [--work DIR]
     python benchmarks/kitti_sweep.py table [--write | --check]
 
 ``run`` works off the declared runs as ``sweep.py`` does: resumable, a metrics file each
-(``configs/kitti/metrics/NAME.json``). ``compare`` adds to every finished run's file the difference of its AP to the
-dense network's of the same seed, with the interval of paired draws of the frames; both runs' detections have to lie in
+(``configs/kitti/metrics/NAME.json``). At its end every finished run's file gets the difference of its AP to the dense
+network's of the same seed, with the interval of paired draws of the frames, where the detections of both lie in
 ``--work``. ``table`` makes the README's table of the metrics files alone. Cost stands for processor time of training
 over the dense run's, from paired steps (``cost``; ``metrics/costs.json``).
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
-from sweep import ROOT, Run, Sweep, between, read, relative_cost, say, seconds, selected, status
+from sweep import (
+    ROOT,
+    Run,
+    Sweep,
+    between,
+    command_line,
+    cost,
+    put,
+    read,
+    relative_cost,
+    run_or_tell,
+    say,
+    seconds,
+    selected,
+)
 
 CONFIGS = ROOT / "configs/kitti"
 METRICS = CONFIGS / "metrics"
@@ -116,69 +126,22 @@ def table(runs: list[Run], out: Path) -> str:
     return "\n".join(lines) + "\n" if finished else "No run has ended yet.\n"
 
 
-def with_table(text: str, new: str) -> str:
-    """The README's text with another table between the marks."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise SystemExit(f"{README.name} must hold {BEGIN} and {END}, each once and in this order")
-    return f"{text[: text.index(BEGIN)]}{BEGIN}\n\n{new}\n{text[text.index(END) :]}"
-
-
-def measure_costs(sweep: Sweep, chosen: list[Run], rounds: int) -> None:
-    """Measures steps and whole runs of the chosen runs' configs over the dense one's, and writes ``costs.json``."""
-    from measured import origin, write_json
-    from whole_run import whole_run_cost
-
-    for config in dict.fromkeys(run.config for run in chosen if run.config != DENSE):
-        entry = whole_run_cost(CONFIGS / f"{config}.py", CONFIGS / f"{DENSE}.py", rounds, 2, SHAPE)
-        about = origin()
-        entry.update(machine=about["machine"], commit=about["commit"], torch=about["versions"]["torch"])
-        write_json(sweep.out / "costs.json", dict(read(sweep.out, "costs") or {}, **{config: entry}))
-        say(f"{config}: {json.dumps(entry)}")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    arguments = {name: commands.add_parser(name) for name in ("run", "status", "cost", "compare", "table")}
-    for name, command in arguments.items():
-        command.add_argument("--out", type=Path, default=METRICS, help="folder of the metrics files")
-        if name in ("run", "status", "cost"):
-            command.add_argument("--only", nargs="+", metavar="PATTERN", help="names, beginnings of names or globs")
-        if name != "table":
-            default = Path("work_dirs/kitti1348")
-            command.add_argument("--work", type=Path, default=default, help="logs, checkpoints, detections")
-    arguments["run"].add_argument("--jobs", type=int, default=1)
-    arguments["run"].add_argument("--nice", type=int, default=0)
-    arguments["cost"].add_argument("--rounds", type=int, default=12)
-    either = arguments["table"].add_mutually_exclusive_group()
-    either.add_argument("--write", action="store_true", help="into the README")
-    either.add_argument("--check", action="store_true", help="fail if the README says something else")
+    parser, _ = command_line(__doc__, METRICS, "work_dirs/kitti1348", rounds=12)
     args = parser.parse_args()
-
     runs = declared()
     if args.command == "table":
-        new, text = table(runs, args.out), README.read_text(encoding="utf-8")
-        if args.write:
-            README.write_text(with_table(text, new), encoding="utf-8")
-        elif args.check and with_table(text, new) != text:
-            raise SystemExit(
-                f"{README} does not hold what the metrics files say: python benchmarks/kitti_sweep.py table --write"
-            )
-        elif not args.check:
-            print(new, end="")
+        put(args, table(runs, args.out), README, BEGIN, END)
         return
     sweep = Sweep(runs, args.out.resolve(), args.work.resolve(), configs=CONFIGS, figure="ap")
-    if args.command == "compare":
-        compare(sweep)
-        return
     chosen = selected(runs, args.only)
-    if args.command == "status":
-        status(sweep, chosen)
-    elif args.command == "cost":
-        measure_costs(sweep, chosen, args.rounds)
-    else:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through work_off's clean-up
-        raise SystemExit(1 if sweep.work_off(chosen, args.jobs, args.nice) else 0)
+    if args.command == "cost":
+        cost(sweep, chosen, args.rounds, DENSE, 2, SHAPE)
+        return
+    status = run_or_tell(args, sweep, chosen)
+    if args.command == "run":
+        compare(sweep)
+    raise SystemExit(status)
 
 
 if __name__ == "__main__":

@@ -464,74 +464,105 @@ def seconds(known: dict[str, Any]) -> str:
     return f"{known['seconds_with_validation']:,.0f} (v)"
 
 
-def with_tables(text: str, new: str) -> str:
-    """The README's text with other tables between the marks."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise SystemExit(f"{README.name} must hold {BEGIN} and {END}, each once and in this order")
-    return f"{text[: text.index(BEGIN)]}{BEGIN}\n\n{new}\n{text[text.index(END) :]}"
+def with_tables(text: str, new: str, begin: str = BEGIN, end: str = END) -> str:
+    """A page's text with other tables between the marks."""
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise SystemExit(f"the page must hold {begin} and {end}, each once and in this order")
+    return f"{text[: text.index(begin)]}{begin}\n\n{new}\n{text[text.index(end) :]}"
 
 
 # -- what a step costs
 
 
-def cost(sweep: Sweep, chosen: list[Run], rounds: int, data_root: str | None) -> None:
-    """Measures the configs of the chosen runs whose length is fixed in a config, and writes ``costs.json``."""
+def cost(
+    sweep: Sweep, chosen: list[Run], rounds: int, dense: str, size: int = 128, shape: tuple[int, int] = (32, 32)
+) -> None:
+    """Measures the configs of the chosen runs whose length is fixed in a config, and writes ``costs.json``.
+
+    Args:
+        sweep: where metrics and configs are.
+        chosen: the runs.
+        rounds: paired steps.
+        dense: config of the dense run, without ``.py``.
+        size: images a batch.
+        shape: (H, W) of the images.
+    """
     from measured import origin, write_json
     from whole_run import whole_run_cost
 
-    configs = dict.fromkeys(r.config for r in chosen if r.script == "measured.py" and r.config != DENSE)
-    for config in configs:
-        if not (ROOT / f"configs/cifar10/{config}.py").is_file():
+    scripts = ("measured.py", "detector_run.py")  # the others measure their own
+    for config in dict.fromkeys(r.config for r in chosen if r.script in scripts and r.config != dense):
+        if not (sweep.configs / f"{config}.py").is_file():
             say(f"{config}: left out, no such config")
             continue
-        entry = whole_run_cost(ROOT / f"configs/cifar10/{config}.py", ROOT / f"configs/cifar10/{DENSE}.py", rounds)
+        files = [sweep.configs / f"{name}.py" for name in (config, dense)]
+        entry = whole_run_cost(*files, rounds, size, shape)
         about = origin()
         entry.update(machine=about["machine"], commit=about["commit"], torch=about["versions"]["torch"])
         write_json(sweep.out / "costs.json", dict(read(sweep.out, "costs") or {}, **{config: entry}))
         say(f"{config}: {json.dumps(entry)}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+# -- the command line
+
+
+def command_line(
+    doc: str | None, out: Path, work: str, rounds: int
+) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser that every sweep has, and those of its commands: run, status, cost and table."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     arguments = {name: commands.add_parser(name) for name in ("run", "status", "cost", "table")}
     for name, command in arguments.items():
-        command.add_argument("--out", type=Path, default=METRICS, help="folder of the metrics files")
+        command.add_argument("--out", type=Path, default=out, help="folder of the metrics files")
         if name != "table":
             command.add_argument("--only", nargs="+", metavar="PATTERN", help="names, beginnings of names or globs")
-            command.add_argument("--work", type=Path, default=Path("work_dirs/sweep"), help="logs and checkpoints")
-            command.add_argument("--data-root", help="folder of cifar-10-batches-py (default: the configs')")
-            command.add_argument("--python-rivals", help="interpreter that has torch_pruning and only_train_once")
+            command.add_argument("--work", type=Path, default=Path(work), help="logs and checkpoints")
     arguments["run"].add_argument("--jobs", type=int, default=1)
     arguments["run"].add_argument("--nice", type=int, default=0)
-    arguments["cost"].add_argument("--rounds", type=int, default=30)
+    arguments["cost"].add_argument("--rounds", type=int, default=rounds)
     either = arguments["table"].add_mutually_exclusive_group()
     either.add_argument("--write", action="store_true", help="into the README")
     either.add_argument("--check", action="store_true", help="fail if the README says something else")
-    args = parser.parse_args()
+    return parser, arguments
 
-    runs = declared()
-    if args.command == "table":
-        new = tables(runs, args.out)
-        text = README.read_text(encoding="utf-8")
-        if args.write:
-            README.write_text(with_tables(text, new), encoding="utf-8")
-        elif args.check and with_tables(text, new) != text:
-            raise SystemExit(
-                f"{README} does not hold what the metrics files say: python benchmarks/sweep.py table --write"
-            )
-        elif not args.check:
-            print(new, end="")
-        return
-    sweep = Sweep(runs, args.out.resolve(), args.work.resolve(), args.data_root, args.python_rivals)
-    chosen = selected(runs, args.only)
+
+def put(args: argparse.Namespace, new: str, page: Path, begin: str, end: str) -> None:
+    """``table``: prints tables, or writes them into a page, or fails where the page holds others."""
+    text = page.read_text(encoding="utf-8")
+    if args.write:
+        page.write_text(with_tables(text, new, begin, end), encoding="utf-8")
+    elif args.check and with_tables(text, new, begin, end) != text:
+        raise SystemExit(f"{page} does not hold what the metrics files say: {sys.argv[0]} table --write")
+    elif not args.check:
+        print(new, end="")
+
+
+def run_or_tell(args: argparse.Namespace, sweep: Sweep, chosen: list[Run]) -> int:
+    """``run`` and ``status``; returns the exit status."""
     if args.command == "status":
         status(sweep, chosen)
-    elif args.command == "cost":
-        cost(sweep, chosen, args.rounds, args.data_root)
+        return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through work_off's clean-up
+    return 1 if sweep.work_off(chosen, args.jobs, args.nice) else 0
+
+
+def main() -> None:
+    parser, arguments = command_line(__doc__, METRICS, "work_dirs/sweep", rounds=30)
+    for name in ("run", "status"):
+        arguments[name].add_argument("--data-root", help="folder of cifar-10-batches-py (default: the configs')")
+        arguments[name].add_argument("--python-rivals", help="interpreter with torch_pruning and only_train_once")
+    args = parser.parse_args()
+    runs = declared()
+    if args.command == "table":
+        put(args, tables(runs, args.out), README, BEGIN, END)
+        return
+    chosen = selected(runs, args.only)
+    if args.command == "cost":
+        cost(Sweep(runs, args.out.resolve(), args.work.resolve()), chosen, args.rounds, DENSE)
     else:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through work_off's clean-up
-        raise SystemExit(1 if sweep.work_off(chosen, args.jobs, args.nice) else 0)
+        sweep = Sweep(runs, args.out.resolve(), args.work.resolve(), args.data_root, args.python_rivals)
+        raise SystemExit(run_or_tell(args, sweep, chosen))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python benchmarks/whole_run.py [resnet20 resnet56 centernet_demo centernet rtmdet_bccd] [--rounds 20] [--threads 1]
         [--divisor 8]
+    python benchmarks/whole_run.py configs/cifar10/NAME_psi30_early.py --dense configs/cifar10/NAME.py
 
 Four Runners of one of the repository's pruned configs stand side by side on a fixed batch of noise: the dense model,
 the masked one before the window, the masked one in it (Optimizer 2 at every step), and the one that the hook has
@@ -18,6 +19,7 @@ channels. One thread is timed in CPU seconds, several by the clock.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -29,6 +31,7 @@ import torch
 from measured import spread_of  # makes the OpenMMLab stack importable without compiled operators
 from mmengine import Config
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from sweep import whole_run
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -169,8 +172,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--divisor", type=int, default=1, help="PruneHook's")
+    parser.add_argument("--dense", metavar="CONFIG", help="the dense twin of a config of CIFAR-10 in place of a net")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.dense:
+        for config in args.nets:
+            entry = whole_run_cost(Path(config), Path(args.dense), args.rounds)
+            print(f"{config}: {json.dumps(entry)}; whole run / dense: {whole_run(entry):.3f}", flush=True)
+        return
     now = time.process_time if args.threads == 1 else time.perf_counter
     with tempfile.TemporaryDirectory() as work_dir:
         for net in args.nets:
