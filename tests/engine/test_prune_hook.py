@@ -601,3 +601,12 @@ def test_the_log_says_the_phases_and_how_far_the_masks_are(tmp_path):
     scalars = [json.loads(line) for line in next(tmp_path.glob("*/vis_data/scalars.json")).read_text().splitlines()]
     assert f"{float(told[0][1]):.4f}" in {f"{line['ops_kept']:.4f}" for line in scalars if "ops_kept" in line}
     assert log.rstrip().count("they freeze in about 0:00:00") >= 1  # the last step's
+
+
+def test_accumulated_gradients_are_one_step_in_the_log(tmp_path):
+    optim = dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.01), accumulative_counts=2)
+    make_runner(tmp_path, dict(type="mmitp.PruneHook", target=0.5, begin=1, end=3), optim=optim).train()
+    log = next(tmp_path.glob("*/*.log")).read_text()
+    told = [int(step) for step in re.findall(r"masks train, step (\d+) of 4: ", log)]
+    assert told == sorted(set(told))
+    assert told[-1] == 4

@@ -171,6 +171,7 @@ class PruneHook(Hook):
         self._best_rules: dict[CheckpointHook, Any] = {}
         self._steps_now = False
         self._window_since: tuple[int, float] | None = None  # steps done, and the time, as the window was entered
+        self._at: dict[str, int] = {}  # the step at which something was last done
 
     @property
     def budget(self) -> MacBudget | None:
@@ -402,9 +403,19 @@ class PruneHook(Hook):
             self._cut(runner)
         self._steps_now = self._in_window() and (self.interval == "iter" or self._is_last_update(runner, batch_idx))
         self.pruner.active = self._steps_now
-        if self._steps_now and self.calibration is not None and self.pruner.position % self.calibrate_every == 0:
+        if self._steps_now and self.calibration is not None and self._is_new(self.calibrate_every, "calibrated"):
             if self.calibration.calibrate():
                 self._tell_clock()
+
+    def _is_new(self, every: int, what: str) -> bool:
+        """Whether a step that is a multiple of ``every`` has just been reached: accumulation stays at one for some
+        iterations."""
+        assert self.pruner is not None
+        position = self.pruner.position
+        if position % every or self._at.get(what) == position:
+            return False
+        self._at[what] = position
+        return True
 
     def _is_last_update(self, runner: Runner, batch_idx: int) -> bool:
         """Whether this iteration updates the weights (gradients may accumulate) and no later one of its epoch does."""
@@ -469,7 +480,7 @@ class PruneHook(Hook):
         if self._window_since is None:
             self._window_since = done, now
         since, start = self._window_since
-        if done == since or done % max(self.window_steps // PROGRESS, 1):
+        if done == since or not self._is_new(max(self.window_steps // PROGRESS, 1), "told"):
             return
         left = timedelta(seconds=round((now - start) / (done - since) * max(self.window_steps - done, 0)))
         assert self.budget is not None
