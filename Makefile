@@ -28,9 +28,9 @@ test: lint
 	$(BIN)/python -m pytest tests $(HALF:%=--ignore=%); rest=$$?; \
 	wait $$half; half=$$?; cat $(VENV)/half.log; exit $$((half + rest))
 
-# The tests of strange input with a hundred times the examples, new ones every time: about ten minutes of a core.
+# All property tests with examples that are new every time, a hundred times as many where the input is strange.
 fuzz: setup
-	OMP_NUM_THREADS=1 MMITP_FUZZ=100 $(BIN)/python -m pytest tests/test_fuzz.py
+	OMP_NUM_THREADS=1 MMITP_FUZZ=100 $(BIN)/python -m pytest tests -m hypothesis
 
 lint: setup
 	$(BIN)/ruff check .

@@ -46,7 +46,6 @@ CONFIG = str(Path(__file__).parents[1] / "configs" / "cifar10" / "resnet20_cifar
 def fuzz(examples: int) -> settings:
     return settings(
         max_examples=examples * TIMES,
-        derandomize=TIMES == 1,
         deadline=None,
         database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],

@@ -349,8 +349,8 @@ class MacBudget:
         return self._tables[device]
 
     def flat_masks(self) -> Tensor:
-        """All counting masks ``M`` as one float32 vector, attached to the graph."""
-        return torch.cat([layer.prune_mask.reshape(-1) for _, layer in self._masked])
+        """All counting masks ``M`` as one float32 vector, attached to the graph; empty where no masked layer runs."""
+        return torch.cat([layer.prune_mask.reshape(-1) for _, layer in self._masked] or [torch.zeros(0)])
 
     def flat_pattern(self) -> Tensor:
         """The binary patterns in force as one bool vector of the same order."""
@@ -407,7 +407,7 @@ class MacBudget:
 
     def kept_cost(self) -> int:
         """Cost of the network that slimming leaves."""
-        return self.cost_of(self.flat_pattern()) if self._masked else self.dense_cost
+        return self.cost_of(self.flat_pattern())
 
     def ratio(self) -> Tensor:
         """Fraction of the operations (of the cost) kept: 0-dim float64 tensor, differentiable in the masks (zero in
@@ -454,7 +454,7 @@ class MacBudget:
 
     def kept_macs(self) -> int:
         """MACs of the network that slimming leaves (int)."""
-        return self.macs_of(self.flat_pattern()) if self._masked else self.dense_macs
+        return self.macs_of(self.flat_pattern())
 
     def hw_loss(self, target: float) -> Tensor:
         """``L_HW = max(ratio - target, 0)`` (S2), 0-dim float64.
@@ -468,15 +468,13 @@ class MacBudget:
 
     def min_ratio(self) -> float:
         """The cheapest ratio the masks can reach: one (the first) input channel a layer."""
-        if not self._masked:
-            return 1.0
-        masks = torch.cat([torch.zeros(layer.prune_mask.numel()) - 1 for _, layer in self._masked])
+        masks = torch.full((self.n_entries,), -1.0)
         return self.cost_of(self.binarize(masks)) / self.dense_cost
 
     def table(self) -> list[LayerRow]:
         """One row a layer, in the order of execution."""
         tables = self._tables[torch.device("cpu")]
-        on = self.flat_pattern().cpu().double() if self._masked else torch.empty(0, dtype=torch.float64)
+        on = self.flat_pattern().cpu().double()
         n_in, n_out = tables.channels(on, tables.needs(on)[1])
         macs = self._macs.layers(torch.arange(len(self.layers)), n_in, n_out).tolist()
         rows = []
@@ -498,7 +496,7 @@ class MacBudget:
 
     def node_needs(self, pattern: Tensor | None = None) -> Tensor:
         """``(n_nodes,)`` bool: the channels needed under a flat pattern (the present one by default)."""
-        on = (self.flat_pattern() if pattern is None else pattern).cpu() if self._masked else torch.empty(0)
+        on = (self.flat_pattern() if pattern is None else pattern).cpu()
         return self.needed_nodes(on.double())
 
     def needed_nodes(self, on: Tensor) -> Tensor:

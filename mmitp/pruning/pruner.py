@@ -211,6 +211,13 @@ class InTrainPruner:
         self.more_examples = list(more_examples)
         self.cost = budget.cost if budget is not None else make_cost(cost)
         self.budget = budget or MacBudget(model, example, cost=self.cost, more_examples=self.more_examples)
+        if not self.budget.n_entries:
+            raise ValueError(
+                "no mask counts: of the masked layers "
+                f"({', '.join(list(self.masks)[:3])}{', ...' if len(self.masks) > 3 else ''}) none runs on the example "
+                "input in a way that slimming could use, so nothing can be pruned. Give the pruner an example that "
+                "reaches them, or let other layers carry masks (mask_model's include and exclude)"
+            )
         require_trainable(self.masks)  # those that cannot count are held open by now
         self.frozen = all(layer.mask_frozen for layer in self.masks.values())
         if not self.frozen:

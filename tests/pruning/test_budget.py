@@ -243,6 +243,16 @@ def test_a_model_without_masks_is_counted_and_cannot_shrink() -> None:
     assert budget.ratio().item() == budget.min_ratio() == 1.0
 
 
+def test_masks_that_never_run_leave_an_empty_pattern_that_every_figure_takes() -> None:
+    net = mask_model(Net(lambda m, x: m.a(x), a=point(3, 4), auxiliary=point(4, 4)))
+    budget = MacBudget(net, torch.randn(1, 3, 2, 2))
+    pattern = budget.flat_pattern()
+    assert pattern.shape == budget.marginal_costs().shape == budget.hw_gradient(0.5).shape == (0,)
+    assert budget.macs_of(pattern) == budget.kept_macs() == budget.kept_cost() == 48
+    assert budget.split(pattern) == {}
+    assert [row.macs_kept for row in budget.table()] == [48]
+
+
 def test_nothing_to_count_is_an_error() -> None:
     with pytest.raises(ValueError, match="ran no convolution or linear layer"):
         MacBudget(nn.ReLU(), torch.randn(1, 3, 2, 2))

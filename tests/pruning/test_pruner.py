@@ -244,6 +244,13 @@ def test_targets_that_the_freeze_could_not_meet_are_refused_at_the_start():
         start(target=0.2, min_keep=0.5)
 
 
+def test_masks_of_which_none_counts_are_refused_by_name():
+    net = mask_model(Net(), include=["a"])
+    net.forward = lambda x: net.fc(net.norm(net.stem(x)).relu().mean((2, 3)))
+    with pytest.raises(ValueError, match=r"no mask counts: of the masked layers \(a\) none runs"):
+        InTrainPruner(net, IMAGE, 0.5, steps=8)
+
+
 def test_an_optimizer_without_the_masks_is_refused():
     net = mask_model(Net())
     weights = [p for name, p in net.named_parameters() if "prune_mask" not in name]
