@@ -11,7 +11,7 @@ pruning = dict(
     begin=1 / 15,
     end=1 / 3,
     lr=1e-4,
-    divisor=8,
+    divisor="auto",
     slim_at_end=True,
     input_shape=(192, 640),
 )

@@ -1,4 +1,4 @@
-"""Kept channel numbers as multiples of 8 or 16, which CPUs and GPUs like best."""
+"""Kept channel numbers as multiples of 8 or 16, which CPUs and GPUs like best, or of less in narrow layers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,45 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmitp.values import is_number
+
 from .budget import MacBudget
 from .masks import ranks
 from .needs import channel_masked
+
+#: with ``'auto'``: multiples of the first that leaves a layer at least so many numbers of channels to choose from
+AUTO, CHOICES = (8, 4, 2, 1), 8
+
+
+def divisor_of(width: Tensor, divisor: int | str) -> Tensor:
+    """Of how many channels layers keep a multiple.
+
+    Args:
+        width: channels of the dense layers, any shape, int64.
+        divisor: 8, 16, ... for all of them; or ``'auto'``: 8 from 64 channels on, 4 from 32, 2 from 16, 1 below, so
+            that a step is never more than an eighth of a layer.
+
+    Example:
+        >>> import torch
+        >>> divisor_of(torch.tensor([3, 16, 24, 32, 64, 2048]), "auto")
+        tensor([1, 2, 2, 4, 8, 8])
+    """
+    if divisor != "auto":
+        return torch.full_like(width, int(divisor))
+    result = torch.ones_like(width)
+    for step in reversed(AUTO):
+        result = torch.where(width >= step * CHOICES, step, result)
+    return result
+
+
+def check_divisor(divisor: int | str) -> None:
+    """Refuses what is no divisor.
+
+    Raises:
+        ValueError: neither ``'auto'`` nor a positive whole number.
+    """
+    if not (divisor == "auto" or is_number(divisor) and divisor == int(divisor) and divisor >= 1):
+        raise ValueError(f"divisor must be a positive whole number of channels, or 'auto', got {divisor!r}")
 
 
 @dataclass
@@ -27,20 +63,19 @@ class Divisor:
 
     Args:
         budget: the model's budget.
-        divisor: 8, 16, ...
+        divisor: 8, 16, ..., or ``'auto'``, see :func:`divisor_of`.
 
     Attributes:
         all_in, all_out: ``(layers,)`` int64, channels of the dense layers; inputs are those of one group.
+        step_in, step_out: ``(layers,)`` int64, of how many channels their numbers are multiples.
         counts_in, counts_out: ``(layers,)`` bool, whether the layer's number of inputs or outputs can change.
     """
 
-    def __init__(self, budget: MacBudget, divisor: int) -> None:
-        if divisor < 1:
-            raise ValueError(f"divisor must be a positive number of channels, got {divisor}")
-        self.divisor = divisor
+    def __init__(self, budget: MacBudget, divisor: int | str) -> None:
         self.tables = budget.tables(torch.device("cpu"))
         self.all_in = torch.tensor([r.n_in // r.groups for r in budget.layers])
         self.all_out = torch.tensor([r.n_out for r in budget.layers])
+        self.step_in, self.step_out = divisor_of(self.all_in, divisor), divisor_of(self.all_out, divisor)
         starts = budget.needs.entry_start
         masked = [s >= 0 and channel_masked(r) for s, r in zip(starts, budget.layers, strict=True)]
         # A mask on single weights removes no channel, and functional layers stay as they are.
@@ -56,8 +91,8 @@ class Divisor:
 
     def missing(self, counts: _Counts) -> tuple[Tensor, Tensor]:
         """Channels that every layer's inputs and outputs are short of the next allowed number."""
-        up_in = torch.minimum(-counts.n_in % self.divisor, self.all_in - counts.n_in)
-        up_out = torch.minimum(-counts.n_out % self.divisor, self.all_out - counts.n_out)
+        up_in = torch.minimum(-counts.n_in % self.step_in, self.all_in - counts.n_in)
+        up_out = torch.minimum(-counts.n_out % self.step_out, self.all_out - counts.n_out)
         return up_in * self.counts_in, up_out * self.counts_out
 
     def nearest(self, masks: Tensor, on: Tensor) -> Tensor:
@@ -65,8 +100,8 @@ class Divisor:
         rows = self.tables.entry_row
         place = ranks(torch.where(on, masks, -torch.inf), rows, len(self.all_in))
         n_in = self.counts(on).n_in
-        excess = n_in % self.divisor
-        down = (2 * excess <= self.divisor) & (n_in > self.divisor) & (n_in < self.all_in)
+        excess = n_in % self.step_in
+        down = (2 * excess <= self.step_in) & (n_in > self.step_in) & (n_in < self.all_in)
         return on & (place < torch.where(down, n_in - excess, n_in)[rows])
 
     def up(self, masks: Tensor, on: Tensor) -> Tensor:

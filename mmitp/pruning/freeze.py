@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .budget import MacBudget
-from .divisor import Divisor
+from .divisor import Divisor, check_divisor
 from .layers import masked_layers
 from .masks import NOT_FINITE, ranks
 from .needs import channel_masked
@@ -92,7 +92,7 @@ def project(
     budget: MacBudget,
     target: float,
     fill: bool = False,
-    divisor: int = 1,
+    divisor: int | str = 1,
     min_keep: float = 0.0,
     masks: Tensor | None = None,
 ) -> Projection:
@@ -107,7 +107,8 @@ def project(
         fill: switch the best dropped channels back on until the ratio is within 1 % of the target, where the cost of a
             single channel (or of ``divisor`` channels) allows.
         divisor: every layer reads and computes a multiple of this many channels, or all it has. Kernels on CPUs and
-            GPUs work on 8 or 16 channels at a time, and the others cost what the next multiple costs.
+            GPUs work on 8 or 16 channels at a time, and the others cost what the next multiple costs. ``'auto'``: less
+            in narrow layers, see :func:`~mmitp.pruning.divisor.divisor_of`.
         min_keep: part of its input channels that every layer keeps at least, see :func:`floors`.
         masks: flat vector in place of the model's masks, on the CPU.
 
@@ -151,11 +152,12 @@ def project(
     return Projection(on, ratio, int(off.sum()), int((on & ~before).sum()), threshold)
 
 
-def _of_each(divisor: int, min_keep: float) -> str:
-    return f"{divisor} input channel(s)" + (f" and {min_keep:g} of all it has" if min_keep else "")
+def _of_each(divisor: int | str, min_keep: float) -> str:
+    channels = "1 to 8 input channels (divisor='auto')" if divisor == "auto" else f"{divisor} input channel(s)"
+    return channels + (f" and {min_keep:g} of all it has" if min_keep else "")
 
 
-def lowest_ratio(budget: MacBudget, divisor: int = 1, min_keep: float = 0.0) -> float:
+def lowest_ratio(budget: MacBudget, divisor: int | str = 1, min_keep: float = 0.0) -> float:
     """The cheapest ratio that :func:`project` reaches in any case: every layer keeps its first channels.
 
     Args:
@@ -169,7 +171,7 @@ def lowest_ratio(budget: MacBudget, divisor: int = 1, min_keep: float = 0.0) -> 
     return budget.cost_of(pattern) / budget.dense_cost
 
 
-def lowest_pattern(budget: MacBudget, masks: Tensor, divisor: int = 1, min_keep: float = 0.0) -> Tensor:
+def lowest_pattern(budget: MacBudget, masks: Tensor, divisor: int | str = 1, min_keep: float = 0.0) -> Tensor:
     """The flat bool pattern in which every layer keeps its highest masks, as few of them as it may.
 
     Args:
@@ -181,7 +183,7 @@ def lowest_pattern(budget: MacBudget, masks: Tensor, divisor: int = 1, min_keep:
     return _Grid.of(budget, masks, divisor, min_keep).lowest()
 
 
-def require_reachable(budget: MacBudget, target: float, divisor: int = 1, min_keep: float = 0.0) -> None:
+def require_reachable(budget: MacBudget, target: float, divisor: int | str = 1, min_keep: float = 0.0) -> None:
     """Refuses at the start what the freeze could not meet.
 
     Raises:
@@ -265,8 +267,9 @@ class _Grid:
         self.least = highest(budget, masks, floor)
 
     @classmethod
-    def of(cls, budget: MacBudget, masks: Tensor, divisor: int, min_keep: float) -> _Grid:
+    def of(cls, budget: MacBudget, masks: Tensor, divisor: int | str, min_keep: float) -> _Grid:
         """From the arguments of :func:`project`."""
+        check_divisor(divisor)
         return cls(budget, masks, None if divisor == 1 else Divisor(budget, divisor), floors(budget, min_keep))
 
     def allowed(self, on: Tensor) -> Tensor:

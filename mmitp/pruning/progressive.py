@@ -52,7 +52,9 @@ class OffTimes:
         self.steps = None if steps is None else steps.to(device, copy=True)
 
 
-def entries_to_keep(budget: MacBudget, idle: Tensor, target: float, divisor: int = 1, min_keep: float = 0.0) -> Tensor:
+def entries_to_keep(
+    budget: MacBudget, idle: Tensor, target: float, divisor: int | str = 1, min_keep: float = 0.0
+) -> Tensor:
     """The mask entries that stay when those that are ``idle`` are cut off: flat bool, on the CPU.
 
     Every layer keeps its floor, and reads and computes a multiple of the divisor (or all it had when it was dense). All
@@ -65,7 +67,7 @@ def entries_to_keep(budget: MacBudget, idle: Tensor, target: float, divisor: int
     """
     masks = budget.flat_masks().detach().cpu()
     keep = ~idle.cpu() | highest(budget, masks, floors(budget, min_keep))
-    if divisor > 1:
+    if divisor != 1:
         keep = Divisor(budget, divisor).up(masks, keep)
     small = budget.restricted(keep)
     if round(lowest_ratio(small, divisor, min_keep) * budget.dense_cost) > cost_limit(budget, target):

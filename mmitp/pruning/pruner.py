@@ -28,6 +28,7 @@ from mmitp.values import is_count, is_number, unlike
 
 from .budget import LayerRow, MacBudget
 from .cost import Cost, make_cost
+from .divisor import check_divisor
 from .freeze import (
     Projection,
     cost_limit,
@@ -138,7 +139,8 @@ class InTrainPruner:
             ``'auto'``.
         min_keep: part of its input channels that every layer keeps at least, in [0, 1); 0 is one channel (the paper's).
         fill: the freeze switches the best dropped channels back on up to within 1 % of the target.
-        divisor: at the freeze every layer keeps a multiple of so many channels, read and computed, or all it has.
+        divisor: at the freeze every layer keeps a multiple of so many channels, read and computed, or all it has;
+            ``'auto'``: 8 from 64 channels on, 4 from 32, 2 from 16, 1 below.
         cost: what ``target`` is a part of: ``'macs'``, ``'params'``, or a :class:`~mmitp.pruning.cost.Cost`.
         on_miss: what :meth:`freeze` does where the trained masks lie above the target: ``'project'`` switches the
             lowest off until it is met, ``'error'`` raises, ``'warn'`` freezes them as they are.
@@ -192,7 +194,7 @@ class InTrainPruner:
         push: str | None = None,
         min_keep: float = 0.1,
         fill: bool = True,
-        divisor: int = 1,
+        divisor: int | str = 1,
         cost: str | Mapping[str, Any] | Cost = "macs",
         on_miss: str = "project",
         budget: MacBudget | None = None,
@@ -204,7 +206,7 @@ class InTrainPruner:
         self.model, self.example = model, example
         self.target, self.b, self.lr, self.steps = float(target), b, float(lr), steps
         self.push = push or ("balanced" if b == "auto" else "plain")
-        self.min_keep, self.fill, self.divisor, self.on_miss = float(min_keep), fill, int(divisor), on_miss
+        self.min_keep, self.fill, self.divisor, self.on_miss = float(min_keep), fill, divisor, on_miss
         self.masks: dict[str, MaskedLayer] = masked_layers(model)
         if not self.masks:
             raise ValueError("the model carries no masks: see mmitp.pruning.mask_model")
@@ -765,7 +767,7 @@ def check_settings(
     steps: int | None,
     push: str | None,
     min_keep: float,
-    divisor: int,
+    divisor: int | str,
     on_miss: str,
 ) -> None:
     """Refuses arguments of :class:`InTrainPruner` that are out of range.
@@ -788,8 +790,7 @@ def check_settings(
         raise ValueError(f"push must be 'plain' or 'balanced', got {push!r}")
     if not (is_number(min_keep) and 0 <= min_keep < 1):
         raise ValueError(f"min_keep must be a part of a layer's channels in [0, 1), got {min_keep!r}")
-    if not (is_number(divisor) and divisor == int(divisor) and divisor >= 1):
-        raise ValueError(f"divisor must be a positive whole number of channels, got {divisor!r}")
+    check_divisor(divisor)
     if on_miss not in ("project", "error", "warn"):
         raise ValueError(f"on_miss must be 'project', 'error' or 'warn', got {on_miss!r}")
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mmitp.pruning import MacBudget, mask_model, masked_layers, project
+from mmitp.pruning.divisor import divisor_of
 from mmitp.pruning.freeze import lowest_ratio
 
 
@@ -61,6 +62,26 @@ def test_fewer_channels_than_the_divisor_stay_all():
     assert project(budget, 1.0, divisor=4).pattern.all()
 
 
+def test_auto_steps_are_at_most_an_eighth_of_a_layer_and_at_most_8():
+    widths = torch.arange(1, 300)
+    steps = divisor_of(widths, "auto")
+    assert divisor_of(torch.tensor([1, 15, 16, 31, 32, 63, 64, 1000]), "auto").tolist() == [1, 1, 2, 2, 4, 4, 8, 8]
+    assert bool((steps * 8 <= widths)[widths >= 8].all())
+    assert bool((steps.diff() >= 0).all())
+
+
+def test_auto_takes_the_step_of_each_layers_own_width():
+    net, budget = chain(16, 32)
+    # 9 of 16 are nearest to 8 and 10, of which the lower; 17 of 32 are nearest to 16
+    set_masks(net, [1.0] * 8 + [0.5] + [-1.0] * 7, [1.0] * 16 + [0.5] + [-1.0] * 15)
+    result = project(budget, 1.0, divisor="auto")
+    assert [int(part.sum()) for part in budget.split(result.pattern).values()] == [8, 16]
+    # 11 of 16 and 19 of 32: 11 stands between 10 and 12 and goes down, 19 is nearer to 20
+    set_masks(net, [1.0] * 10 + [0.5] + [-1.0] * 5, [1.0] * 19 + [-1.0] * 13)
+    result = project(budget, 1.0, divisor="auto")
+    assert [int(part.sum()) for part in budget.split(result.pattern).values()] == [10, 20]
+
+
 def test_what_two_readers_keep_together_is_a_multiple_too():
     net = mask_model(Residual())
     budget = MacBudget(net, torch.zeros(1, 3, 1, 1))
@@ -79,5 +100,8 @@ def test_out_of_reach_is_an_error_with_the_cheapest_ratio():
     assert lowest_ratio(budget) == 6 / 104
     with pytest.raises(ValueError, match=f"4 input channel.*{36 / 104:.4f}"):
         project(budget, 35 / 104, divisor=4)
-    with pytest.raises(ValueError, match="divisor"):
-        project(budget, 0.5, divisor=-1)
+    for wrong in (-1, 0, 2.5, "all", True):
+        with pytest.raises(ValueError, match="divisor"):
+            project(budget, 0.5, divisor=wrong)
+    with pytest.raises(ValueError, match="divisor='auto'"):
+        project(budget, 1 / 1000, divisor="auto")

@@ -46,7 +46,7 @@ class Calibration:
         budget: MacBudget,
         target: float,
         measure: Callable[[Tensor], float],
-        divisor: int = 1,
+        divisor: int | str = 1,
         min_keep: float = 0.0,
     ) -> None:
         assert isinstance(budget.cost, LatencyCost)
