@@ -101,6 +101,12 @@ def early(percent: int, seed: int) -> Run:
     return trained(f"psi{percent}_early", row, percent / 100, seed, f"resnet20_cifar10_psi{percent}_early_short")
 
 
+def early_auto(percent: int, seed: int) -> Run:
+    row = "ours, default with a longer window and steps of an eighth of a layer"
+    name = f"psi{percent}_early_auto"
+    return trained(name, row, percent / 100, seed, f"resnet20_cifar10_{name}_short")
+
+
 def stream(percent: int, seed: int) -> Run:
     row = "ours, default with one mask for all readers of a stream"
     name = f"psi{percent}_early_stream"
@@ -150,7 +156,7 @@ def declared() -> list[Run]:
     """All runs, in the order in which they are worked off."""
     runs = [
         # the default beside its rival to fear first, seed by seed
-        *(run(30, seed) for seed in (0, 1) for run in (control, early, stream)),
+        *(run(30, seed) for seed in (0, 1) for run in (control, early, stream, early_auto)),
         *(run(percent, seed) for seed in (0, 1) for percent in (50, 15) for run in (control, early)),
         *(run(percent, 2) for percent in (30, 50) for run in (control, early)),
         early(15, 2),
