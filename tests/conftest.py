@@ -1,5 +1,7 @@
 """What all tests share: one thread, the same random numbers in every test, and no deadline on a busy machine."""
 
+import functools
+import importlib
 import importlib.util
 import os
 from pathlib import Path
@@ -15,6 +17,21 @@ torch.set_num_threads(1)
 # The same examples every time: a change that breaks a test is the change at hand. ``make fuzz`` looks for new ones.
 settings.register_profile("mmitp", deadline=None, derandomize="MMITP_FUZZ" not in os.environ)
 settings.load_profile("mmitp")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_runners():
+    """Of what every Runner does before its first step, what takes longest, and what no test is about: asking the
+    machine for its compilers (here once), and formatting the config's text (not at all; it is read all the same)."""
+    if importlib.util.find_spec("mmengine") is None:
+        yield
+        return
+    runner = importlib.import_module("mmengine.runner.runner")
+    yapf = importlib.import_module("yapf.yapflib.yapf_api")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "collect_env", functools.cache(runner.collect_env))
+        patch.setattr(yapf, "FormatCode", lambda text, **options: (text, False))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -38,6 +38,7 @@ SMALL = {
     "coco/retinanet_r50_fpn_prune50_8xb2-1x_coco": [
         *RESNET, "model.bbox_head.in_channels=32", "model.bbox_head.feat_channels=32",
         "model.bbox_head.stacked_convs=1", "model.test_cfg.score_thr=0.0", "model.test_cfg.max_per_img=10",
+        "model.test_cfg.nms_pre=20",
     ],
     "coco/faster-rcnn_r50_fpn_prune50_8xb2-1x_coco": [
         *RESNET, "model.rpn_head.in_channels=32", "model.rpn_head.feat_channels=32", f"{ROI}.in_channels=32",
@@ -49,7 +50,7 @@ SMALL = {
         "model.backbone.widen_factor=0.125", "model.neck.in_channels=32,64,128", "model.neck.out_channels=32",
         "model.bbox_head.in_channels=32", "model.bbox_head.feat_channels=32", "model.backbone.norm_cfg.type=BN",
         "model.neck.norm_cfg.type=BN", "model.bbox_head.norm_cfg.type=BN", "model.backbone.init_cfg=None",
-        "model.test_cfg.max_per_img=10",
+        "model.test_cfg.max_per_img=10", "model.test_cfg.nms_pre=20",
     ],
     "coco/yolox_s_prune50_8xb8-300e_coco": [
         "model.backbone.widen_factor=0.125", "model.neck.in_channels=32,64,128", "model.neck.out_channels=32",
@@ -59,6 +60,7 @@ SMALL = {
     "bccd/rtmdet_tiny_bccd_prune50": [
         "model.backbone.widen_factor=0.125", "model.neck.in_channels=32,64,128", "model.neck.out_channels=32",
         "model.bbox_head.in_channels=32", "model.bbox_head.feat_channels=32", "model.test_cfg.max_per_img=10",
+        "model.test_cfg.nms_pre=20",
     ],
 }  # fmt: skip
 SHAPE = (64, 96)  # of the network's input, where the config resizes to one size

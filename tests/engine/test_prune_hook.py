@@ -4,7 +4,9 @@ import itertools
 import json
 import math
 import re
+from types import SimpleNamespace
 
+import mmengine.runner.loops
 import pytest
 import torch
 from mmengine.config import Config
@@ -20,6 +22,9 @@ from mmitp.engine.hooks import PruneHook
 from mmitp.pruning import mask_model, masked_layers
 
 RUNS = itertools.count()  # mmengine keeps loggers by the experiment's name
+
+# Loops of iterations sleep two seconds after each pass over the data, for the sake of workers: there are none here.
+mmengine.runner.loops.time = SimpleNamespace(sleep=lambda seconds: None)
 
 
 class Toy(BaseModel):
