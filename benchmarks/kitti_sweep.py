@@ -3,13 +3,14 @@
     python benchmarks/kitti_sweep.py run [--only PATTERN ...] [--jobs 1] [--nice 15] [--work DIR]
     python benchmarks/kitti_sweep.py status [--only PATTERN ...]
     python benchmarks/kitti_sweep.py cost [--only PATTERN ...] [--rounds 12]
+    python benchmarks/kitti_sweep.py latency [--only PATTERN ...] [--rounds 100]
     python benchmarks/kitti_sweep.py table [--write | --check]
 
 ``run`` works off the declared runs as ``sweep.py`` does: resumable, a metrics file each
 (``configs/kitti/metrics/NAME.json``). At its end every finished run's file gets the difference of its AP to the dense
 network's of the same seed, with the interval of paired draws of the frames, where the detections of both lie in
 ``--work``. ``table`` makes the README's table of the metrics files alone. Cost stands for processor time of training
-over the dense run's, from paired steps (``cost``; ``metrics/costs.json``).
+over the dense run's, from paired steps (``cost``; ``metrics/costs.json``). ``latency`` times the networks left.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from sweep import (
     between,
     command_line,
     cost,
+    latency,
+    milliseconds,
     put,
     read,
     relative_cost,
@@ -105,8 +108,8 @@ def table(runs: list[Run], out: Path) -> str:
     costs = read(out, "costs") or {}
     lines = [
         "| KITTI-1348 (3DOP ids, JPEG 50, R40) | seed | Car, moderate | Pedestrian, moderate | Cyclist, moderate | "
-        "Car, moderate, minus dense | ops | params | cost | processor time, s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "Car, moderate, minus dense | ops | params | ms (over dense) | cost | processor time, s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     finished = [(run, known) for run in runs if (known := read(out, run.name)) and known["state"] == "finished"]
     order = [f"{row} {target}" for _, row, target in ROWS.values()]
@@ -119,6 +122,7 @@ def table(runs: list[Run], out: Path) -> str:
             cell(known.get("minus_dense", {}), "Car", 1, "+"),
             between([known["ops_kept"]]),
             between([known["params_kept"]]),
+            milliseconds([known]),
             "-" if cost is None else f"{cost:.2f}",
             seconds(known),
         ]
@@ -137,6 +141,9 @@ def main() -> None:
     chosen = selected(runs, args.only)
     if args.command == "cost":
         cost(sweep, chosen, args.rounds, DENSE, 2, SHAPE)
+        return
+    if args.command == "latency":
+        latency(sweep, chosen, args.rounds, DENSE, SHAPE)
         return
     status = run_or_tell(args, sweep, chosen)
     if args.command == "run":

@@ -3,6 +3,7 @@
     python benchmarks/sweep.py run [--only PATTERN ...] [--jobs 1] [--nice 15] [--work DIR] [--data-root DIR]
     python benchmarks/sweep.py status [--only PATTERN ...]
     python benchmarks/sweep.py cost [--only PATTERN ...] [--rounds 30]
+    python benchmarks/sweep.py latency [--only PATTERN ...] [--rounds 100] [--work DIR]
     python benchmarks/sweep.py table [--write | --check]
 
 ``run`` goes through the declared runs (:func:`declared`) in their order, one thread and one process each, N at a time.
@@ -20,6 +21,9 @@ length is taken from such totals. It is taken from relative costs of a training 
 its step's cost, rounded, in its config; Torch-Pruning's fine-tuning, the random structures and Only-Train-Once measure
 theirs when they start and note it in their metrics file. The tables' "cost" is the run's length times these steps'
 costs over 10 dense epochs, and the seconds beside it are what the machine made of it.
+
+``latency`` times the networks that finished runs left in ``--work``, one image, one thread, beside the dense network in
+every round, and adds it to their metrics files.
 """
 
 from __future__ import annotations
@@ -411,7 +415,7 @@ def whole_run(entry: dict[str, Any]) -> float:
 
 
 def tables(runs: list[Run], out: Path) -> str:
-    """The Markdown tables, by target: mean, spread, n, operations, parameters, cost."""
+    """The Markdown tables, by target: mean, spread, n, operations, parameters, latency, cost."""
     costs = read(out, "costs") or {}
     finished = {run: known for run in runs if (known := read(out, run.name)) and known["state"] == "finished"}
     lines: list[str] = []
@@ -419,8 +423,9 @@ def tables(runs: list[Run], out: Path) -> str:
         lines += [
             "Dense:" if target == 1 else f"At most {target:g} of the operations:",
             "",
-            "| | n | accuracy, % | standard deviation | by seed | ops | params | cost | processor time, s |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| | n | accuracy, % | standard deviation | by seed | ops | params | ms (over dense) | cost | "
+            "processor time, s |",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
         rows = dict.fromkeys(run.row for run in runs if run in finished and run.target == target and run.shown)
         cells = [
@@ -453,6 +458,7 @@ def row_cells(row: str, by_seed: dict[int, dict[str, Any]], costs: dict[str, Any
         seeds,
         between([k["ops_kept"] for k in known]),
         between([k["params_kept"] for k in known]),
+        milliseconds(known),
         cost,
         " / ".join(seconds(k) for k in known),
     ]
@@ -509,16 +515,73 @@ def cost(
         say(f"{config}: {json.dumps(entry)}")
 
 
+def latency(sweep: Sweep, chosen: list[Run], rounds: int, dense: str, shape: tuple[int, int]) -> None:
+    """Times what the chosen finished runs left for deployment beside the dense network, for their metrics files.
+
+    ``latency``: ``ms`` an image of one thread, ``dense_ms``, and ``ratio``, the quartiles of the paired ratios.
+
+    Args:
+        sweep: where metrics, work folders and configs are.
+        chosen: the runs.
+        rounds: timings of every network.
+        dense: config of the dense network, without ``.py``.
+        shape: (H, W) of the image.
+    """
+    import torch
+    from measured import write_json
+
+    from mmitp.engine.config import load_config
+    from mmitp.engine.example import blank_example
+    from mmitp.pruning.latency import paired_times, processor
+    from mmitp.report import read_run
+    from mmitp.report.measure import dense_model, deployed_model
+
+    torch.set_num_threads(1)
+    models = [dense_model(load_config(str(sweep.configs / f"{dense}.py")))]
+    place: dict[Run, int] = {}  # among the models
+    for run in filter(sweep.finished, chosen):
+        try:
+            if run.target < 1:
+                models.append(deployed_model(read_run(sweep.work / run.name)))
+            place[run] = len(models) - 1 if run.target < 1 else 0
+        except ValueError as error:
+            say(f"{run.name}: left out, {error}")
+    if len(models) == 1:
+        raise SystemExit("no finished run of these has left its network in --work")
+    times = paired_times(models, blank_example(models[0], shape), rounds=rounds) / 1e6
+    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=times.dtype)
+    for run, i in place.items():
+        ratio = [round(x, 4) for x in (times[:, i] / times[:, 0]).quantile(quartiles).tolist()]
+        entry = dict(
+            ms=round(float(times[:, i].quantile(0.5)), 2),
+            dense_ms=round(float(times[:, 0].quantile(0.5)), 2),
+            ratio=ratio,
+            rounds=rounds,
+            machine=processor("cpu"),
+        )
+        write_json(sweep.out / f"{run.name}.json", dict(read(sweep.out, run.name) or {}, latency=entry))
+        say(f"{run.name}: {entry['ms']} ms, {ratio[1]} of the dense network's")
+
+
+def milliseconds(known: list[dict[str, Any]]) -> str:
+    """Mean latency of runs, and the ratio to the dense network's; '-' where one was not timed."""
+    timed = [k["latency"] for k in known if "latency" in k]
+    if len(timed) < len(known):
+        return "-"
+    ratio = statistics.mean(t["ratio"][1] for t in timed)
+    return f"{statistics.mean(t['ms'] for t in timed):.1f} ({ratio:.2f})"
+
+
 # -- the command line
 
 
 def command_line(
     doc: str | None, out: Path, work: str, rounds: int
 ) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The parser that every sweep has, and those of its commands: run, status, cost and table."""
+    """The parser that every sweep has, and those of its commands."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    arguments = {name: commands.add_parser(name) for name in ("run", "status", "cost", "table")}
+    arguments = {name: commands.add_parser(name) for name in ("run", "status", "cost", "latency", "table")}
     for name, command in arguments.items():
         command.add_argument("--out", type=Path, default=out, help="folder of the metrics files")
         if name != "table":
@@ -527,6 +590,7 @@ def command_line(
     arguments["run"].add_argument("--jobs", type=int, default=1)
     arguments["run"].add_argument("--nice", type=int, default=0)
     arguments["cost"].add_argument("--rounds", type=int, default=rounds)
+    arguments["latency"].add_argument("--rounds", type=int, default=100)
     either = arguments["table"].add_mutually_exclusive_group()
     either.add_argument("--write", action="store_true", help="into the README")
     either.add_argument("--check", action="store_true", help="fail if the README says something else")
@@ -564,8 +628,12 @@ def main() -> None:
         put(args, tables(runs, args.out), README, BEGIN, END)
         return
     chosen = selected(runs, args.only)
-    if args.command == "cost":
-        cost(Sweep(runs, args.out.resolve(), args.work.resolve()), chosen, args.rounds, DENSE)
+    if args.command in ("cost", "latency"):
+        sweep = Sweep(runs, args.out.resolve(), args.work.resolve())
+        if args.command == "cost":
+            cost(sweep, chosen, args.rounds, DENSE)
+        else:
+            latency(sweep, chosen, args.rounds, DENSE, (32, 32))
     else:
         sweep = Sweep(runs, args.out.resolve(), args.work.resolve(), args.data_root, args.python_rivals)
         raise SystemExit(run_or_tell(args, sweep, chosen))

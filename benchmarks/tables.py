@@ -117,6 +117,7 @@ def front_rows(
                 f"{mean(map(figure, runs), 2)} ({len(runs)})",
                 mean((run["ops_kept"] for run in runs), 3),
                 mean((run["params_kept"] for run in runs), 3),
+                sweep.milliseconds(runs),
                 "-" if None in cost else mean((c for c in cost if c is not None), 2),
             ]
         )
@@ -129,7 +130,7 @@ def front() -> str:
         "CenterNet-DLA34 x 0.25, KITTI-1348: car AP R40 moderate",
         "configs/kitti/README.md",
         lambda run: run["ap"],
-        {"dense": "dense", "prune50": "pruned, slimmed", "narrow50": "control: built narrower"},
+        {"dense": "dense", "prune50": "pruned to 0.5, slimmed", "narrow50": "control at 0.5: built narrower"},
         kitti_sweep.METRICS,
     ) + front_rows(
         "ResNet-20, CIFAR-10, time of 10 dense epochs: accuracy, %",
@@ -137,15 +138,18 @@ def front() -> str:
         lambda run: run["accuracy"],
         {
             "dense": "dense",
-            "psi50_early": "pruned, slimmed",
-            "psi50_slim": "pruned, slimmed (the recipe's forerunner)",
-            "narrow50": "control: built narrower",
-            "psi30_early": "pruned, slimmed",
-            "narrow30": "control: built narrower",
+            "psi50_early": "pruned to 0.5, slimmed",
+            "psi50_slim": "pruned to 0.5, slimmed (the recipe's forerunner)",
+            "narrow50": "control at 0.5: built narrower",
+            "psi30_early_auto": "pruned to 0.3, slimmed (longer window)",
+            "psi30_early": "pruned to 0.3, slimmed",
+            "narrow30": "control at 0.3: built narrower",
         },
         sweep.METRICS,
     )
-    return markdown(["", "", "mean (seeds)", "operations", "parameters", "training cost"], rows)
+    return markdown(
+        ["", "", "mean (seeds)", "operations", "parameters", "ms an image (over dense)", "training cost"], rows
+    )
 
 
 def demo() -> str:

@@ -110,7 +110,8 @@ def test_cells_are_shown_as_their_columns_say() -> None:
 
 def test_the_front_page_is_short_and_shows_what_has_run(tmp_path: Path) -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
-    run = dict(state="finished", config="c", ops_kept=0.5, params_kept=0.25, relative_cost=1.1)
+    timed = dict(ms=2.0, dense_ms=3.4, ratio=[0.5, 0.6, 0.7])
+    run = dict(state="finished", config="c", ops_kept=0.5, params_kept=0.25, relative_cost=1.1, latency=timed)
     for file, content in {
         "small_s0": run | dict(accuracy=80.0),
         "small_s1": run | dict(accuracy=81.0, ops_kept=0.4),
@@ -121,10 +122,11 @@ def test_the_front_page_is_short_and_shows_what_has_run(tmp_path: Path) -> None:
     rows = lambda: tables.front_rows("job", "page.md", lambda r: r["accuracy"], networks, tmp_path)  # noqa: E731
     assert rows() == []  # nothing to compare with
     dense = run | dict(accuracy=90.0, ops_kept=1, params_kept=1)
+    del dense["latency"]
     (tmp_path / "dense_s0.json").write_text(str(dense).replace("'", '"'))
     assert rows() == [
-        ["[job](page.md)", "dense", "90.00 (1)", "1.000", "1.000", "1.00"],
-        ["", "pruned", "80.50 (2)", "0.450", "0.250", "1.10"],
+        ["[job](page.md)", "dense", "90.00 (1)", "1.000", "1.000", "-", "1.00"],
+        ["", "pruned", "80.50 (2)", "0.450", "0.250", "2.0 (0.60)", "1.10"],
     ]
 
 

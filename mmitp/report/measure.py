@@ -22,7 +22,7 @@ from mmitp.pruning.check import counted_macs
 from mmitp.pruning.latency import paired_times, processor
 from mmitp.report.read import RunRecord
 
-__all__ = ["Sample", "Sizes", "Timing", "input_shape", "sample_detections", "sizes_of", "time_run"]
+__all__ = ["Sample", "Sizes", "Timing", "deployed_model", "input_shape", "sample_detections", "sizes_of", "time_run"]
 
 #: height and width in pixels
 Shape = tuple[int, int]
@@ -87,6 +87,11 @@ def dense_model(cfg: Config) -> nn.Module:
     return MODELS.build(model).eval()
 
 
+def deployed_model(run: RunRecord) -> nn.Module:
+    """What the run leaves to deploy, with random weights: the slimmed network where there is one, else the dense."""
+    return dense_model(run.cfg if run.slim_config is None else Config.fromfile(str(run.slim_config)))
+
+
 def sizes_of(run: RunRecord, shape: Shape | None) -> Sizes:
     """Of a frozen run what the freeze noted, of a dense one what is counted on an image of ``shape``."""
     if run.frozen is not None:
@@ -101,12 +106,7 @@ def time_run(run: RunRecord, shape: Shape, rounds: int | None = None) -> Timing:
     """Times the run's dense network and, beside it, its slimmed one where there is one."""
     models = [dense_model(run.cfg)]
     if run.slim_config is not None:
-        cfg = Config.fromfile(str(run.slim_config))
-        init_default_scope(cfg.get("default_scope") or "mmengine")
-        model = copy.deepcopy(cfg.model)
-        if cfg.get("data_preprocessor") is not None:
-            model.setdefault("data_preprocessor", copy.deepcopy(cfg.data_preprocessor))
-        models.append(MODELS.build(model).eval())
+        models.append(deployed_model(run))
     times = paired_times(models, blank_example(models[0], shape), rounds=rounds) / 1e6
     dense = float(times[:, 0].quantile(0.5))
     if len(models) == 1:

@@ -57,6 +57,14 @@ def test_a_measured_detector_run_is_slimmed_and_judged_with_intervals(tmp_path: 
     evaluated = [ap for ap in known["figures"].values() if ap is not None]
     assert all(len(ap["R40_interval"]) == 3 for ap in evaluated)
 
+    sweep = importlib.import_module("sweep")
+    run = sweep.Run("run", "pruned", 0.5, 0, "detector_run.py", (), f"{DENSE}_prune50")
+    sweep.latency(sweep.Sweep([run], tmp_path, tmp_path, configs=CONFIGS), [run], 3, DENSE, (160, 512))
+    latency = json.loads((tmp_path / "run.json").read_text())["latency"]
+    low, middle, high = latency["ratio"]
+    assert 0 < low <= middle <= high
+    assert min(latency["ms"], latency["dense_ms"]) > 0
+
 
 def figures(ap: float) -> dict[str, Any]:
     rule = {"R40": [ap + 9, ap, ap - 9], "R40_interval": [[ap + i - 1, ap + i + 1] for i in (9, 0, -9)]}
@@ -69,7 +77,8 @@ def test_the_table_holds_finished_runs_with_intervals_and_differences(driver: An
         (tmp_path / f"{name}.json").write_text(json.dumps(dict(known, **more)))
 
     assert "No run" in driver.table(driver.declared(), tmp_path)
-    write("prune50_s0", f"{DENSE}_prune50", figures=figures(29.0), minus_dense=figures(-1.0))
+    timed = dict(ms=40.0, dense_ms=50.0, ratio=[0.78, 0.8, 0.83])
+    write("prune50_s0", f"{DENSE}_prune50", figures=figures(29.0), minus_dense=figures(-1.0), latency=timed)
     write("dense_s0", DENSE, figures=figures(30.0), ops_kept=1.0, params_kept=1.0)
     write("dense_s1", DENSE, figures=figures(31.0), state="running")
     (tmp_path / "costs.json").write_text(
@@ -86,10 +95,11 @@ def test_the_table_holds_finished_runs_with_intervals_and_differences(driver: An
     )
     dense, pruned = driver.table(driver.declared(), tmp_path).splitlines()[2:]
     cells = [cell.strip() for cell in dense.strip("|").split("|")]
-    assert cells[1:] == ["0", "30.00 (29.00 to 31.00)", "-", "30.00 (29.00 to 31.00)", "-", "1", "1", "1.00", "5,400"]
+    assert cells[1:6] == ["0", "30.00 (29.00 to 31.00)", "-", "30.00 (29.00 to 31.00)", "-"]
+    assert cells[6:] == ["1", "1", "-", "1.00", "5,400"]
     cells = [cell.strip() for cell in pruned.strip("|").split("|")]
     assert cells[2:6] == ["29.00 (28.00 to 30.00)", "-", "29.00 (28.00 to 30.00)", "-1.00 (-2.00 to +0.00)"]
-    assert cells[6:] == ["0.4983", "0.5", "0.98", "5,400"]
+    assert cells[6:] == ["0.4983", "0.5", "40.0 (0.80)", "0.98", "5,400"]
 
 
 def test_every_declared_run_has_its_config(driver: Any) -> None:

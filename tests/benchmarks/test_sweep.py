@@ -222,25 +222,30 @@ def test_the_table_gives_mean_spread_and_cost_of_the_finished_runs(sweep: Any, t
     write(tmp_path, "b1", state="running", accuracy=None)
     write(tmp_path, "d", accuracy=90.0, config=sweep.DENSE, ops_kept=1.0, params_kept=1.0)
     write(tmp_path, "h", accuracy=85.0)
+    for name, ms, ratio in (("a0", 2.0, 0.5), ("a1", 3.0, 0.7)):
+        known = json.loads((tmp_path / f"{name}.json").read_text())
+        (tmp_path / f"{name}.json").write_text(json.dumps(dict(known, latency=dict(ms=ms, ratio=[0.1, ratio, 0.9]))))
     (tmp_path / "costs.json").write_text(
         json.dumps(dict(c=dict(step=dict(median=0.8), epochs=dict(step=64), dense_epochs=50)))
     )
-    header = "| | n | accuracy, % | standard deviation | by seed | ops | params | cost | processor time, s |"
-    rule = "|---|---|---|---|---|---|---|---|---|"
+    header = "| | n | accuracy, % | standard deviation | by seed | ops | params | ms (over dense) | "
+    header += "cost | processor time, s |"
+    rule = "|---|---|---|---|---|---|---|---|---|---|"
     # standard deviation of 80 and 82: sqrt(2)
     assert sweep.tables(runs, tmp_path).splitlines() == [
         "Dense:",
         "",
         header,
         rule,
-        f"| dense (`{sweep.DENSE}`) | 1 | **90.00** | - | 0: 90.00 | 1 | 1 | 1.00 | 1,000 |",
+        f"| dense (`{sweep.DENSE}`) | 1 | **90.00** | - | 0: 90.00 | 1 | 1 | - | 1.00 | 1,000 |",
         "",
         "At most 0.5 of the operations:",
         "",
         header,
         rule,
-        "| theirs | 1 | **84.50** | - | 0: 84.50 | 0.5 | 0.5 | 0.98 | 1,000 |",
-        "| ours (`c`) | 2 | **81.00** | 1.41 | 0: 80.00, 1: 82.00 | 0.48 to 0.5 | 0.5 | 1.02 | 1,000 / 2,000 (v) |",
+        "| theirs | 1 | **84.50** | - | 0: 84.50 | 0.5 | 0.5 | - | 0.98 | 1,000 |",
+        "| ours (`c`) | 2 | **81.00** | 1.41 | 0: 80.00, 1: 82.00 | 0.48 to 0.5 | 0.5 | 2.5 (0.60) | 1.02 | "
+        "1,000 / 2,000 (v) |",
     ]
 
 
