@@ -1,9 +1,12 @@
-"""The front page's picture: what a dense and a pruned network see on the same frames, and the channels kept.
+"""What a dense and a pruned network see on the same frames, and the channels kept: one picture.
 
     python benchmarks/front_picture.py work_dirs/demo/dense work_dirs/demo/pruned [--frames 4] [--out FILE.png]
+        [--attack pgd --steps 10 --eps 2]
 
-The folders are those of two finished runs, as ``make demo`` leaves them. The frames are spread evenly over the test
-set; boxes with a score of 0.3 or more are drawn. The pruned run's network is the slimmed one.
+The folders are those of two finished runs, as ``make demo`` or ``kitti_sweep.py run`` leave them. The frames are spread
+evenly over the test set, ground truth is green, detections are blue; boxes with a score of 0.3 or more are drawn. The
+pruned run's network is the slimmed one. With ``--attack`` the detections are those on attacked frames, each network
+attacked through itself.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import mmitp  # noqa: F401  isort: skip  (first: makes the stack below importabl
 import cv2
 import numpy as np
 
+from mmitp.engine.robust_eval import EvalAttack
 from mmitp.files import write_whole
 from mmitp.report import read_run
 from mmitp.report.measure import Sample, sample_detections
@@ -25,9 +29,9 @@ OUT = Path(__file__).resolve().parent.parent / "docs" / "images" / "detections.p
 WIDTH = 1600  # pixels
 
 
-def halves(folder: str, frames: int) -> tuple[np.ndarray, np.ndarray]:
+def halves(folder: str, frames: int, attack: EvalAttack | None, eps: float) -> tuple[np.ndarray, np.ndarray]:
     """Ground truth and detections of a run, frames below each other."""
-    sample = sample_detections(read_run(folder), frames)
+    sample = sample_detections(read_run(folder), frames, attack=attack, eps=eps)
     if not isinstance(sample, Sample):
         raise SystemExit(f"{folder}: {sample}")
     picture = cv2.imdecode(np.frombuffer(base64.b64decode(sample.jpeg), np.uint8), cv2.IMREAD_COLOR)
@@ -63,10 +67,15 @@ def main() -> None:
     parser.add_argument("pruned", help="work folder of the pruned run")
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--attack", choices=("fgsm", "fgsm_rs", "pgd"), help="of the truth, as mmitp test's")
+    parser.add_argument("--steps", type=int, default=10, help="of pgd; its step is eps / 4")
+    parser.add_argument("--eps", type=float, default=2.0, help="size of the attack, pixels/255")
     args = parser.parse_args()
-    truth, dense = halves(args.dense, args.frames)
-    _, pruned = halves(args.pruned, args.frames)
-    columns = [titled(truth, "ground truth"), titled(dense, "dense"), titled(pruned, "pruned and slimmed")]
+    attack = EvalAttack(args.attack, steps=args.steps) if args.attack else None
+    under = f", {args.attack}, eps {args.eps:g}/255" if attack else ""
+    truth, dense = halves(args.dense, args.frames, attack, args.eps)
+    _, pruned = halves(args.pruned, args.frames, attack, args.eps)
+    columns = [titled(truth, "ground truth"), titled(dense, f"dense{under}"), titled(pruned, f"pruned, slimmed{under}")]
     picture = np.concatenate(columns, axis=1)
     height = picture.shape[0] * WIDTH // picture.shape[1]
     picture = cv2.resize(picture, (WIDTH, height), interpolation=cv2.INTER_AREA)

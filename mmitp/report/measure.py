@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from mmitp.engine.checkpoint import known_input, read_checkpoint
 from mmitp.engine.data_paths import check_data
 from mmitp.engine.example import blank_example
-from mmitp.engine.robust_eval import build_test_runner
+from mmitp.engine.robust_eval import EvalAttack, attacked, build_test_runner
 from mmitp.models.slim_config import drop_pretrained, is_masked
 from mmitp.pruning.check import counted_macs
 from mmitp.pruning.latency import paired_times, processor
@@ -116,10 +117,20 @@ def time_run(run: RunRecord, shape: Shape, rounds: int | None = None) -> Timing:
     return Timing(dense, float(times[:, 1].quantile(0.5)), (low, median, high), processor("cpu"))
 
 
-def sample_detections(run: RunRecord, count: int, trust: bool = False) -> Sample | str:
+def sample_detections(
+    run: RunRecord, count: int, trust: bool = False, attack: EvalAttack | None = None, eps: float = 0.0
+) -> Sample | str:
     """A picture of ``count`` test images, ground truth beside the network's detections; or why there is none.
 
-    The slimmed network's where its weights are there, else the newest checkpoint's.
+    The images are spread evenly over the test set. The detections are the slimmed network's where its weights are
+    there, else the newest checkpoint's.
+
+    Args:
+        run: of a detector.
+        count: number of images at most.
+        trust: whether a checkpoint may run code.
+        attack: the detections are those on attacked images; the images drawn are the clean ones.
+        eps: size of the attack, pixels/255.
     """
     import cv2
 
@@ -148,7 +159,8 @@ def sample_detections(run: RunRecord, count: int, trust: bool = False) -> Sample
             dataset = runner.test_loop.dataloader.dataset
             chosen = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().long().unique().tolist()
             runner.model.eval()
-            with torch.no_grad():
+            under = attacked(runner.model, attack, eps, dataset) if attack is not None else nullcontext()
+            with torch.no_grad(), under:
                 results = [runner.model.test_step(_batch(dataset[i]))[0] for i in chosen]
             picture = save_gt_vs_pred(dataset, results, Path(folder) / "samples.png", n=len(results))
         except (ValueError, OSError, ImportError, KeyError) as error:  # what a test set or its metric lacks

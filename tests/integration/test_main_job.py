@@ -1,11 +1,14 @@
 """The main job end to end on a handful of generated scenes: train and prune, slim, evaluate, load elsewhere."""
 
+import base64
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,9 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import mmitp  # noqa: F401  before mmdet, where compiled operators are missing
 from mmitp.datasets.scenes import write_scenes
 from mmitp.engine.config import load_config
+from mmitp.engine.robust_eval import EvalAttack, attacked
 from mmitp.engine.run import build_runner
 from mmitp.engine.slim_checkpoint import slim_checkpoint
 from mmitp.pruning import masked_layers
+from mmitp.report import measure, read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "demo" / "centernet_scenes_prune50.py")
@@ -79,6 +84,26 @@ def test_the_test_tool_gives_the_slimmed_network_the_same_ap(job):
     for name, value in masked.items():
         assert slimmed[name] == pytest.approx(value, abs=1e-3), name
     assert len(list((job["folder"] / "drawn").iterdir())) == slimmed["run"]["images"]
+
+
+def test_a_runs_detections_are_drawn_beside_the_truth_clean_and_under_attack(job, monkeypatch):
+    run, logs = read_run(job["folder"] / "work"), []
+
+    @contextmanager
+    def noted(*args):
+        with attacked(*args) as log:
+            logs.append(log)
+            yield log
+
+    monkeypatch.setattr(measure, "attacked", noted)
+    clean = measure.sample_detections(run, 2)
+    under = measure.sample_detections(run, 2, attack=EvalAttack(steps=1), eps=2.0)
+    for sample in (clean, under):
+        picture = cv2.imdecode(np.frombuffer(base64.b64decode(sample.jpeg), np.uint8), cv2.IMREAD_COLOR)
+        assert picture.shape[1] / picture.shape[0] == pytest.approx((2 * 768 + 4) / (2 * (256 + 22)), rel=0.01)
+    (log,) = logs
+    assert log.batches == 2
+    assert 0 < log.largest <= 2.001
 
 
 def test_missing_data_is_an_error_that_says_where_it_belongs(job):
