@@ -24,11 +24,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mmitp.values import is_count, is_number, unlike
+from mmitp.values import unlike
 
 from .budget import LayerRow, MacBudget
 from .cost import Cost, make_cost
-from .divisor import check_divisor
 from .freeze import (
     Projection,
     cost_limit,
@@ -58,6 +57,16 @@ from .pressure import (
 )
 from .progressive import OffTimes, cut_state, entries_to_keep, note_cut, plan_cut, restore_cut
 from .report import parameter_counts
+from .settings import (
+    OUTCOME,
+    check_cuts,
+    check_settings,
+    frozen_otherwise,
+    mask_layout,
+    require_in_optimizer,
+    require_same_layout,
+    require_trainable,
+)
 from .slim import SlimPlan, slim
 
 logger = logging.getLogger(__name__)
@@ -65,9 +74,6 @@ logger = logging.getLogger(__name__)
 #: In a window the pruner reads the device so many times at most; where its length is not known, every so many steps.
 READS = 50
 READ_EVERY = 100
-
-#: What a frozen pattern depends on: a run resumed after the freeze cannot change it.
-OUTCOME = ("target", "divisor", "cost", "fill", "min_keep")
 
 
 class Clock(Protocol):
@@ -749,140 +755,3 @@ class _DeviceState:
         """Counts a step of the window."""
         self.counts[0].add_(1)
         self.counts[1].add_(~usable)
-
-
-def frozen_otherwise(changed: Mapping[str, tuple[Any, Any]]) -> str:
-    """Why a resumed run cannot go on: setting -> (the checkpoint's value, the present one)."""
-    told = ", ".join(f"{key}={old!r}, now {key}={new!r}" for key, (old, new) in changed.items())
-    return (
-        f"the checkpoint's masks are frozen already, with {told}: resuming cannot change that. Resume with the former "
-        "settings, or start a new run from its weights (load_from, or load_state_dict of the model alone)"
-    )
-
-
-def check_settings(
-    target: float,
-    b: float | str,
-    lr: float,
-    steps: int | None,
-    push: str | None,
-    min_keep: float,
-    divisor: int | str,
-    on_miss: str,
-) -> None:
-    """Refuses arguments of :class:`InTrainPruner` that are out of range.
-
-    Raises:
-        ValueError: names the argument and what it may be.
-    """
-
-    if not (is_number(target) and 0 < target < 1):
-        raise ValueError(f"target must be a fraction of the operations in (0, 1), got {target!r}")
-    if not (b == "auto" or is_number(b) and float(b) >= 0):
-        raise ValueError(f"b must be a finite number >= 0 or 'auto', got {b!r}")
-    if not (is_number(lr) and lr > 0):
-        raise ValueError(f"lr must be a positive finite number, got {lr!r}")
-    if steps is not None and not is_count(steps):
-        raise ValueError(f"steps must be a positive number of optimizer steps, got {steps!r}")
-    if b == "auto" and steps is None:
-        raise ValueError("b='auto' needs steps, the number of optimizer steps that the window will have")
-    if push not in (None, "plain", "balanced"):
-        raise ValueError(f"push must be 'plain' or 'balanced', got {push!r}")
-    if not (is_number(min_keep) and 0 <= min_keep < 1):
-        raise ValueError(f"min_keep must be a part of a layer's channels in [0, 1), got {min_keep!r}")
-    check_divisor(divisor)
-    if on_miss not in ("project", "error", "warn"):
-        raise ValueError(f"on_miss must be 'project', 'error' or 'warn', got {on_miss!r}")
-
-
-def check_cuts(slim_every: Any, cost: Cost | None) -> None:
-    """Refuses progressive slimming that cannot be.
-
-    Raises:
-        ValueError: ``slim_every`` is no number of steps; the budget is one of latency.
-    """
-    if not (isinstance(slim_every, int) and not isinstance(slim_every, bool) and slim_every > 0):
-        raise ValueError(f"slim_every must be a positive number of optimizer steps, got {slim_every!r}")
-    if isinstance(cost, LatencyCost):
-        raise ValueError(
-            "slim_every does not go with a latency budget: that is held to the clock beside the dense network, which "
-            "is gone after the first cut. Leave slim_every out, or hold operations or parameters to the target"
-        )
-
-
-def require_trainable(masks: Mapping[str, MaskedLayer]) -> None:
-    """Refuses masks that do not train although they are not frozen.
-
-    Raises:
-        ValueError: names the layers.
-    """
-    fixed = [n for n, m in masks.items() if not (m.mask_frozen or m.prune_mask.requires_grad)]
-    if fixed:
-        raise ValueError(
-            f"the masks of {', '.join(fixed[:3])} ({len(fixed)} in all) do not train: something, such as "
-            "frozen_stages, froze these layers after the model was built. Leave them dense: "
-            f"model.prune = dict(exclude={fixed})"
-        )
-
-
-def require_in_optimizer(masks: Mapping[str, MaskedLayer], optimizer: torch.optim.Optimizer) -> None:
-    """Refuses an optimizer that lacks some of the masks.
-
-    Raises:
-        ValueError: names the first such layer.
-    """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [name for name, layer in masks.items() if id(layer.prune_mask) not in held]
-    if missing:
-        raise ValueError(
-            f"the optimizer does not hold the mask of {missing[0]!r} ({len(missing)} in all): masks must be in "
-            "the model before the optimizer is built (mask_model; mmitp.MaskedModel in a config)"
-        )
-
-
-def mask_layout(model: nn.Module) -> dict[str, Any]:
-    """Which layers carry masks, of which shape, and which share one: plain names and numbers."""
-    layers = masked_layers(model)
-    first: dict[int, str] = {}
-    return {
-        name: dict(shape=list(layer.prune_mask.shape), shared_from=first.setdefault(id(layer.prune_mask), name))
-        for name, layer in layers.items()
-    }
-
-
-def layout_of_state(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """:func:`mask_layout` as far as a model's state dict shows it."""
-    end = ".prune_mask"
-    return {key[: -len(end)]: dict(shape=list(v.shape)) for key, v in state_dict.items() if key.endswith(end)}
-
-
-def require_same_layout(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuses to resume a checkpoint whose masks are others than the model's.
-
-    Args:
-        then: the checkpoint's layout.
-        now: the model's.
-
-    Raises:
-        ValueError: says how they differ.
-    """
-    way = (
-        "Resume with the model that it was trained with (model.prune: granularity, include, exclude, share), or start "
-        "a new run from its weights (load_from instead of resume)"
-    )
-    if now and not then:
-        raise ValueError(f"the checkpoint to resume has no masks, the model has {len(now)}. {way}")
-    lost, new = [n for n in then if n not in now], [n for n in now if n not in then]
-    if lost or new:
-        raise ValueError(
-            f"the checkpoint to resume has masks on {len(then)} layers, the model on {len(now)}; "
-            f"only in the checkpoint: {lost[:3]}, only in the model: {new[:3]}. {way}"
-        )
-    for name, entry in then.items():
-        if list(entry["shape"]) != list(now[name]["shape"]):
-            raise ValueError(
-                f"the mask of {name!r} is of shape {tuple(entry['shape'])} in the checkpoint to resume and of "
-                f"{tuple(now[name]['shape'])} in the model. {way}"
-            )
-        if "shared_from" in entry and entry["shared_from"] != now[name]["shared_from"]:
-            raise ValueError(f"the mask of {name!r} is shared otherwise than in the checkpoint to resume. {way}")

@@ -31,10 +31,9 @@ from mmitp.pruning.latency import Calibration, LatencyCost, clock_ratio, process
 from mmitp.pruning.live import plan_live
 from mmitp.pruning.masks import weights_of
 from mmitp.pruning.progressive import restore_cut
-from mmitp.pruning.pruner import (
+from mmitp.pruning.pruner import FreezeReport, InTrainPruner
+from mmitp.pruning.settings import (
     OUTCOME,
-    FreezeReport,
-    InTrainPruner,
     check_settings,
     frozen_otherwise,
     layout_of_state,
