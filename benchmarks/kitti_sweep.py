@@ -4,13 +4,15 @@
     python benchmarks/kitti_sweep.py status [--only PATTERN ...]
     python benchmarks/kitti_sweep.py cost [--only PATTERN ...] [--rounds 12]
     python benchmarks/kitti_sweep.py latency [--only PATTERN ...] [--rounds 100]
+    python benchmarks/kitti_sweep.py publish [--only PATTERN ...]
     python benchmarks/kitti_sweep.py table [--write | --check]
 
 ``run`` works off the declared runs as ``sweep.py`` does: resumable, a metrics file each
 (``configs/kitti/metrics/NAME.json``). At its end every finished run's file gets the difference of its AP to the dense
 network's of the same seed, with the interval of paired draws of the frames, where the detections of both lie in
 ``--work``. ``table`` makes the README's table of the metrics files alone. Cost stands for processor time of training
-over the dense run's, from paired steps (``cost``; ``metrics/costs.json``). ``latency`` times the networks left.
+over the dense run's, from paired steps (``cost``; ``metrics/costs.json``). ``latency`` times the networks left,
+``publish`` puts the small ones into configs/kitti/weights, for ``mmitp test``.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +97,42 @@ def compare(sweep: Sweep) -> None:
         say(f"{run.name}: Car moderate R40 {cell(change, 'Car', 1, '+')} against dense")
 
 
+def publish(sweep: Sweep, chosen: list[Run], out: Path) -> None:
+    """Writes what finished small networks are made of: weights in half precision, and a config that takes them.
+
+    Args:
+        sweep: where metrics and work folders are.
+        chosen: the runs; dense ones are left out.
+        out: folder of ``NAME.py`` and ``NAME.pth``, beside the configs' folder.
+
+    Raises:
+        ValueError: a weight that half precision cannot hold.
+    """
+    import torch
+    from mmengine import Config
+
+    from mmitp.files import write_whole
+
+    for run in filter(sweep.finished, chosen):
+        if run.target == 1:
+            continue
+        folder, config, model = sweep.work / run.name, run.config, ""
+        if (slimmed := folder / "slim/config.py").is_file():
+            spec = Config.fromfile(str(slimmed)).model.slim.to_dict()
+            config, model = DENSE, f'\nmodel = dict(type="mmitp.SlimModel", of="mmdet.CenterNet", slim={spec!r})\n'
+        base = os.path.relpath(sweep.configs / f"{config}.py", out)
+        text = f"# {run.row}, seed {run.seed}: the network of {run.name}.pth.\n_base_ = [{base!r}]\n{model}"
+        state = torch.load(folder / "weights.pth", weights_only=True)
+        half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+        if wrong := [name for name, value in half.items() if not bool(torch.isfinite(value).all())]:
+            raise ValueError(f"{run.name}: half precision cannot hold {', '.join(wrong[:3])}")
+        saved = io.BytesIO()
+        torch.save(dict(state_dict=half, meta=dict(run=run.name)), saved)
+        write_whole(out / f"{run.name}.pth", saved.getbuffer())
+        write_whole(out / f"{run.name}.py", text)
+        say(f"{out / run.name}.py and .pth, {saved.tell():,} bytes")
+
+
 def cell(figures: dict[str, Any], name: str, difficulty: int, sign: str = "") -> str:
     """AP R40 with its interval, or '-' for a class without detections."""
     values = figures.get(name)
@@ -131,7 +170,7 @@ def table(runs: list[Run], out: Path) -> str:
 
 
 def main() -> None:
-    parser, _ = command_line(__doc__, METRICS, "work_dirs/kitti1348", rounds=12)
+    parser, _ = command_line(__doc__, METRICS, "work_dirs/kitti1348", 12, more=("publish",))
     args = parser.parse_args()
     runs = declared()
     if args.command == "table":
@@ -144,6 +183,9 @@ def main() -> None:
         return
     if args.command == "latency":
         latency(sweep, chosen, args.rounds, DENSE, SHAPE)
+        return
+    if args.command == "publish":
+        publish(sweep, chosen, CONFIGS / "weights")
         return
     status = run_or_tell(args, sweep, chosen)
     if args.command == "run":

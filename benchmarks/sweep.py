@@ -576,12 +576,12 @@ def milliseconds(known: list[dict[str, Any]]) -> str:
 
 
 def command_line(
-    doc: str | None, out: Path, work: str, rounds: int
+    doc: str | None, out: Path, work: str, rounds: int, more: tuple[str, ...] = ()
 ) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The parser that every sweep has, and those of its commands."""
+    """The parser that every sweep has, and those of its commands; ``more``: further commands."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    arguments = {name: commands.add_parser(name) for name in ("run", "status", "cost", "latency", "table")}
+    arguments = {name: commands.add_parser(name) for name in ("run", "status", "cost", "latency", "table", *more)}
     for name, command in arguments.items():
         command.add_argument("--out", type=Path, default=out, help="folder of the metrics files")
         if name != "table":

@@ -1,7 +1,7 @@
 """What a whole pruned run costs with ``slim_at_end``, against the dense run: iterations weighted by the schedule.
 
     python benchmarks/whole_run.py [resnet20 resnet56 centernet_demo centernet rtmdet_bccd] [--rounds 20] [--threads 1]
-        [--divisor 8]
+        [--divisor auto]
     python benchmarks/whole_run.py configs/cifar10/NAME_psi30_early.py --dense configs/cifar10/NAME.py
 
 Four Runners of one of the repository's pruned configs stand side by side on a fixed batch of noise: the dense model,
@@ -171,7 +171,9 @@ def main() -> None:
     parser.add_argument("nets", nargs="*", default=["resnet20", "centernet_demo"], metavar="net", help=", ".join(NETS))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--divisor", type=int, default=1, help="PruneHook's")
+    parser.add_argument(
+        "--divisor", type=lambda word: word if word == "auto" else int(word), default=1, help="PruneHook's"
+    )
     parser.add_argument("--dense", metavar="CONFIG", help="the dense twin of a config of CIFAR-10 in place of a net")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

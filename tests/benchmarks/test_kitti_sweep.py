@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("mmdet")
+from mmengine.registry import MODELS
+
 from mmitp.datasets.scenes import write_scenes
+from mmitp.engine.config import load_config
+from mmitp.engine.example import blank_example
+from mmitp.pruning.check import counted_macs
 
 CONFIGS = Path(__file__).parents[2] / "configs/kitti"
 DENSE = "centernet_dla34x025_kitti1348_short"
@@ -64,6 +70,21 @@ def test_a_measured_detector_run_is_slimmed_and_judged_with_intervals(tmp_path: 
     low, middle, high = latency["ratio"]
     assert 0 < low <= middle <= high
     assert min(latency["ms"], latency["dense_ms"]) > 0
+
+    kitti_sweep = importlib.import_module("kitti_sweep")
+    kitti_sweep.publish(sweep.Sweep([run], tmp_path, tmp_path, configs=CONFIGS), [run], tmp_path / "published")
+    cfg = load_config(str(tmp_path / "published/run.py"))
+    published = MODELS.build(cfg.model).eval()
+    assert counted_macs(published, blank_example(published, (160, 512))) == known["macs"]
+    halves = torch.load(tmp_path / "published/run.pth", weights_only=True)["state_dict"]
+    assert {v.dtype for v in halves.values() if v.is_floating_point()} == {torch.float16}
+    x = torch.randn(1, 3, 160, 512, generator=torch.Generator().manual_seed(0))
+    maps = []
+    for state in (halves, torch.load(tmp_path / "run/weights.pth", weights_only=True)):
+        published.load_state_dict(state)
+        with torch.no_grad():
+            maps.append(published(x)[0][0])
+    torch.testing.assert_close(*maps, rtol=0.02, atol=0.02)
 
 
 def figures(ap: float) -> dict[str, Any]:
