@@ -4,6 +4,7 @@
     python benchmarks/kitti_sweep.py status [--only PATTERN ...]
     python benchmarks/kitti_sweep.py cost [--only PATTERN ...] [--rounds 12]
     python benchmarks/kitti_sweep.py latency [--only PATTERN ...] [--rounds 100]
+    python benchmarks/kitti_sweep.py robust [--only PATTERN ...] [--images 64]
     python benchmarks/kitti_sweep.py publish [--only PATTERN ...]
     python benchmarks/kitti_sweep.py table [--write | --check]
 
@@ -12,7 +13,7 @@
 network's of the same seed, with the interval of paired draws of the frames, where the detections of both lie in
 ``--work``. ``table`` makes the README's table of the metrics files alone. Cost stands for processor time of training
 over the dense run's, from paired steps (``cost``; ``metrics/costs.json``). ``latency`` times the networks left,
-``publish`` puts the small ones into configs/kitti/weights, for ``mmitp test``.
+``robust`` tests them under attack, ``publish`` puts the small ones into configs/kitti/weights, for ``mmitp test``.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ README = CONFIGS / "README.md"
 BEGIN, END = "<!-- kitti1348:begin -->", "<!-- kitti1348:end -->"
 DENSE = "centernet_dla34x025_kitti1348_short"
 SHAPE = (160, 512)
+FIGURE, EPS, PGD = "kitti/Car_R40_moderate", [2.0, 4.0, 8.0], (10, 20)
 LABELS, SPLIT = "data/kitti/training/label_2", "data/kitti/ImageSets/val.txt"
 
 #: name of a run, less its seed -> config's ending, row of the table, target
@@ -95,6 +97,61 @@ def compare(sweep: Sweep) -> None:
         assert known is not None
         write_json(sweep.out / f"{run.name}.json", dict(known, minus_dense=change))
         say(f"{run.name}: Car moderate R40 {cell(change, 'Car', 1, '+')} against dense")
+
+
+def robust(sweep: Sweep, chosen: list[Run], images: int) -> None:
+    """Tests finished networks under PGD of the training loss, for their metrics files (``robust``).
+
+    The networks are those that the runs left: the slimmed ones where masks were cut out. Each is attacked through
+    itself, step eps / 4, one restart, at every size of ``EPS``; a finished attack is not repeated.
+
+    Args:
+        sweep: where metrics, work folders and configs are.
+        chosen: the runs.
+        images: of the validation set, spread evenly.
+    """
+    import torch
+    from measured import write_json
+
+    from mmitp.engine.config import load_config
+    from mmitp.engine.robust_eval import EvalAttack, build_test_runner, evaluate
+
+    torch.set_num_threads(1)
+    for run in filter(sweep.finished, chosen):
+        folder = sweep.work / run.name
+        slimmed = folder / "slim/config.py"
+        config = slimmed if slimmed.is_file() else sweep.configs / f"{run.config}.py"
+        for steps in PGD:
+            known = read(sweep.out, run.name) or {}
+            entry = known.get("robust", {})
+            if entry.get(f"PGD-{steps}", {}).get("images") == images:
+                continue
+            cfg = load_config(str(config), work_dir=str(folder / "robust"))
+            cfg.load_from, cfg.experiment_name = str(folder / "weights.pth"), f"{run.name}_pgd{steps}"
+            report = evaluate(build_test_runner(cfg, images), EvalAttack("pgd", steps=steps), EPS)
+            aps = [round(figures[FIGURE], 2) for figures in (report.clean, *report.attacked)]
+            entry[f"PGD-{steps}"] = dict(images=report.images, eps=EPS, clean=aps[0], attacked=aps[1:])
+            write_json(sweep.out / f"{run.name}.json", dict(known, robust=entry))
+            say(f"{run.name}: PGD-{steps}, Car moderate R40 clean {aps[0]}, attacked {aps[1:]}")
+
+
+def robust_table(runs: list[Run], out: Path) -> str:
+    """The Markdown table of the networks tested under attack; "none yet" before the first."""
+    attacks, sizes = [f"PGD-{steps}" for steps in PGD], " / ".join(f"{eps:g}" for eps in EPS)
+    titles = " | ".join(f"{attack}, eps {sizes}" for attack in attacks)
+    lines = [
+        f"| KITTI-1348, Car, moderate, AP R40 | seed | images | clean | {titles} |",
+        "|---|---|---|---|" + "---|" * len(attacks),
+    ]
+    for run in runs:
+        entry = (read(out, run.name) or {}).get("robust", {})
+        tested = [entry[a] for a in attacks if a in entry]
+        if not tested:
+            continue
+        cells = [" / ".join(f"{ap:.2f}" for ap in entry[a]["attacked"]) if a in entry else "-" for a in attacks]
+        first = [f"{run.row} (`{run.config}`)", str(run.seed), str(tested[0]["images"]), f"{tested[0]['clean']:.2f}"]
+        lines.append(f"| {' | '.join([*first, *cells])} |")
+    return "\n".join(lines) + "\n" if len(lines) > 2 else "Not tested yet.\n"
 
 
 def publish(sweep: Sweep, chosen: list[Run], out: Path) -> None:
@@ -170,7 +227,8 @@ def table(runs: list[Run], out: Path) -> str:
 
 
 def main() -> None:
-    parser, _ = command_line(__doc__, METRICS, "work_dirs/kitti1348", 12, more=("publish",))
+    parser, arguments = command_line(__doc__, METRICS, "work_dirs/kitti1348", 12, more=("publish", "robust"))
+    arguments["robust"].add_argument("--images", type=int, default=64, help="of the validation set, spread evenly")
     args = parser.parse_args()
     runs = declared()
     if args.command == "table":
@@ -183,6 +241,9 @@ def main() -> None:
         return
     if args.command == "latency":
         latency(sweep, chosen, args.rounds, DENSE, SHAPE)
+        return
+    if args.command == "robust":
+        robust(sweep, chosen, args.images)
         return
     if args.command == "publish":
         publish(sweep, chosen, CONFIGS / "weights")

@@ -186,6 +186,7 @@ MADE: dict[str, Callable[[], str]] = {
     "step_costs": step_costs,
     "sweep": lambda: sweep.tables(sweep.declared(), sweep.METRICS),
     "kitti1348": lambda: kitti_sweep.table(kitti_sweep.declared(), kitti_sweep.METRICS),
+    "kitti1348_robust": lambda: kitti_sweep.robust_table(kitti_sweep.declared(), kitti_sweep.METRICS),
 }
 
 

@@ -28,7 +28,9 @@ def driver() -> Any:
     return importlib.import_module("kitti_sweep")
 
 
-def test_a_measured_detector_run_is_slimmed_and_judged_with_intervals(tmp_path: Path) -> None:
+def test_a_measured_detector_run_is_slimmed_and_judged_with_intervals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     detector_run = importlib.import_module("detector_run")
     root = write_scenes(tmp_path / "scenes", 6, seed=1, size=(192, 64), val_fraction=0.34)
     parts = [f"{part}_dataloader.dataset.data_root={root}" for part in ("train", "val", "test")]
@@ -85,6 +87,16 @@ def test_a_measured_detector_run_is_slimmed_and_judged_with_intervals(tmp_path: 
         with torch.no_grad():
             maps.append(published(x)[0][0])
     torch.testing.assert_close(*maps, rtol=0.02, atol=0.02)
+
+    monkeypatch.setattr(kitti_sweep, "PGD", (1,))
+    monkeypatch.setattr(kitti_sweep, "EPS", [2.0])
+    kitti_sweep.robust(sweep.Sweep([run], tmp_path, tmp_path, configs=CONFIGS), [run], 1)
+    entry = json.loads((tmp_path / "run.json").read_text())["robust"]["PGD-1"]
+    assert (entry["images"], entry["eps"], len(entry["attacked"])) == (1, [2.0], 1)
+    assert (
+        kitti_sweep.robust_table([run], tmp_path).splitlines()[2].startswith(f"| pruned (`{DENSE}_prune50`) | 0 | 1 |")
+    )
+    assert kitti_sweep.robust_table([run], tmp_path / "none") == "Not tested yet.\n"
 
 
 def figures(ap: float) -> dict[str, Any]:
