@@ -52,6 +52,7 @@ def test_a_measured_detector_run_is_slimmed_and_judged_with_intervals(
             "param_scheduler=[]",
             "custom_hooks.0.begin=0",
             "custom_hooks.0.end=1",
+            "visualizer.name=kitti_sweep",  # mmengine keeps visualizers by name, and an earlier one writes elsewhere
         ],
     )
     detector_run.train(args)

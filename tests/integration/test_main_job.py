@@ -36,6 +36,7 @@ def job(tmp_path_factory):
         options += [f"{loader}.dataset.data_root={data}/", f"{loader}.num_workers=0"]
         options += [f"{loader}.persistent_workers=False", f"{loader}.batch_size=3"]
     options += ["train_cfg.max_epochs=2", "train_cfg.val_interval=2", "default_hooks.checkpoint.interval=2"]
+    options += ["visualizer.name=main_job"]  # mmengine keeps visualizers by name, and an earlier one writes elsewhere
     options += ["custom_hooks.0.begin=0", "custom_hooks.0.end=1", "custom_hooks.0.input_shape=(64,192)"]
     cfg = load_config(CONFIG, options, str(folder / "work"))
     runner = build_runner(cfg)
