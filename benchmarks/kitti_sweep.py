@@ -49,6 +49,7 @@ README = CONFIGS / "README.md"
 BEGIN, END = "<!-- kitti1348:begin -->", "<!-- kitti1348:end -->"
 DENSE = "centernet_dla34x025_kitti1348_short"
 SHAPE = (160, 512)
+CLASSES = ("Car", "Pedestrian", "Cyclist")
 FIGURE, EPS, PGD = "kitti/Car_R40_moderate", [2.0, 4.0, 8.0], (10, 20)
 LABELS, SPLIT = "data/kitti/training/label_2", "data/kitti/ImageSets/val.txt"
 
@@ -203,9 +204,10 @@ def table(runs: list[Run], out: Path) -> str:
     """The Markdown table, a line a run, in the declared order of rows; "none yet" before the first."""
     costs = read(out, "costs") or {}
     lines = [
-        "| KITTI-1348 (3DOP ids, JPEG 50, R40) | seed | Car, moderate | Pedestrian, moderate | Cyclist, moderate | "
-        "Car, moderate, minus dense | ops | params | ms (over dense) | cost | processor time, s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| KITTI-1348 (3DOP ids, JPEG 50, R40, moderate) | seed | {' | '.join(CLASSES)} | "
+        f"{' | '.join(f'{name} minus dense' for name in CLASSES)} | ops | params | ms (over dense) | cost | "
+        "processor time, s |",
+        "|" + "---|" * 13,
     ]
     finished = [(run, known) for run in runs if (known := read(out, run.name)) and known["state"] == "finished"]
     order = [f"{row} {target}" for _, row, target in ROWS.values()]
@@ -214,8 +216,8 @@ def table(runs: list[Run], out: Path) -> str:
         cells = [
             f"{run.row} (`{known['config']}`)",
             str(run.seed),
-            *(cell(known["figures"], name, 1) for name in ("Car", "Pedestrian", "Cyclist")),
-            cell(known.get("minus_dense", {}), "Car", 1, "+"),
+            *(cell(known["figures"], name, 1) for name in CLASSES),
+            *(cell(known.get("minus_dense", {}), name, 1, "+") for name in CLASSES),
             between([known["ops_kept"]]),
             between([known["params_kept"]]),
             milliseconds([known]),

@@ -129,11 +129,21 @@ def test_the_table_holds_finished_runs_with_intervals_and_differences(driver: An
     )
     dense, pruned = driver.table(driver.declared(), tmp_path).splitlines()[2:]
     cells = [cell.strip() for cell in dense.strip("|").split("|")]
-    assert cells[1:6] == ["0", "30.00 (29.00 to 31.00)", "-", "30.00 (29.00 to 31.00)", "-"]
-    assert cells[6:] == ["1", "1", "-", "1.00", "5,400"]
+    assert cells[1:8] == ["0", "30.00 (29.00 to 31.00)", "-", "30.00 (29.00 to 31.00)", "-", "-", "-"]
+    assert cells[8:] == ["1", "1", "-", "1.00", "5,400"]
     cells = [cell.strip() for cell in pruned.strip("|").split("|")]
-    assert cells[2:6] == ["29.00 (28.00 to 30.00)", "-", "29.00 (28.00 to 30.00)", "-1.00 (-2.00 to +0.00)"]
-    assert cells[6:] == ["0.4983", "0.5", "40.0 (0.80)", "0.98", "5,400"]
+    assert cells[2:5] == ["29.00 (28.00 to 30.00)", "-", "29.00 (28.00 to 30.00)"]
+    assert cells[5:8] == ["-1.00 (-2.00 to +0.00)", "-", "-1.00 (-2.00 to +0.00)"]
+    assert cells[8:] == ["0.4983", "0.5", "40.0 (0.80)", "0.98", "5,400"]
+
+
+@pytest.mark.parametrize("config", sorted((CONFIGS / "weights").glob("*.py")), ids=lambda path: path.stem)
+def test_published_weights_fill_a_network_of_the_measured_size(config: Path) -> None:
+    model = MODELS.build(load_config(str(config)).model).eval()
+    model.load_state_dict(torch.load(config.with_suffix(".pth"), weights_only=True)["state_dict"])
+    measured = json.loads((CONFIGS / f"metrics/{config.stem}.json").read_text())
+    assert counted_macs(model, blank_example(model, (160, 512))) == measured["macs"]
+    assert sum(p.numel() for p in model.parameters()) == measured["params"]
 
 
 def test_every_declared_run_has_its_config(driver: Any) -> None:
