@@ -23,7 +23,7 @@ def divisor_of(width: Tensor, divisor: int | str) -> Tensor:
     Args:
         width: channels of the dense layers, any shape, int64.
         divisor: 8, 16, ... for all of them; or ``'auto'``: 8 from 64 channels on, 4 from 32, 2 from 16, 1 below, so
-            that a step is never more than an eighth of a layer.
+            that a step is one channel, or at most an eighth of a layer.
 
     Example:
         >>> import torch
