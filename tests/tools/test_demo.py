@@ -36,11 +36,11 @@ def test_the_run_is_as_long_as_fits(demo: ModuleType, step: float, expected: tup
 
 
 def test_a_run_too_short_to_learn_says_so_and_what_would_be_enough(demo: ModuleType) -> None:
-    assert demo.too_short(demo.Plan(4, 264, 40), 2.0) == ""
+    assert demo.too_short(demo.Plan(4, 192, 40), 2.0) == ""
     said = demo.too_short(demo.Plan(4, 80, 12), 8.55)
     assert "saw 320 images each, at 8.6 s a step of 8" in said
-    assert "--minutes 34" in said  # 4 epochs of 32 steps of 8.55 s are 18.2 minutes, of which training is 0.6; and 3
-    assert demo.plan(31 * 60, 8.55).images * 4 >= 1000
+    assert "--minutes 22" in said  # 4 epochs of 19 steps of 8.55 s are 10.8 minutes, of which training is 0.6; and 3
+    assert demo.plan(19 * 60, 8.55).images * 4 >= 600
 
 
 def test_the_plan_fits_both_configs(demo: ModuleType) -> None:
