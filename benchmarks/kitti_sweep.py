@@ -78,6 +78,11 @@ def declared() -> list[Run]:
     return [*first, *(run_of(name, 0) for name in ("robust", "prune50_robust", "prune50_paper", "prune30"))]
 
 
+def mean_ap(run: dict[str, Any]) -> float:
+    """A finished run's AP R40, moderate, the mean over the classes; a class without detections counts as 0."""
+    return sum(run["figures"][name]["R40"][1] if run["figures"].get(name) else 0.0 for name in CLASSES) / len(CLASSES)
+
+
 def compare(sweep: Sweep) -> None:
     """Adds ``minus_dense`` to the metrics files of finished runs whose detections lie beside the dense network's."""
     from detector_run import rounded
@@ -160,7 +165,7 @@ def publish(sweep: Sweep, chosen: list[Run], out: Path) -> None:
 
     Args:
         sweep: where metrics and work folders are.
-        chosen: the runs; dense ones are left out.
+        chosen: the runs; dense ones are left out, and those whose masks were not cut out.
         out: folder of ``NAME.py`` and ``NAME.pth``, beside the configs' folder.
 
     Raises:
@@ -169,10 +174,18 @@ def publish(sweep: Sweep, chosen: list[Run], out: Path) -> None:
     import torch
     from mmengine import Config
 
+    from mmitp.engine.config import load_config
     from mmitp.files import write_whole
+    from mmitp.models.slim_config import is_masked
 
     for run in filter(sweep.finished, chosen):
         if run.target == 1:
+            continue
+        if (
+            is_masked(load_config(str(sweep.configs / f"{run.config}.py")).model)
+            and not (sweep.work / run.name / "slim/config.py").is_file()
+        ):
+            say(f"{run.name}: left out, its masks were not cut out")
             continue
         folder, config, model = sweep.work / run.name, run.config, ""
         if (slimmed := folder / "slim/config.py").is_file():

@@ -105,6 +105,10 @@ def figures(ap: float) -> dict[str, Any]:
     return {"Car": rule, "Pedestrian": None, "Cyclist": rule}
 
 
+def test_the_front_pages_figure_is_the_mean_over_all_classes(driver: Any) -> None:
+    assert driver.mean_ap(dict(figures=figures(30.0))) == 20.0  # two classes of 30, one without detections
+
+
 def test_the_table_holds_finished_runs_with_intervals_and_differences(driver: Any, tmp_path: Path) -> None:
     def write(name: str, config: str, **more: Any) -> None:
         known = dict(state="finished", config=config, ops_kept=0.4983, params_kept=0.5, train_seconds=5400.4)
