@@ -5,8 +5,8 @@
 
 It trains as ``detector_run.py`` does (one thread, data loading in the same process, validation left out of the
 seconds; a stopped run goes on when the command is given again). Then a pruned network is slimmed, a small one is timed
-beside the dense one, and the network is tested on the test split, clean and under PGD-10 on the training loss. ``tables.py`` puts
-the figures of ``benchmarks/bccd/*.json`` into ``docs/own_data.md``.
+beside the dense one, and the network is tested on the test split, clean and under PGD-10 on the training loss.
+``tables.py`` puts the figures of ``benchmarks/bccd/*.json`` into ``docs/own_data.md``.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def rows() -> list[str]:
         *lines,
         "",
         f"{one['test']['images']} photos of the test split, at {one['shape'][0]}x{one['shape'][1]}. Minutes: processor "
-        f"time of training, one thread ({one['machine']}). ms: one image, one thread, each in turn with the dense network. "
-        f"Attack: {one['test']['attack']}, eps {one['test']['eps']:g}/255.",
+        f"time of training, one thread ({one['machine']}). ms: one image, one thread, each in turn with the dense "
+        f"network. Attack: {one['test']['attack']}, eps {one['test']['eps']:g}/255.",
     ]
 
 
