@@ -76,7 +76,10 @@ def latencies(dense: torch.nn.Module, small: torch.nn.Module, shape: tuple[int, 
 
 def tested(cfg: Config, eps: float) -> dict[str, Any]:
     report = evaluate(build_test_runner(cfg), EvalAttack(name="pgd", steps=10), [eps])
-    clean, attacked = ({k: round(100 * v, 2) for k, v in m.items()} for m in (report.clean, report.attacked[0]))
+    nothing = {AP: 0.0, AP50: 0.0}  # mmdet's CocoMetric is empty where no box was found
+    clean, attacked = (
+        {k: round(100 * v, 2) for k, v in (m or nothing).items()} for m in (report.clean, report.attacked[0])
+    )
     return dict(images=report.images, attack=report.attack.describe(), eps=eps, clean=clean, attacked=attacked)
 
 

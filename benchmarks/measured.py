@@ -208,7 +208,9 @@ class Metrics(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         if self.epochs and metrics is not None:
-            self.epochs[-1][self.task.name] = round(metrics[self.task.metric] * self.task.scale, 2)
+            # mmdet's CocoMetric gives nothing at all where no box was found
+            value = metrics[self.task.metric] if metrics else 0.0
+            self.epochs[-1][self.task.name] = round(value * self.task.scale, 2)
             self.write(state="running")
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
