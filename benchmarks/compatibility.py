@@ -460,8 +460,13 @@ def counted(net: Any, example: Any) -> tuple[int, int]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        _call(net, example)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # of the fused MultiheadAttention the counter sees nothing
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            _call(net, example)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     flops = counter.get_flop_counts().get("Global", {})
     apart = {op: n for op, n in flops.items() if "bmm" in str(op) or "attention" in str(op)}
     return (sum(flops.values()) - sum(apart.values())) // 2, sum(apart.values()) // 2

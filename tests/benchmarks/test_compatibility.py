@@ -87,3 +87,12 @@ def test_families_come_before_their_variants_and_libraries_in_turn(compatibility
         "torchvision/alexnet",
         "torchvision/vgg13",
     ]
+
+
+def test_fused_attention_is_counted_by_its_layers(compatibility: Any) -> None:
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    macs, _ = compatibility.counted(layer, torch.randn(1, 5, 8))
+    assert macs == 5 * (
+        8 * 24 + 8 * 8 + 2 * 8 * 16
+    )  # queries, keys and values; what joins the heads; two linear layers
+    assert torch.backends.mha.get_fastpath_enabled()
