@@ -1,6 +1,6 @@
 """What a dense and a pruned network see on the same frames, and the channels kept: one picture.
 
-    python benchmarks/front_picture.py work_dirs/demo/dense work_dirs/demo/pruned [--frames 4] [--out FILE.png]
+    python benchmarks/front_picture.py work_dirs/demo/dense work_dirs/demo/pruned [--frames 4] [--out FILE.jpg]
         [--attack pgd --steps 10 --eps 2]
 
 The folders are those of two finished runs, as ``make demo`` or ``kitti_sweep.py run`` leave them. The frames are spread
@@ -25,7 +25,7 @@ from mmitp.files import write_whole
 from mmitp.report import read_run
 from mmitp.report.measure import Sample, sample_detections
 
-OUT = Path(__file__).resolve().parent.parent / "docs" / "images" / "detections.png"
+OUT = Path(__file__).resolve().parent.parent / "docs" / "images" / "detections.jpg"
 WIDTH = 1600  # pixels
 
 
@@ -80,7 +80,8 @@ def main() -> None:
     height = picture.shape[0] * WIDTH // picture.shape[1]
     picture = cv2.resize(picture, (WIDTH, height), interpolation=cv2.INTER_AREA)
     picture = np.concatenate([picture, channels(args.pruned, WIDTH)])
-    write_whole(args.out, cv2.imencode(args.out.suffix, picture)[1].tobytes())
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 80]  # of no account for other formats
+    write_whole(args.out, cv2.imencode(args.out.suffix, picture, quality)[1].tobytes())
     print(args.out)
 
 
