@@ -144,6 +144,7 @@ def test_a_group_lives_while_one_of_its_outputs_is_read() -> None:
     assert kept(budget) == {"0": 48, "1": 48, "2": 80}
     off(net, **{"2": [0, 1, 2]})
     assert kept(budget) == {"0": 24, "1": 24, "2": 60}
+    assert [(row.in_kept, row.out_kept) for row in budget.table()] == [(3, 2), (2, 3), (3, 5)]
     # the second group (outputs 3 to 5) has three readers: none alone; the first group comes back with any of its own
     assert gradients(net, budget) == {"2": [20.0 + 24 + 24] * 3 + [20.0] * 3}
 

@@ -291,3 +291,13 @@ def test_single_weights_reach_the_target_too():
     report = pruner.freeze()
     assert 0.495 <= report.ratio <= 0.5
     assert report.granularity == "weight"
+
+
+def test_a_pace_that_will_not_do_is_said_again_after_a_fifth_of_the_window():
+    said = []
+    net, optimizer, pruner = start(b=1e-6, steps=100, lr=0.01, warn=lambda _: said.append(pruner.position))
+    pruner.active = True
+    train(net, optimizer, 100)
+    assert 0 < said[0] <= 20
+    assert [later - earlier for earlier, later in zip(said, said[1:], strict=False)] == [20] * (len(said) - 1)
+    assert len(said) >= 4
