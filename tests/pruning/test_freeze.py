@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mmitp.pruning import MacBudget, freeze_masks, mask_model, masked_layers, project
-from mmitp.pruning.freeze import FILL_TOLERANCE, lowest_ratio
+from mmitp.pruning.freeze import FILL_TOLERANCE, floors, lowest_ratio
 
 
 def two_layers(a=6, b=5):
@@ -116,3 +116,13 @@ def test_no_layer_loses_its_last_channel_however_close_its_masks_are(seed, level
             assert all(bool(part.any()) for part in budget.split(pattern).values())
     freeze_masks(net, budget.split(pattern))
     assert min(row.in_kept for row in budget.table()) > 0
+
+
+def test_floors_are_a_part_of_each_masked_layer_at_least_one_and_none_elsewhere() -> None:
+    widths = (3, 1, 8, 2)
+    net = mask_model(nn.Sequential(*[nn.Conv2d(a, b, 1) for a, b in zip(widths, widths[1:], strict=False)]))
+    budget = MacBudget(net, torch.randn(1, 3, 2, 2))
+    assert [record.n_in for record in budget.layers] == [3, 1, 8]  # the first is the stem
+    assert floors(budget, 0.0).tolist() == [0, 1, 1]
+    assert floors(budget, 0.25).tolist() == [0, 1, 2]
+    assert floors(budget, 0.26).tolist() == [0, 1, 3]
