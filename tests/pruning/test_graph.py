@@ -281,6 +281,12 @@ def maximum_of_two(m: Any, x: Tensor) -> Tensor:
     return back(m, torch.max(h, m.d(h)) + torch.where(h > 0, m.d2(h), h))
 
 
+def places_by_number(m: Any, x: Tensor) -> Tensor:
+    h = front(m, x)
+    found = torch.where(h.flatten() > 0)[0]
+    return back(m, h) + 1e-3 * found[found > 3].float().mean()
+
+
 def direct_forward(m: Any, x: Tensor) -> Tensor:
     return back(m, m.d.forward(front(m, x)) + m.bn.forward(m.d2(front(m, x))))
 
@@ -503,6 +509,7 @@ WHOLE: dict[str, Callable[[], nn.Module]] = {
     "dtype_view": lambda: net(pure(lambda x: x.view(torch.int32).view(torch.float32))),
     "transposed_matrix": lambda: net(transposed_matrix, l1=nn.Linear(8, 3)),
     "through_numpy": lambda: net(through_numpy),
+    "places_by_number": lambda: net(places_by_number),
     "branching_on_data": lambda: net(branching_on_data),
     "hidden_function": lambda: net(hidden_function),
     "hidden_in_module": lambda: net(hidden_in_module, mix=_MixModule()),

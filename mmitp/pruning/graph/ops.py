@@ -128,6 +128,14 @@ def elementwise(labels: Labels, call: Call) -> None:
     labels.label(out, merged)
 
 
+def _where(labels: Labels, call: Call) -> None:
+    """A choice, place by place. With the condition alone, the places' numbers: among them those of channels."""
+    if len(call.args) + len(call.kwargs) == 1:
+        labels.barrier(call.inputs, call.outputs, "where tells places by their numbers")
+    else:
+        elementwise(labels, call)
+
+
 def _extremum(labels: Labels, call: Call) -> None:
     """``max`` and ``min``: of two tensors, or along a dimension."""
     of_two = len(call.outputs) == 1 and isinstance(call.argument(1), Tensor)
@@ -380,7 +388,7 @@ _register(_spellings("neg abs"), channelwise)
 _register("type_as to", _cast)
 _register(
     _spellings(
-        """add sub mul div true_divide maximum minimum where lerp addcmul addcdiv pow atan2 fmod remainder masked_fill
+        """add sub mul div true_divide maximum minimum lerp addcmul addcdiv pow atan2 fmod remainder masked_fill
         gt lt ge le eq ne logical_and logical_or rsub multiply subtract divide fmax fmin hypot copysign xlogy logaddexp
         float_power floor_divide heaviside greater less"""
     ),
@@ -391,6 +399,7 @@ _register(
     __truediv__ __rtruediv__ __itruediv__ __and__ __or__""",
     elementwise,
 )
+_register("where", _where)
 _register("max min", _extremum)
 _register("cat concat concatenate", _concatenation)
 _register("stack", _stack)
