@@ -239,6 +239,10 @@ def test_options_of_any_text():
     @fuzz(15)
     @given(option=st.text(max_size=12) | st.tuples(keys, values).map("=".join))
     @example("custom_hooks=[dict(type=mmitp.PruneHook,target=0.5)]")
+    @example("\n=")
+    @example("model=(\n")
+    @example("model.type=\n")
+    @example("model=\n")
     def check(option):
         cfg = answer(lambda: load_config(CONFIG, [option]))
         if cfg is not REFUSED:

@@ -57,14 +57,15 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
     """
     for text in texts:
         key, sep, _ = text.partition("=")
-        if not sep or not all(key.split(".")):
+        if not sep or not all(key.split(".")) or not key.isprintable():
             raise ValueError(f"--cfg-options takes key=value, got {text!r}")
     parsed = argparse.Namespace(options={})
     try:
         DictAction(["--cfg-options"], "options")(argparse.ArgumentParser(), parsed, texts)
     except (AssertionError, RecursionError) as error:  # brackets, dicts
         raise ValueError(
-            f"--cfg-options {' '.join(texts)} cannot be read: {error} (dicts are set key by key, or in a file)"
+            f"--cfg-options {' '.join(map(_in_line, texts))} cannot be read: {error} "
+            "(dicts are set key by key, or in a file)"
         ) from error
     return parsed.options
 
@@ -98,7 +99,8 @@ def load_config(source: str, options: Mapping[str, Any] | Sequence[str] = (), wo
             cfg.merge_from_dict({key: value})
         except (AssertionError, AttributeError, KeyError, RecursionError, TypeError) as error:  # dicts
             raise ValueError(
-                f"--cfg-options {key}={value} does not fit the config: {error} (dicts are set key by key, or in a file)"
+                f"--cfg-options {key}={_in_line(value)} does not fit the config: {error} "
+                "(dicts are set key by key, or in a file)"
             ) from error
     name = os.path.splitext(os.path.basename(source.split("::")[-1]))[0]
     cfg.work_dir = work_dir or cfg.get("work_dir") or os.path.join("work_dirs", name)
@@ -192,6 +194,11 @@ def _packaged(package: str, name: str) -> Config:
         raise ValueError(f"{package} has no config {name!r}") from error
     except Exception as error:  # no such package, or the config's own
         raise ValueError(f"{package}::{name} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _in_line(value: Any) -> str:
+    """As it reads; escaped where that would break the line."""
+    return text if (text := str(value)).isprintable() else repr(value)
 
 
 def _check_key(cfg: Config, key: str) -> None:
