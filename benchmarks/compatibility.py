@@ -55,6 +55,7 @@ SIDES = {
     "ultralytics/*": 128,
     "transformers/*": 128,
     "mmdet/*": 128,
+    "mmpretrain/vgg*": 224,
     "mmpretrain/*": 64,
 }
 

@@ -10,10 +10,11 @@
 
 ``run`` works off the declared runs as ``sweep.py`` does: resumable, a metrics file each
 (``configs/kitti/metrics/NAME.json``). At its end every finished run's file gets the difference of its AP to the dense
-network's of the same seed, with the interval of paired draws of the frames, where the detections of both lie in
-``--work``. ``table`` makes the README's table of the metrics files alone. Cost stands for processor time of training
-over the dense run's, from paired steps (``cost``; ``metrics/costs.json``). ``latency`` times the networks left,
-``robust`` tests them under attack, ``publish`` puts the small ones into configs/kitti/weights, for ``mmitp test``.
+network's and to the control's of the same seed, with the interval of paired draws of the frames, where the detections
+of both lie in ``--work``. ``table`` makes the README's tables of the metrics files alone. Cost stands for processor
+time of training over the dense run's, from paired steps (``cost``; ``metrics/costs.json``). ``latency`` times the
+networks left, ``robust`` tests them under attack, ``publish`` puts the small ones into configs/kitti/weights, for
+``mmitp test``.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ ROWS = {
     "robust": ("_robust", "dense, FastAT", 1.0),
     "prune50_robust": ("_prune50_robust", "pruned, FastAT", 0.5),
 }
+#: pruned network -> the network built narrower that it has to beat
+CONTROLS = {"prune50": "narrow50", "prune50_paper": "narrow50"}
 
 
 def run_of(name: str, seed: int) -> Run:
@@ -84,25 +87,28 @@ def mean_ap(run: dict[str, Any]) -> float:
 
 
 def compare(sweep: Sweep) -> None:
-    """Adds ``minus_dense`` to the metrics files of finished runs whose detections lie beside the dense network's."""
+    """Adds ``minus_dense`` and ``minus_control`` to the metrics files of finished runs whose detections lie there."""
     from detector_run import rounded
     from measured import write_json
 
     from mmitp.commands import eval_kitti
 
-    for run in sweep.runs.values():
-        folders = [sweep.work / name / "results" for name in (run.name, f"dense_s{run.seed}")]
-        if run.row == "dense" or not sweep.finished(run) or not all(folder.is_dir() for folder in folders):
-            continue
-        out = sweep.work / run.name / "minus_dense.json"
-        words = [str(ROOT / LABELS), str(folders[0]), "--versus", str(folders[1]), "--split", str(ROOT / SPLIT)]
-        with contextlib.redirect_stdout(io.StringIO()):
-            eval_kitti.main([*words, "--out", str(out)])
-        change = rounded(json.loads(out.read_text(encoding="utf-8"))["difference"])
-        known = read(sweep.out, run.name)
-        assert known is not None
-        write_json(sweep.out / f"{run.name}.json", dict(known, minus_dense=change))
-        say(f"{run.name}: Car moderate R40 {cell(change, 'Car', 1, '+')} against dense")
+    for run in filter(sweep.finished, sweep.runs.values()):
+        name = run.name.rpartition("_")[0]
+        others = {"minus_dense": "dense", "minus_control": CONTROLS.get(name)}
+        for key, other in others.items():
+            folders = [sweep.work / folder / "results" for folder in (run.name, f"{other}_s{run.seed}")]
+            if other in (None, name) or not all(folder.is_dir() for folder in folders):
+                continue
+            out = sweep.work / run.name / f"{key}.json"
+            words = [str(ROOT / LABELS), str(folders[0]), "--versus", str(folders[1]), "--split", str(ROOT / SPLIT)]
+            with contextlib.redirect_stdout(io.StringIO()):
+                eval_kitti.main([*words, "--out", str(out)])
+            change = rounded(json.loads(out.read_text(encoding="utf-8"))["difference"])
+            known = read(sweep.out, run.name)
+            assert known is not None
+            write_json(sweep.out / f"{run.name}.json", {**known, key: change})
+            say(f"{run.name}: Car moderate R40 {cell(change, 'Car', 1, '+')} against {other}_s{run.seed}")
 
 
 def robust(sweep: Sweep, chosen: list[Run], images: int) -> None:
@@ -214,7 +220,7 @@ def cell(figures: dict[str, Any], name: str, difficulty: int, sign: str = "") ->
 
 
 def table(runs: list[Run], out: Path) -> str:
-    """The Markdown table, a line a run, in the declared order of rows; "none yet" before the first."""
+    """The Markdown table, a line a run, in the declared order of rows, and one of differences to controls."""
     costs = read(out, "costs") or {}
     lines = [
         f"| KITTI-1348 (3DOP ids, JPEG 50, R40, moderate) | seed | {' | '.join(CLASSES)} | "
@@ -237,6 +243,12 @@ def table(runs: list[Run], out: Path) -> str:
             "-" if cost is None else f"{cost:.2f}",
             seconds(known),
         ]
+        lines.append(f"| {' | '.join(cells)} |")
+    against = [(run, known["minus_control"]) for run, known in finished if "minus_control" in known]
+    if against:
+        lines += ["", f"| minus the control of the same seed | seed | {' | '.join(CLASSES)} |", "|" + "---|" * 5]
+    for run, change in against:
+        cells = [run.row, str(run.seed), *(cell(change, name, 1, "+") for name in CLASSES)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n" if finished else "No run has ended yet.\n"
 

@@ -1,6 +1,6 @@
 # Control: rtmdet_tiny_bccd.py built narrower, all its layers alike (by a factor of 0.70), dense: 474,545,476 of
-# 957,051,648 MACs (0.4958), 2,444,393 parameters. It is what pruning has to beat. A step costs 0.73 of the wider
-# network's (median of 16 paired steps, quartiles 0.65 and 0.77): 30 epochs take the processor time of 22.
+# 957,051,648 MACs (0.4958), 2,444,393 parameters. It is what pruning has to beat. Its 30 epochs took 1.06 of the
+# processor time of the wider network's 22 (benchmarks/bccd).
 _base_ = ["./rtmdet_tiny_bccd.py"]
 
 model = dict(

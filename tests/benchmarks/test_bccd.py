@@ -72,7 +72,8 @@ def test_a_pruned_run_is_slimmed_timed_and_tested_under_attack(bccd: Any, photos
     assert figures["ops_kept"] == pytest.approx(figures["macs"] / MACS)
     assert figures["ops_kept"] <= 0.5
     assert [epoch["epoch"] for epoch in figures["epochs"]] == [1, 2, 3]
-    assert figures["latency"]["speed_up"]["median"] > 1
+    assert min(figures["latency"][key] for key in ("dense_ms", "slimmed_ms")) > 0
+    assert figures["latency"]["speed_up"]["rounds"] > 1
     assert figures["test"]["images"] == 4
     assert 0 <= figures["test"]["attacked"][bccd.AP50] <= 100
 
@@ -113,4 +114,4 @@ def test_a_row_holds_the_means_over_the_finished_seeds(
         )
         (tmp_path / f"net_s{seed}.json").write_text(json.dumps(figures))
     row = "| [net](../configs/bccd/net.py) | 0, 1 | 24 | 12.0 | 5.0 (0.500) | 1,000 (0.250) | 45.0 | 65.0 | 6.0 | "
-    assert bccd.rows()[2] == row + "8.5 (0.45 of dense) |"
+    assert bccd.rows()[2] == row + "0.45 |"  # between 1 / 2 and 1 / 2.5

@@ -140,6 +140,32 @@ def test_the_table_holds_finished_runs_with_intervals_and_differences(driver: An
     assert cells[5:8] == ["-1.00 (-2.00 to +0.00)", "-", "-1.00 (-2.00 to +0.00)"]
     assert cells[8:] == ["0.4983", "0.5", "40.0 (0.80)", "0.98", "5,400"]
 
+    write("prune50_s0", f"{DENSE}_prune50", figures=figures(29.0), minus_control=figures(2.0))
+    *_, header, _, row = driver.table(driver.declared(), tmp_path).splitlines()
+    assert "minus the control" in header
+    assert row.endswith("| 0 | +2.00 (+1.00 to +3.00) | - | +2.00 (+1.00 to +3.00) |")
+
+
+def test_a_pruned_run_is_compared_with_the_dense_one_and_its_control(
+    driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = importlib.import_module("sweep")
+    runs = [driver.run_of(name, seed) for name, seed in (("dense", 0), ("prune50", 0), ("narrow50", 0), ("prune50", 1))]
+    for run in runs:
+        (tmp_path / run.name / "results").mkdir(parents=True)
+        (tmp_path / f"{run.name}.json").write_text(json.dumps(dict(state="finished", config=run.config)))
+    asked = []
+
+    def evaluate(words: list[str]) -> None:
+        asked.append((Path(words[1]).parent.name, Path(words[3]).parent.name))
+        Path(words[-1]).write_text(json.dumps(dict(difference=figures(len(asked)))))
+
+    monkeypatch.setattr("mmitp.commands.eval_kitti.main", evaluate)
+    driver.compare(sweep.Sweep(runs, tmp_path, tmp_path, configs=CONFIGS, figure="ap"))
+    assert asked == [("prune50_s0", "dense_s0"), ("prune50_s0", "narrow50_s0"), ("narrow50_s0", "dense_s0")]
+    pruned = json.loads((tmp_path / "prune50_s0.json").read_text())
+    assert [pruned[key]["Car"]["R40"][1] for key in ("minus_dense", "minus_control")] == [1, 2]
+
 
 @pytest.mark.parametrize("config", sorted((CONFIGS / "weights").glob("*.py")), ids=lambda path: path.stem)
 def test_published_weights_fill_a_network_of_the_measured_size(config: Path) -> None:
