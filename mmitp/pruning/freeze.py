@@ -77,9 +77,9 @@ class Projection:
 
     pattern: Tensor
     ratio: float
-    switched_off: int = 0
-    switched_on: int = 0
-    threshold: float = 0.0
+    switched_off: int
+    switched_on: int
+    threshold: float
 
 
 def cost_limit(budget: MacBudget, target: float) -> int:
@@ -171,7 +171,7 @@ def lowest_ratio(budget: MacBudget, divisor: int | str = 1, min_keep: float = 0.
     return budget.cost_of(pattern) / budget.dense_cost
 
 
-def lowest_pattern(budget: MacBudget, masks: Tensor, divisor: int | str = 1, min_keep: float = 0.0) -> Tensor:
+def lowest_pattern(budget: MacBudget, masks: Tensor, divisor: int | str, min_keep: float) -> Tensor:
     """The flat bool pattern in which every layer keeps its highest masks, as few of them as it may.
 
     Args:

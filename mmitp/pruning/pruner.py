@@ -693,7 +693,7 @@ class InTrainPruner:
             self.warn(f"the checkpoint was written with other settings, those of now count ({told})")
         device = self.budget.flat_masks().device
         self.frozen, self.warned_at = state["frozen"], state["warned_at"]
-        self.position = state.get("position", state["count"])
+        self.position = state["position"]
         self._device.start(self.position, skipped=self.position - state["count"])
         self.forecast.load_state_dict(state["forecast"])
         if state["significance"] is not None:
@@ -702,7 +702,7 @@ class InTrainPruner:
             self.path.load_state_dict(state["path"], device)
         if isinstance(self.cost, LatencyCost) and state.get("counted") is not None:
             self.cost.counted = state["counted"]
-        self.cut_at = state.get("cut_at", 0)
+        self.cut_at = state["cut_at"]
         if self.off is not None and state.get("off") is not None:
             self.off.load_state_dict(state["off"], device)
         if self.frozen and self._bank is not None:

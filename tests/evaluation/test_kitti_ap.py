@@ -399,3 +399,26 @@ class TestFiles:
         path.write_text(text)
         with pytest.raises(ValueError, match=r"val\.txt, line 2"):
             kitti_ap.read_split(path)
+
+
+def test_pairs_are_counted_in_portions_of_any_size(monkeypatch):
+    """A frame with more pairs than fit into one portion is counted all the same, and to the same curve."""
+    rng = np.random.default_rng(0)
+    frames, detections = [], []
+    for n in (0, 1, 4, 9):
+        corners = rng.uniform(0, 60, (n, 2))
+        boxes = np.hstack([corners, corners + 100])
+        frames.append(gt(*[("Car", tuple(box)) for box in boxes]))
+        detections.append(dt(*[("Car", tuple(box + rng.normal(0, 3, 4)), rng.uniform()) for box in boxes]))
+    whole = run(frames, detections)
+    for portion in (1, 5, 20):
+        monkeypatch.setattr(kitti_ap, "_PAIRS_AT_ONCE", portion)
+        part = run(frames, detections)
+        np.testing.assert_array_equal(part.precision, whole.precision)
+        np.testing.assert_array_equal(part.r40, whole.r40)
+
+
+def test_boxes_narrower_than_a_pixel_overlap():
+    narrow = (10.2, 0, 11.0, 100)
+    ap = run([gt(("Pedestrian", narrow))], [dt(("Pedestrian", narrow, 0.9))], "Pedestrian")
+    assert ap.precision[EASY, 0] == 1

@@ -135,6 +135,12 @@ def test_a_spec_of_another_shortcut_is_refused_by_name(name: str, pad: list[int]
         apply_plan(Classifier(), plan)
 
 
+def test_zeros_may_all_come_after_the_channels() -> None:
+    x = torch.ones(1, 2, 2, 2)
+    assert ShortcutA(2, 4, 1, front=0)(x)[0, :, 0, 0].tolist() == [1, 1, 0, 0]
+    assert ShortcutA(2, 3, 1)(x)[0, :, 0, 0].tolist() == [1, 1, 0]  # half of one, rounded down
+
+
 @pytest.mark.parametrize("kwargs", [{"front": 3}, {"front": -1}])
 def test_shortcut_a_refuses_zeros_that_do_not_fit(kwargs: dict) -> None:
     with pytest.raises(ValueError, match="must hold every input channel"):

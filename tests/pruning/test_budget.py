@@ -12,6 +12,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from mmitp.pruning import MacBudget, mask_model, masked_layers, slim
+from mmitp.pruning.budget import _opened
 from mmitp.pruning.check import check_slimming
 from mmitp.pruning.graph import channelwise
 from mmitp.pruning.graph.ops import HANDLERS
@@ -407,3 +408,42 @@ def test_one_example_shows_one_path_and_another_one_is_compared() -> None:
     assert {r.name: r.out_kept for r in budget.table()}["b"] == 5
     with pytest.raises(RuntimeError, match="does not compute what the masked one does"):
         slim(net, x, budget, more_examples=[FURTHER["size"][0]])
+
+
+def test_a_module_that_runs_again_on_what_it_fed_keeps_all_that_is_read() -> None:
+    """``mid`` reads the depthwise layer and feeds it: its outputs are needed by ``last`` through a layer before it."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        y = net.deep(net.stem(x))
+        return net.last(net.deep(net.mid(y).relu()))
+
+    deep = point(4, 4, groups=4)
+    net = mask_model(Net(run, stem=point(3, 4), deep=deep, mid=point(4, 4), last=point(4, 2)))
+    budget = MacBudget(net, torch.randn(1, 3, 1, 1))
+    # deep runs twice, 4 each
+    assert kept(budget) == {"stem": 12, "deep": 8, "mid": 16, "last": 8}
+    off(net, last=[1])
+    assert kept(budget) == {"stem": 12, "deep": 8, "mid": 16, "last": 6}  # mid still reads deep's channel 1
+    off(net, mid=[1])
+    assert kept(budget) == {"stem": 9, "deep": 6, "mid": 9, "last": 6}
+
+
+def test_single_weights_of_layers_with_one_channel_are_counted() -> None:
+    net = mask_model(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 1, 3)), granularity="weight", include=["0", "1"])
+    budget = MacBudget(net, torch.randn(1, 1, 5, 5))
+    assert kept(budget) == {"0": 9 * 9 * 4, "1": 9 * 4}
+    off(net, **{"0": [0, 1, 2], "1": [5]})
+    assert kept(budget) == {"0": 9 * 33, "1": 35}
+
+
+def test_a_tensor_that_starts_closed_in_part_is_opened_there_and_nowhere_else() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(4))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([0.0, 1.0, 0.5, 0.0]))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with _opened(net):
+        weight = net[0].weight
+        assert weight[[1, 2]].tolist() == [1.0, 0.5]
+        assert bool((weight[[0, 3]] >= 0.2).all())
+        assert bool((net[0].bias >= 0.2).all())
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())

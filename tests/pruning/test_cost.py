@@ -215,3 +215,14 @@ def test_a_frozen_network_costs_what_was_promised() -> None:
     freeze_masks(model, budget.split(project(budget, 0.6).pattern))
     small, _ = slim_with_plan(copy.deepcopy(model), torch.zeros(1, 3, 4, 4))
     assert sum(p.numel() for p in small.parameters()) <= 0.6 * budget.dense_cost
+
+
+def test_the_parameters_of_two_groups_are_counted() -> None:
+    """3 -> 8 -> 8 in two groups of four -> 2; a dead group loses its weights and its biases."""
+    net = mask_model(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 2, 1)))
+    budget = MacBudget(net, torch.zeros(1, 3, 1, 1), cost=ParameterCost())
+    assert budget.dense_cost == 32 + (8 * 4 + 8) + 18
+    masked_layers(net)["2"].prune_mask.data[4:] = -1.0
+    assert budget.kept_cost() == 16 + (4 * 4 + 4) + 10
+    small, _ = slim_with_plan(net, torch.zeros(1, 3, 1, 1), budget)
+    assert sum(p.numel() for p in small.parameters()) == 46

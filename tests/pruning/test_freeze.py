@@ -126,3 +126,28 @@ def test_floors_are_a_part_of_each_masked_layer_at_least_one_and_none_elsewhere(
     assert floors(budget, 0.0).tolist() == [0, 1, 1]
     assert floors(budget, 0.25).tolist() == [0, 1, 2]
     assert floors(budget, 0.26).tolist() == [0, 1, 3]
+
+
+def test_layers_keep_the_same_channels_where_nothing_else_meets_the_target_and_no_more_of_them_than_needed() -> None:
+    """Three readers of one stream, each with a favourite channel of its own: 1x1 images, MACs 12 + 3 * 4 dense."""
+
+    class Readers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.a, self.b, self.c = (nn.Conv2d(i, o, 1) for i, o in ((3, 4), (4, 1), (4, 1), (4, 1)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.stem(x)
+            return self.a(y) + self.b(y) + self.c(y)
+
+    net = mask_model(Readers())
+    budget = MacBudget(net, torch.zeros(1, 3, 1, 1))
+    best = [[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.4, 0.3], [0.1, 0.4, 0.3, 0.2]]
+    set_masks(net, *best)
+    first = [1, 0, 0, 0]
+    # Each its own favourite: 9 + 3; two of them the first channel: 6 + 3; all: 3 + 3.
+    for limit, expected in ((12, [[0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 0]]), (9, [first, first, [0, 1, 0, 0]])):
+        result = project(budget, limit / 24)
+        assert [part.long().tolist() for part in budget.split(result.pattern).values()] == expected
+        assert result.ratio == limit / 24
+    assert project(budget, 6 / 24).pattern.long().tolist() == 3 * first

@@ -201,3 +201,29 @@ def test_a_plan_for_another_model_changes_nothing():
     with pytest.raises(ValueError, match="does not have"):
         shrink_live(model, SlimPlan.from_spec(dict(layers={"other": dict(inputs=1, outputs=1)}, norms={})))
     assert {name: p.shape for name, p in before.items()} == {n: p.shape for n, p in model.named_parameters()}
+
+
+def test_a_layer_that_computes_nothing_any_more_passes_on_zero_gradients():
+    """As under the mask; DistributedDataParallel would wait for a parameter that gets none."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(3, 4, 1)
+            self.last = nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.cat([self.a(self.before(x)), self.b(x)], 1))
+
+    model = mask_model(Branches())
+    model.last.prune_mask.data[:4] = -1.0  # all that `a` computes
+    freeze_masks(model)
+    x = torch.randn(2, 3, 4, 4)
+    expected = model(x).detach()
+    shrink_live(model, plan_live(model, x, MacBudget(model, x)), torch.optim.SGD(model.parameters(), lr=0.1))
+    assert model.a.weight.numel() == 0
+    out = model(x)
+    torch.testing.assert_close(out, expected)
+    out.sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
+    assert float(model.before.weight.grad.abs().sum()) == 0 < float(model.b.weight.grad.abs().sum())

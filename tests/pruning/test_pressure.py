@@ -183,9 +183,11 @@ def test_what_the_loss_depends_on_goes_last():
 
 def test_significance_is_the_root_mean_square_of_the_gradient_to_the_binary_mask():
     net, budget = chain(4)
+    net[1].prune_mask.data.copy_(torch.tensor([1.0, 0.2, -0.5, 1.0]))
+    slope = torch.tensor([0.5 * (1 - math.tanh(m) ** 2) for m in (1.0, 0.2, -0.5, 1.0)])
     significance = Significance()
     for sign in (1, -1, 1, -1):  # averages out, its square does not
-        significance.observe(budget, sign * 0.5 * (1 - math.tanh(1) ** 2) * torch.tensor([1.0, 2.0, 3.0, 0.0]))
+        significance.observe(budget, sign * slope * torch.tensor([1.0, 2.0, 3.0, 0.0]))
     assert significance.relative(budget).tolist() == pytest.approx([2 / 3, 4 / 3, 2.0, 0.1])
 
 

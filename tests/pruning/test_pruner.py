@@ -301,3 +301,22 @@ def test_a_pace_that_will_not_do_is_said_again_after_a_fifth_of_the_window():
     assert 0 < said[0] <= 20
     assert [later - earlier for earlier, later in zip(said, said[1:], strict=False)] == [20] * (len(said) - 1)
     assert len(said) >= 4
+
+
+def test_a_step_that_a_fused_optimizer_skips_moves_no_mask_with_a_fixed_b_either():
+    """The gradient scaler leaves it to a fused optimizer to skip the step; nothing is read on the way."""
+    net = mask_model(Net())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, fused=True)
+    pruner = InTrainPruner(net, IMAGE, 0.5, steps=1000, b=30.0)
+    pruner.attach(optimizer)
+    pruner.active = True
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for overflow in (False, True):
+        before = pruner.budget.flat_masks().detach().clone()
+        optimizer.zero_grad()
+        loss = net(torch.randn(8, 3, 8, 8)).square().mean()
+        scaler.scale(loss * math.inf if overflow else loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(pruner.budget.flat_masks(), before) == overflow
+    assert pruner.count == 1

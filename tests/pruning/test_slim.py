@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmitp.pruning import MacBudget, freeze_masks, mask_model, project, slim
+from mmitp.pruning import MacBudget, freeze_masks, mask_model, masked_layers, project, slim
 from mmitp.pruning.layers import kind_of
 from mmitp.pruning.slim import LayerPlan, shrink_layer
 from mmitp.pruning.slim_layers import SlimLayer, gather, scatter, zeros
@@ -207,3 +207,33 @@ def test_a_budget_of_another_model_is_refused_by_name() -> None:
     budget = MacBudget(net, x)
     with pytest.raises(ValueError, match=r"recorded on another model: its layer 'a' .*a copy is another model"):
         slim(copy.deepcopy(net), x, budget)
+
+
+def test_layers_that_follow_each_other_need_no_gather_and_no_scatter() -> None:
+    net = mask_model(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3)))
+    masked_layers(net)["2"].prune_mask.data[[0, 1, 5]] = -1.0
+    masked_layers(net)["3"].prune_mask.data[[0, 1, 7]] = -1.0
+    small = slim(net, torch.randn(1, 3, 9, 9))
+    assert not [name for name, layer in small.named_modules() if isinstance(layer, SlimLayer)]
+    assert [(layer.in_channels, layer.out_channels) for layer in small if isinstance(layer, nn.Conv2d)] == [
+        (3, 5), (5, 5), (5, 4),
+    ]  # fmt: skip
+
+
+def test_a_network_that_looks_at_the_width_of_its_tensors_keeps_them(caplog: pytest.LogCaptureFixture) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            return self.b(y / y.shape[1])
+
+    net = mask_model(Scaled())
+    net.b.prune_mask.data[:3] = -1.0
+    x = torch.randn(1, 3, 4, 4)
+    small = slim(net, x)
+    assert "narrow tensors do not suit Scaled" in caplog.text
+    assert small.a.weight.shape[0] == 5  # computes what is read, and fills up with zeros
+    torch.testing.assert_close(small(x), net(x))
