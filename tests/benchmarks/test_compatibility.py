@@ -53,10 +53,15 @@ def test_a_row_has_the_budgets_figures_and_an_independent_counters(
     assert row["outcome"] == "equal"
     assert row["macs_slim"] == row["macs_counter"] <= row["macs_dense"] // 2
     assert row["second_size"]
-    text = compatibility.cells(row)
+    text = compatibility.cells("timm/some", row)
     assert text == "64x64 | 0.2 | 1 of 3 | 1 stem, 1 grouped | 0.1833 | yes | yes"
-    assert "1,000 for" in compatibility.cells(dict(row, macs_counter=1000))
-    assert "no: output differs" in compatibility.cells(dict(row, outcome="differs", problem="output differs"))
+    assert "1,000 for" in compatibility.cells("timm/some", dict(row, macs_counter=1000))
+    monkeypatch.setitem(compatibility.EXPLAINED, "timm/some", (row["macs_slim"] - 1000, "a reason"))
+    assert compatibility.counter_of("timm/some", dict(row, macs_counter=1000)) == f"but for {row['macs_slim'] - 1000:,}"
+    assert compatibility.counter_of("timm/some", dict(row, macs_counter=1001)) == ""
+    assert "no: output differs" in compatibility.cells(
+        "timm/some", dict(row, outcome="differs", problem="output differs")
+    )
 
 
 def test_constant_weights_are_moved_before_networks_are_compared(compatibility: Any) -> None:
