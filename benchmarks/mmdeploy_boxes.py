@@ -4,9 +4,10 @@
 
 It wants mmdeploy beside the project, installed as ``docs/deployment.md`` says. The network goes through mmdeploy's
 ``torch2onnx`` with post-processing; its file and mmdet's ``predict`` then see the test set, one image at a time. Noted
-are the metric of both, the boxes of mmdet above a score of 0.05 that the file gives too (same label, and within the
-image the same corners to a hundredth of a pixel), and both once more where mmdet does not clip boxes to the image before
-it suppresses some of them, as mmdeploy's rewritten heads do not. Rows go to ``benchmarks/results/deployment_boxes.json``.
+are the metric of both, and the boxes of mmdet above a score of 0.05 that the file gives too: same label, and within the
+image the same corners to a hundredth of a pixel. Both are noted once more where mmdet does not clip boxes to the image
+before it suppresses some of them, as mmdeploy's rewritten heads do not. Rows go to
+``benchmarks/results/deployment_boxes.json``.
 """
 
 from __future__ import annotations
