@@ -139,7 +139,7 @@ class Recorder:
 
 def lines(args: argparse.Namespace) -> int:
     WORK.mkdir(parents=True, exist_ok=True)
-    cov = coverage.Coverage(data_file=str(WORK / "coverage"), source=["mmitp"])
+    cov = coverage.Coverage(data_file=str(WORK / "coverage"), source=["mmitp"], config_file=False)
     cov.erase()
     cov.start()
     recorder = Recorder(cov)

@@ -70,6 +70,7 @@ def test_a_mutant_meets_the_quickest_tests_of_its_line(mutation: Any, tmp_path: 
         "from mmitp.sums import double, half\n\n\ndef test_double():\n    assert double(3) == 6\n\n\n"
         "def test_half():\n    half(4)\n"
     )
+    (tmp_path / "pyproject.toml").write_text("[tool.coverage.run]\nparallel = true\n")  # as the project's own
     script = (tmp_path / "benchmarks" / "mutation.py").resolve()
     script.parent.mkdir()
     script.write_text(Path(mutation.__file__).read_text(encoding="utf-8"), encoding="utf-8")
