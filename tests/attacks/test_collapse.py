@@ -90,7 +90,13 @@ def test_a_restored_rule_judges_as_the_one_it_was_saved_from() -> None:
     assert collapsed((0.9, 0.15)) == [False]
 
 
-@pytest.mark.parametrize("values", [{"drop": 0.0}, {"drop": 1.5}, {"gap": math.nan}])
+@pytest.mark.parametrize("values", [{"drop": 0.0}, {"drop": 1.5}, {"gap": 1.5}, {"gap": math.nan}])
 def test_values_that_cannot_judge_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         CollapseRule(**values)
+
+
+def test_exactly_the_gap_is_none_and_a_collapsed_network_is_none_to_go_back_to() -> None:
+    assert verdicts((0.8, 0.4))[0].good
+    collapse = verdicts((0.9, 0.05))[0]
+    assert (collapse.collapsed, collapse.good) == (True, False)

@@ -442,3 +442,25 @@ class TestAgreementWithTorchattacks:
         ours = fgsm_rs(cross_entropy(net, y), x, eps=8 / 255, alpha=10 / 255, generator=seeded(0))
         accuracies = [(net(batch).argmax(1) == y).float().mean().item() for batch in (theirs, ours)]
         assert abs(accuracies[0] - accuracies[1]) < 0.05
+
+
+def test_grad_align_with_noise_only_holds_the_gradient_at_the_image() -> None:
+    """``loss = sum w x^2``: the gradients are ``2 w x`` at the image and at the noisy one."""
+    x = torch.rand(3, 4, generator=seeded(1))
+    noisy = x + (2 * torch.rand(3, 4, generator=seeded(5)) - 1) * 0.5
+    for noise_only in (False, True):
+        w = torch.tensor([1.0, 2.0, 0.5, 3.0], requires_grad=True)
+        here = 2 * (w.detach() if noise_only else w) * x
+        expected = 1 - nn.functional.cosine_similarity(here, 2 * w * noisy, dim=1).mean()
+        (wanted,) = torch.autograd.grad(expected, w)
+        how = dict(noise_only=True) if noise_only else {}
+        value = grad_align(lambda v, w=w: (w * v * v).sum(1), x, eps=0.5, generator=seeded(5), **how)
+        assert value.item() == pytest.approx(expected.item(), abs=1e-6)
+        torch.testing.assert_close(torch.autograd.grad(value, w)[0], wanted)
+
+
+def test_n_fgsm_moves_nothing_where_the_threat_is_zero() -> None:
+    x = torch.full((1, 4), 0.5)
+    eps = torch.tensor([[0.1, 0.0, 0.1, 0.0]])
+    out = n_fgsm(lambda v: v.sum(1), x, eps=eps, alpha=0.1, noise=0.0)
+    assert out.tolist()[0] == pytest.approx([0.6, 0.5, 0.6, 0.5])

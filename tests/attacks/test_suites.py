@@ -5,12 +5,14 @@ from __future__ import annotations
 import builtins
 import copy
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from mmitp.attacks import NormalizedClassifier, autoattack_accuracy, cross_entropy, pgd
+from mmitp.attacks.suites import _check_suite, _fit_targets, pick_logits
 
 needs_suite = pytest.mark.skipif(importlib.util.find_spec("pyautoattack") is None, reason="pyautoattack not installed")
 
@@ -184,3 +186,48 @@ def test_missing_package_names_the_extra(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"mmitp\[autoattack\]"):
         autoattack_accuracy(*setting, eps=0.1)
+
+
+def test_the_logits_are_the_last_output_whatever_stands_before_it() -> None:
+    one, two, three = (torch.full((1, 2), float(i)) for i in range(3))
+    assert pick_logits((one, two, three)) is three
+    assert pick_logits([one]) is one
+    assert pick_logits((one, {"loss": two, "logits": three})) is three
+
+
+@pytest.mark.parametrize(
+    ("attacks", "classes", "refused"),
+    [
+        (["apgd-ce", "square"], 2, False),
+        (["apgd-ce"], 1, True),
+        (["apgd-dlr"], 3, False),
+        (["apgd-dlr"], 2, True),
+        (["apgd-t"], 4, False),
+        (["apgd-t"], 3, True),
+    ],
+)
+def test_each_attack_has_the_fewest_classes_that_its_loss_wants(
+    attacks: list[str], classes: int, refused: bool
+) -> None:
+    suite = SimpleNamespace(attacks_to_run=attacks, apgd_targeted=SimpleNamespace(n_target_classes=1), fab=None)
+    suite.fab = SimpleNamespace(n_target_classes=1)
+    if refused:
+        with pytest.raises(ValueError, match=f"need a classifier of at least {classes + 1} classes"):
+            _fit_targets(suite, classes)
+    else:
+        assert _fit_targets(suite, classes) == []
+
+
+def test_targeted_attacks_that_run_aim_at_the_classes_there_are_and_say_so() -> None:
+    targeted, fab = SimpleNamespace(n_target_classes=9), SimpleNamespace(n_target_classes=9)
+    suite = SimpleNamespace(attacks_to_run=["apgd-t", "square"], apgd_targeted=targeted, fab=fab)
+    assert _fit_targets(suite, 5) == ["apgd-t aims at 4 classes, not the published 9"]
+    assert (targeted.n_target_classes, fab.n_target_classes) == (4, 9)  # FAB does not run
+    assert _fit_targets(suite, 5) == []
+
+
+def test_a_batch_of_one_image_and_the_whole_range_are_sizes() -> None:
+    _check_suite(1.0, "Linf", "standard", None, 1)
+    for eps, batch_size, text in ((1.01, 1, "eps=1.01"), (1.0, 0, "batch_size")):
+        with pytest.raises(ValueError, match=text):
+            _check_suite(eps, "Linf", "standard", None, batch_size)
