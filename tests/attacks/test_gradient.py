@@ -464,3 +464,13 @@ def test_n_fgsm_moves_nothing_where_the_threat_is_zero() -> None:
     eps = torch.tensor([[0.1, 0.0, 0.1, 0.0]])
     out = n_fgsm(lambda v: v.sum(1), x, eps=eps, alpha=0.1, noise=0.0)
     assert out.tolist()[0] == pytest.approx([0.6, 0.5, 0.6, 0.5])
+
+
+def test_l2_steps_follow_the_gradient_at_the_image_of_that_step() -> None:
+    """One value at 0.5, a loss with its peak at 0.6, steps of 0.2: over the peak, back, over it again."""
+    x = torch.full((1, 1), 0.5)
+    ends = [
+        pgd(lambda v: -(v - 0.6).square().sum(1), x, eps=0.5, alpha=0.2, steps=n, norm="l2", random_start=False).item()
+        for n in (1, 2, 3)
+    ]
+    assert ends == pytest.approx([0.7, 0.5, 0.7])
