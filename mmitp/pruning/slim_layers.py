@@ -40,21 +40,30 @@ def gather(x: Tensor, dim: int, index: Tensor) -> Tensor:
     """``x.index_select(dim, index)`` that keeps ``channels_last``.
 
     ``index_select`` returns the default layout, and everything up to the next addition would stay in it: three times
-    slower on the CPU where channels are few (a 3x3 convolution of 16 channels at 32x32, forward and backward).
+    slower on the CPU where channels are few (a 3x3 convolution of 16 channels at 32x32, forward and backward). Along
+    the last dimension in memory ``Tensor.gather`` is several times faster than ``index_select``, and so are the
+    gradients of ``Tensor.scatter_``, which are such a gather.
     """
     if _channels_last(x):
-        return x.permute(0, 2, 3, 1).index_select(-1, index).permute(0, 3, 1, 2)
+        rows = x.permute(0, 2, 3, 1)
+        return rows.gather(-1, _everywhere(index, rows)).permute(0, 3, 1, 2)
     return x.index_select(dim, index)
 
 
 def scatter(x: Tensor, dim: int, index: Tensor, width: int) -> Tensor:
     """``x`` at the positions ``index`` of a tensor of ``width`` channels, zeros elsewhere, in the layout of ``x``."""
     if _channels_last(x):
-        n, _, h, w = x.shape
-        return x.new_zeros([n, h, w, width]).index_copy_(-1, index, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        rows = x.permute(0, 2, 3, 1)
+        out = x.new_zeros([rows.shape[0], rows.shape[1], rows.shape[2], width])
+        return out.scatter_(-1, _everywhere(index, rows), rows).permute(0, 3, 1, 2)
     shape = list(x.shape)
     shape[dim] = width
     return x.new_zeros(shape).index_copy_(dim, index, x)
+
+
+def _everywhere(index: Tensor, rows: Tensor) -> Tensor:
+    """The index of the last dimension at every place of ``rows``, without memory of its own."""
+    return index.expand(rows.shape[0], rows.shape[1], rows.shape[2], index.shape[0])
 
 
 def conv_zeros(
