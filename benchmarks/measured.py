@@ -112,7 +112,8 @@ def dense_model(cfg: Config) -> ConfigDict:
     if "of" in model:
         model.type = model.pop("of")
         model.pop("prune", None)
-    model.setdefault("data_preprocessor", cfg.data_preprocessor)
+    if "data_preprocessor" not in model:  # mmpretrain's configs have it beside the model
+        model.data_preprocessor = cfg.data_preprocessor
     return model
 
 

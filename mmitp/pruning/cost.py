@@ -139,15 +139,16 @@ class ParameterCost(Cost):
 
     @staticmethod
     def _coefficients(record: LayerRecord, start: int) -> tuple[float, float, float, float]:
-        """``a + b n_in + c n_out + d n_in n_out`` parameters, from the layer cut to none and to one channel.
-
-        ``n_in`` of a grouped layer are the inputs of one group.
-        """
-        layer, kind = record.module, record.kind
+        """``a + b n_in + c n_out + d n_in n_out`` parameters, from the layer cut to none and to one channel."""
+        layer, kind, groups = record.module, record.kind, record.groups
         if layer is None or kind is None or record.held:
             return 0.0, 0.0, 0.0, 0.0  # a functional call, whose parameters are no layer's, or all of it stays
         if kind.whole(layer) or start >= 0 and not channel_masked(record):
             return float(_numel(layer)), 0.0, 0.0, 0.0
+        if groups > 1:
+            n_in, n_out = record.n_in // groups, record.n_out // groups
+            none = _numel_cut(layer, kind, 0, 0)
+            return none, 0.0, (_numel_cut(layer, kind, n_in, n_out) - none) / n_out, 0.0
         a = _numel_cut(layer, kind, 0, 0)
         b, c = _numel_cut(layer, kind, 1, 0) - a, _numel_cut(layer, kind, 0, 1) - a
         return a, b, c, _numel_cut(layer, kind, 1, 1) - a - b - c

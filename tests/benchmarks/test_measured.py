@@ -123,3 +123,12 @@ def test_full_width_is_what_ratios_refer_to(measured: Any, root: Path, tmp_path:
         args = arguments(root, tmp_path, cfg_options=[])
         cfg = measured.configured(args, str(CONFIGS / f"resnet20_cifar10_{name}_short.py"))
         assert measured.dense_sizes(cfg) == dict(macs=40_551_040, params=269_722)
+
+
+def test_the_dense_model_has_its_preprocessor_wherever_the_config_keeps_it(measured: Any) -> None:
+    from mmengine import Config
+
+    inside = Config(dict(model=dict(type="mmitp.MaskedModel", of="a.Net", prune={}, data_preprocessor=dict(mean=[1]))))
+    beside = Config(dict(model=dict(type="a.Net"), data_preprocessor=dict(mean=[1])))
+    for cfg in (inside, beside):
+        assert measured.dense_model(cfg) == dict(type="a.Net", data_preprocessor=dict(mean=[1]))

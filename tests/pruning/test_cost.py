@@ -217,12 +217,28 @@ def test_a_frozen_network_costs_what_was_promised() -> None:
     assert sum(p.numel() for p in small.parameters()) <= 0.6 * budget.dense_cost
 
 
-def test_the_parameters_of_two_groups_are_counted() -> None:
+@pytest.mark.parametrize("groups", [2, 4, 8])
+@pytest.mark.parametrize(("kind", "kernel"), [(nn.Conv2d, 3), (nn.ConvTranspose2d, 2)])
+def test_the_parameters_of_grouped_layers_are_counted(kind: type[nn.Module], kernel: int, groups: int) -> None:
+    net = mask_model(nn.Sequential(nn.Conv2d(3, 8, 1), kind(8, 16, kernel, groups=groups), nn.Conv2d(16, 4, 1)))
+    x = torch.zeros(1, 3, 5, 5)
+    budget = MacBudget(net, x, cost=ParameterCost())
+    assert budget.dense_cost == (24 + 8) + (8 * 16 // groups * kernel**2 + 16) + (64 + 4)
+    for seed in range(4):
+        randomize_masks(net, 0.4, torch.Generator().manual_seed(seed))
+        small, _ = slim_with_plan(net, x, budget)
+        assert sum(p.numel() for p in small.parameters()) == budget.kept_cost() < budget.dense_cost
+    # one live channel of the last layer: its group stays, as many inputs as it reads, and one output of it
+    masked_layers(net)["2"].prune_mask.data[1:] = -1.0
+    masked_layers(net)["2"].prune_mask.data[0] = 1.0
+    small, _ = slim_with_plan(net, x, budget)
+    assert sum(p.numel() for p in small.parameters()) == budget.kept_cost()
+
+
+def test_the_parameters_of_two_groups_by_hand() -> None:
     """3 -> 8 -> 8 in two groups of four -> 2; a dead group loses its weights and its biases."""
     net = mask_model(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 2, 1)))
     budget = MacBudget(net, torch.zeros(1, 3, 1, 1), cost=ParameterCost())
     assert budget.dense_cost == 32 + (8 * 4 + 8) + 18
     masked_layers(net)["2"].prune_mask.data[4:] = -1.0
     assert budget.kept_cost() == 16 + (4 * 4 + 4) + 10
-    small, _ = slim_with_plan(net, torch.zeros(1, 3, 1, 1), budget)
-    assert sum(p.numel() for p in small.parameters()) == 46
