@@ -34,7 +34,7 @@ SCORE, SHIFT = 0.05, 0.01
 
 
 def deploy_config(height: int, width: int) -> Config:
-    """End to end for onnxruntime at one size; thresholds are the model's own ``test_cfg``."""
+    """End to end for onnxruntime at one size; its thresholds count where the model's ``test_cfg`` has none."""
     thresholds = dict(score_threshold=0.05, confidence_threshold=0.005, iou_threshold=0.5)
     limits = dict(max_output_boxes_per_class=300, pre_top_k=5000, keep_top_k=100, background_label_id=-1)
     return Config(
@@ -85,9 +85,9 @@ def found_again(theirs: Any, ours: Any, height: int, width: int) -> tuple[int, i
     return int((shift.amin(1) <= SHIFT).sum()), len(ours)
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace, work_dir: str) -> dict[str, Any]:
     torch.set_num_threads(1)
-    cfg = load_config(args.config, work_dir=tempfile.mkdtemp())
+    cfg = load_config(args.config, work_dir=work_dir)
     cfg.test_dataloader.update(batch_size=1, num_workers=0, persistent_workers=False)
     runner = build_test_runner(copy.deepcopy(cfg), args.images)
     model, loop = runner.model.eval(), runner.test_loop
@@ -158,7 +158,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="so many of the test set, evenly spread; default: all")
     args = parser.parse_args()
     former = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
-    measured = {**former.get("measured", {}), args.name: {**measure(args), **about()}}
+    with tempfile.TemporaryDirectory() as work_dir:
+        row = {**measure(args, work_dir), **about()}
+    measured = {**former.get("measured", {}), args.name: row}
     RESULT.write_text(json.dumps({**table(measured), "measured": measured}, indent=1) + "\n", encoding="utf-8")
 
 

@@ -169,33 +169,37 @@ class Reached:
 # -- a mutant against its tests
 
 
-def outcome(mutant: Mutant, tests: list[str], seconds: float) -> str:
-    """Runs the tests in a fork in which the file's code is the mutant's."""
-    if not tests:
-        return "unreached"
+def in_a_fork(arguments: list[str], seconds: int, mutant: Mutant | None = None) -> int:
+    """Exit status of pytest, negative for a signal, with the mutant's code in place of its file's."""
     child = os.fork()
     if not child:
         os.setsid()
-        limit = int(60 + 4 * seconds)  # of processor time: an endless loop is noticed, too
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 10))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 10))  # an endless loop ends, too
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
-        whole, get_code = str(ROOT / mutant.file), SourceFileLoader.get_code
-        SourceFileLoader.get_code = lambda self, name: (  # type: ignore[method-assign]
-            mutant.code if self.path == whole else get_code(self, name)
-        )
+        if mutant is not None:
+            whole, get_code = str(ROOT / mutant.file), SourceFileLoader.get_code
+            SourceFileLoader.get_code = lambda self, name: (  # type: ignore[method-assign]
+                mutant.code if self.path == whole else get_code(self, name)
+            )
         status = 1
         try:
-            status = int(pytest.main([*tests, "-x", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]))
+            status = int(pytest.main([*arguments, "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]))
         finally:
             os._exit(status)
-    _, status = os.waitpid(child, 0)
+    _, waited = os.waitpid(child, 0)
     try:
         os.killpg(child, signal.SIGKILL)  # what its tests have started
     except ProcessLookupError:
         pass
-    return "survived" if status == 0 else "noticed"
+    return os.waitstatus_to_exitcode(waited)
+
+
+def outcome(mutant: Mutant, tests: list[str], seconds: float) -> str:
+    if not tests:
+        return "unreached"
+    return "noticed" if in_a_fork([*tests, "-x"], int(60 + 4 * seconds), mutant) else "survived"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -211,6 +215,9 @@ def run(args: argparse.Namespace) -> int:
     for name in WARM:
         __import__(name)
     assert not [name for name in sys.modules if name.split(".")[0] == "mmitp"]
+    # Else a mutant would count as noticed because of tests that are not there any more.
+    if in_a_fork([*reached.seconds, "--collect-only"], 600):
+        raise SystemExit("pytest does not find the tests that `lines` has noted: run it again")
     for mutant in every[len(results) : args.mutants]:
         chosen: list[str] = []
         seconds = 0.0

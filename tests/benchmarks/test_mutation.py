@@ -94,3 +94,7 @@ def test_a_mutant_meets_the_quickest_tests_of_its_line(mutation: Any, tmp_path: 
         (10, "x + 1", "unreached"), (10, "2", "unreached"),
     }  # fmt: skip
     assert text.splitlines()[-1] == "2 noticed, 3 survived, 3 unreached"
+    (tmp_path / "test_sums.py").write_text("")
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        call("run", "mmitp/sums.py", "--out", str(tmp_path / "other.json"))
+    assert "run it again" in error.value.stderr
