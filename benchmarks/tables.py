@@ -138,7 +138,7 @@ def front() -> str:
         lambda run: run["accuracy"],
         {
             "dense": "dense",
-            "psi50_early": "pruned to 0.5, slimmed",
+            "psi50_early_auto": "pruned to 0.5, slimmed",
             "psi50_slim": "pruned to 0.5, slimmed (the recipe's forerunner)",
             "narrow50": "control at 0.5: built narrower",
             "psi30_early_auto": "pruned to 0.3, slimmed",

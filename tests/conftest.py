@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import os
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -21,16 +21,18 @@ settings.load_profile("mmitp")
 
 @pytest.fixture(autouse=True, scope="session")
 def _quick_runners():
-    """Of what every Runner does before its first step, what takes longest, and what no test is about: asking the
-    machine for its compilers (here once), and formatting the config's text (not at all; it is read all the same)."""
+    """Of what every Runner does beside its steps, what takes longest, and what no test is about: asking the machine for
+    its compilers (here once), formatting the config's text (not at all; it is read all the same), and the two seconds
+    that an iteration-based loop sleeps whenever its data begin anew."""
     if importlib.util.find_spec("mmengine") is None:
         yield
         return
-    runner = importlib.import_module("mmengine.runner.runner")
+    runner, loops = map(importlib.import_module, ("mmengine.runner.runner", "mmengine.runner.loops"))
     yapf = importlib.import_module("yapf.yapflib.yapf_api")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "collect_env", functools.cache(runner.collect_env))
         patch.setattr(yapf, "FormatCode", lambda text, **options: (text, False))
+        patch.setattr(loops, "time", SimpleNamespace(sleep=lambda seconds: None))
         yield
 
 

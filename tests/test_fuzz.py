@@ -1,6 +1,7 @@
 """What strangers and typing errors can make of files and settings: refused in one line that names it, or right.
 
-A few seconds here; ``make fuzz`` runs the same tests with MMITP_FUZZ times as many examples, new ones every time.
+A few seconds here; ``make fuzz`` runs the same tests with MMITP_FUZZ times as many examples, new ones every time. Tests
+whose property is a function inside them are marked for it by hand.
 """
 
 from __future__ import annotations
@@ -230,6 +231,7 @@ def _quiet(monkeypatch):
     monkeypatch.setattr("mmitp.engine.hooks.adversarial_hook.print_log", lambda *_, **__: None)
 
 
+@pytest.mark.hypothesis
 def test_options_of_any_text():
     values = st.text(max_size=8) | st.sampled_from(["(1,2", "[[[", "nan", "{}", "dict(a=1)", "1e999", "None", "'"])
     keys = st.text(max_size=8) | st.sampled_from(
@@ -305,6 +307,7 @@ HINTS = st.sampled_from(
 @example((PruneHook, "slim_every"), float("nan"))
 @example((DistillHook, "weight"), "1")
 @example((DistillHook, "begin"), None)
+@example((PruneHook, "divisor"), "auto")
 def test_arguments_of_hooks(argument, value):
     hook, name = argument
     # The rule of a target, a size or a window can be broken by its partner's default.
@@ -322,7 +325,7 @@ def test_arguments_of_hooks(argument, value):
         pytest.fail(f"{hook.__name__}({name}={value!r}) is taken")
     if isinstance(value, str):
         names = ("b", "interval", "cost", "push", "attack", "norm", "batchnorm", "dropout", "source", "action")
-        assert name in (*names, "teacher", "scores")
+        assert name in (*names, "divisor", "teacher", "scores")
         assert name == "scores" or re.fullmatch(r"[a-z2_]+", value)
 
 
@@ -351,6 +354,7 @@ TABLE_NODES = list(nodes(TABLE))
 @given(way=st.sampled_from(TABLE_NODES), junk=JUNK)
 @example(("layers", "0", "ns", 0, 0), 1e308)
 @example(("constant",), 10**400)
+@example(("layers", "0", "element"), 2.4e18)  # no time for an integer of 64 bits
 def test_latency_tables_with_a_strange_entry(folder, way, junk):
     assume(json.dumps(junk) is not None)
     table = with_node(TABLE, way, junk)
@@ -391,6 +395,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     return path, torch.load(path, weights_only=False)
 
 
+@pytest.mark.hypothesis
 def test_checkpoints_with_damaged_bytes(folder, trained):
     source, whole = trained
     raw = source.read_bytes()
@@ -410,6 +415,7 @@ def test_checkpoints_with_damaged_bytes(folder, trained):
     check()
 
 
+@pytest.mark.hypothesis
 def test_checkpoints_of_any_bytes(folder):
     path = folder / "x.pth"
 
@@ -430,6 +436,7 @@ def _plain(value: Any) -> Any:
     return [_plain(child) for child in value] if isinstance(value, list) else value
 
 
+@pytest.mark.hypothesis
 def test_checkpoints_with_a_strange_entry_resume_or_are_refused(folder, trained):
     """Whatever is replaced: the run begins again with it, or ends in one line before it has begun."""
     _, whole = trained

@@ -88,7 +88,7 @@ def test_pruned_config_is_the_dense_one_with_masks_and_a_hook(path: Path) -> Non
     assert epochs >= (9 if distilled else 11) if cheaper else epochs == dense.train_cfg.max_epochs
     assert pruned.param_scheduler == (stretched(dense.param_scheduler, epochs) if cheaper else dense.param_scheduler)
     windows = {300: (20, 240), 100: (7, 80), 12: (1, 4), 10: (1, 8), 5: (1, 4)}
-    window = (1 / 15, 1 / 3) if epochs == 300 else (1, 3) if "early_auto" in stem else (0, 1)
+    window = (1 / 15, 1 / 3) if epochs == 300 else (1, 3) if "early_auto" in stem or distilled else (0, 1)
     assert (hook.begin, hook.end) == (window if early else windows[epochs])
 
     assert prune.get("init", 1.0) == (0.3 if "init03" in stem else 1.0)

@@ -16,6 +16,9 @@ from .table import check_latency_table, read_latency_table
 if TYPE_CHECKING:
     from ..budget import MacBudget
 
+#: Costs are whole numbers that float64 holds exactly.
+LONGEST = 2.0**53
+
 _FREE: dict[str, Any] = dict(inputs=[1], outputs=[1], ns=[[0.0]], gather=0.0, scatter=0.0, element=0.0)
 
 
@@ -87,10 +90,10 @@ class LatencyCost(Cost):
         self._vectors = {torch.device("cpu"): cpu}
         self._tables = budget.tables(torch.device("cpu"))
         self.dense = self._all_counted(torch.ones(budget.n_entries))
-        if not (is_number(self.dense) and self.dense > 0):
+        if not (is_number(self.dense) and 0 < self.dense < LONGEST):
             raise ValueError(
-                f"{self.source}: the dense network takes {self.dense:g} ns by it, where a positive time is expected: "
-                "measure again (mmitp profile)"
+                f"{self.source}: the dense network takes {self.dense:g} ns by it, where a positive time below "
+                f"{LONGEST:g} ns (104 days) is expected: measure again (mmitp profile)"
             )
 
     @property

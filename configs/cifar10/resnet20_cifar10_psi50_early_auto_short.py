@@ -1,8 +1,6 @@
 # ResNet-20 on CIFAR-10, at most 0.5 of the operations, the recommended recipe in the time of the CPU-sized schedule's
-# 10 epochs: masks train in the first epoch under the closed loop (without decay), then the small network, in multiples
-# of 8 channels, takes the masked one's place. 11 epochs fit: the masked step costs 1.07, the small network's 0.89 of a
-# dense one (benchmarks/cifar_sweep/costs.json).
-_base_ = ["./resnet20_cifar10_psi30_early_short.py"]
+# 10 epochs: as resnet20_cifar10_psi30_early_auto_short.py. 11 epochs fit (benchmarks/cifar_sweep/costs.json).
+_base_ = ["./resnet20_cifar10_psi30_early_auto_short.py"]
 
 custom_hooks = [dict(_base_.custom_hooks[0], target=0.5)]
 param_scheduler = [
