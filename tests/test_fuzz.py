@@ -38,6 +38,8 @@ from mmitp.engine.signs import check_signs, read_run
 from mmitp.evaluation import kitti_ap
 from mmitp.pruning import MacBudget, mask_model
 from mmitp.pruning.latency.cost import LatencyCost
+from mmitp.report import read_run as read_report
+from mmitp.report import write_report
 
 TIMES = int(os.environ.get("MMITP_FUZZ", "1"))
 REFUSED = object()
@@ -491,3 +493,41 @@ def test_logs_with_a_strange_entry_or_a_torn_end(folder, data, cut):
         assert run is not REFUSED
     if run is not REFUSED:
         assert len(check_signs(run)) == 7
+
+
+@fuzz(25)
+@given(data=st.data(), cut=st.integers(0, 60))
+@example(("report", ("layers", 0, "macs_kept"), "7"), 0)
+@example(("report", ("layers",), None), 0)
+@example(("report", ("layers", 1), None), 0)
+@example(("log", (4, "ops_kept"), "7"), 0)
+@example(("log", (4, "step"), 10**400), 0)
+@example(("record", ("versions",), [1]), 0)
+@example(("test", ("eps", 0), "2"), 0)
+@example(("test", ("attacked", 0), 3), 0)
+def test_reports_of_files_with_a_strange_entry(folder, data, cut):
+    """A report is written whatever stands in the files: what is damaged is left out, and named where it is a file."""
+    log, rows, report = _work_folder(folder)
+    layer = dict(name="a", macs_dense=4, macs_kept=2, in_channels=2, in_kept=1, out_channels=2, out_kept=2)
+    record = dict(command=["mmitp"], config="a.py", device="cpu", versions={"torch": "2"}, processor_seconds=1.5)
+    test = dict(clean={"ap": 1.0}, attacked=[{"ap": 0.5}], eps=[2.0], attack=dict(name="pgd", steps=10, norm="linf"))
+    files = dict(
+        log=[row | dict(time=0.1, ops_kept=0.5) for row in rows],
+        report=report | dict(layers=[layer, layer]),
+        record=record,
+        test=test | dict(run=record),
+    )
+    if isinstance(data, tuple):
+        where, way, junk = data
+    else:
+        where = data.draw(st.sampled_from(list(files)))
+        way, junk = data.draw(st.sampled_from(list(nodes(files[where])))), data.draw(JUNK)
+    files[where] = with_node(files[where], way, junk)
+    lines = files["log"] if isinstance(files["log"], list) else []
+    text = "".join(json.dumps(row) + "\n" for row in lines)
+    log.write_text(text[: len(text) - cut])
+    (folder / "run" / "pruning.json").write_text(json.dumps(files["report"]))
+    (log.parents[1] / "run.json").write_text(json.dumps(files["record"]))
+    (folder / "run" / "test.json").write_text(json.dumps(files["test"]))
+    written = write_report([read_report(folder / "run")], folder / "report", timing=False, samples=0)
+    assert all(path.is_file() for path in written)

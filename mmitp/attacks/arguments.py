@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from mmitp.values import is_count, is_number
+
 Amount = float | Tensor
 Norm = Literal["linf", "l2"]
 
@@ -48,7 +50,7 @@ def check_arguments(
     if norm not in get_args(Norm):
         raise ValueError(f"norm must be one of {get_args(Norm)}, got {norm!r}")
     for name, count, least in (("steps", steps, 0), ("restarts", restarts, 1)):
-        if isinstance(count, bool) or not isinstance(count, Integral) or count < least:
+        if not is_count(count, least):
             raise ValueError(f"{name} must be a whole number, at least {least}, got {count!r}")
     if restarts > 1 and not random_start:
         raise ValueError("restarts without a random start repeat one run: set restarts=1 or random_start=True")
@@ -113,6 +115,8 @@ def check_pixels(
 def _on_host(name: str, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, Real | Tensor):
         raise ValueError(f"{name} must be a number, or a tensor of them, got {value!r}")
+    if isinstance(value, Integral) and not is_number(value):
+        raise ValueError(f"{name} must be finite, and no float holds a whole number as large as this one")
     return value.detach().cpu() if isinstance(value, Tensor) else value
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from mmengine import Config
 
 from mmitp.pruning.signs import PruningRun, Sign, check_signs
+from mmitp.values import is_number
 
 __all__ = ["PruningRun", "Sign", "check_signs", "logged", "read_run"]
 
@@ -42,6 +43,8 @@ def read_run(work_dir: str | Path) -> PruningRun:
         raise ValueError(f"{folder} is no run with PruneHook that has logged L_HW")
     steps = sorted(lines)
     length = _epoch_length([lines[s] for s in steps]) if cfg.train_cfg.get("by_epoch", True) else 1.0
+    if not length > 0:
+        raise ValueError(f"the logs of {folder} are damaged: their epochs do not rise with their steps")
     wrapper = cfg.optim_wrapper
     decay_mult = wrapper.get("paramwise_cfg", {}).get("custom_keys", {}).get("prune_mask", {}).get("decay_mult", 1.0)
     report = folder / "pruning.json"
@@ -91,15 +94,17 @@ def _record(text: str, where: str) -> dict[str, Any]:
 def _require_numbers(record: dict[str, Any], keys: Sequence[str], where: str, above: float = -math.inf) -> None:
     for key in keys:
         value = record.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value < math.inf:
+        if not is_number(value) or not above < value:  # type: ignore[operator]
             limit = "" if above == -math.inf else f" above {above:g}"
-            raise ValueError(f"{where}: {key!r} must be a finite number{limit}, got {value!r}")
+            shown = repr(value)
+            shown = shown if len(shown) < 80 else f"{shown[:77]}..."
+            raise ValueError(f"{where}: {key!r} must be a finite number{limit}, got {shown}")
 
 
 def _epoch_length(lines: list[dict[str, Any]]) -> float:
-    """Iterations an epoch: lines come after the same numbers of iterations in every epoch."""
+    """Iterations an epoch: lines come after the same numbers of iterations in every epoch. 0 where there is none."""
     first: dict[int, int] = {}
     for line in lines:
         first.setdefault(line["epoch"], line["step"])
     a, b = min(first), max(first)
-    return (first[b] - first[a]) / (b - a) if b > a else lines[-1]["step"] / b
+    return (first[b] - first[a]) / (b - a) if b > a else lines[-1]["step"] / b if b else 0.0

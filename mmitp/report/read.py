@@ -13,11 +13,23 @@ from mmengine import Config, ConfigDict
 
 from mmitp.engine.run_record import RECORD
 from mmitp.models.slim_config import is_masked, type_name
+from mmitp.values import is_count, is_number, unlike
 
 __all__ = ["Result", "RunRecord", "headline", "read_run"]
 
 #: phases of a run with PruneHook, and of one without
 PHASES = ("before the window", "in the window", "after the freeze")
+
+_LAYER = dict(name="", macs_dense=0, macs_kept=0, in_channels=0, in_kept=0, out_channels=0, out_kept=0)
+#: What the report reads of ``pruning.json``, of a training's record and of a test's; the second part may be missing.
+_FROZEN = (
+    dict(ratio=0.0, ratio_before=0.0, layers=[_LAYER]),
+    dict(macs_dense=0, macs_kept=0, params_dense=0, params_kept=0),
+)
+_RECORD: tuple[dict[str, Any], dict[str, Any]] = (
+    {},
+    dict(command=[""], device="", versions={}, processor_seconds=0.0, config="", images=0),
+)
 
 
 @dataclass
@@ -92,7 +104,8 @@ class RunRecord:
         if len(last) < 2:
             return None
         first_epoch, last_epoch = min(last), max(last)
-        return (last[last_epoch] - last[first_epoch]) / (last_epoch - first_epoch)
+        length = (last[last_epoch] - last[first_epoch]) / (last_epoch - first_epoch)
+        return length if length > 0 else None  # a damaged log
 
     def window(self) -> tuple[float, float] | None:
         """The pruning window in steps, or None where it is not known."""
@@ -167,12 +180,12 @@ def read_run(folder: str | Path) -> RunRecord:
     run = RunRecord(folder, folder.resolve().name, cfg)
     run.hook = next((h for h in cfg.get("custom_hooks") or [] if type_name(h.get("type")).endswith("PruneHook")), None)
     _read_scalars(run, logs)
-    run.frozen = _json_object(run, folder / "pruning.json")
+    run.frozen = _json_object(run, folder / "pruning.json", *_FROZEN)
     run.checkpoint = _newest_checkpoint(folder)
     _find_slimmed(run)
     _read_results(run)
     for log in logs:
-        record = _json_object(run, log.parents[1] / RECORD)
+        record = _json_object(run, log.parents[1] / RECORD, *_RECORD)
         if record is not None:
             run.records.append(record)
     return run
@@ -185,7 +198,7 @@ def _read_scalars(run: RunRecord, logs: list[Path]) -> None:
         damaged = 0
         for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
             line = _object(text)
-            if line is None or not isinstance(line.get("step"), int):
+            if line is None or not _is_logged(line):
                 damaged += bool(text.strip())
             elif "iter" in line and "lr" in line:
                 train[line["step"]] = line
@@ -196,6 +209,13 @@ def _read_scalars(run: RunRecord, logs: list[Path]) -> None:
             run.remarks.append(f"{log.relative_to(run.folder)}: {_lines(damaged)} left out")
     run.train = [train[step] for step in sorted(train)]
     run.validations = [(step, metrics) for step, metrics in sorted(validations.items()) if metrics]
+
+
+def _is_logged(line: dict[str, Any]) -> bool:
+    """Whether it holds numbers only (a loss may be NaN), and a step and an epoch, if any, that are whole."""
+    if not (is_count(line.get("step"), 0) and is_count(line.get("epoch", 1), 0)):
+        return False
+    return all(is_number(value) or isinstance(value, float) for value in line.values())
 
 
 _NO_METRIC = ("step", "data_time", "time", "channels_kept/")  # the last are PruneHook's, at the freeze
@@ -214,20 +234,27 @@ def _object(text: str) -> dict[str, Any] | None:
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    return {
-        name: float(value)
-        for name, value in metrics.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    }
+    return {name: float(value) for name, value in metrics.items() if is_number(value)}
 
 
-def _json_object(run: RunRecord, path: Path) -> dict[str, Any] | None:
+def _json_object(run: RunRecord, path: Path, needed: dict[str, Any], more: dict[str, Any]) -> dict[str, Any] | None:
+    """A file's record, if it is one like the examples ``needed`` and, where it has these keys, ``more``."""
     if not path.is_file():
         return None
     value = _object(path.read_text(encoding="utf-8", errors="replace"))
-    if value is None:
-        run.remarks.append(f"{path.relative_to(run.folder)} is damaged and left out")
+    why = "" if value is None else _unlike(value, path.name, needed, more)
+    if value is None or why:
+        run.remarks.append(f"{path.relative_to(run.folder)} is damaged and left out" + (f": {why}" if why else ""))
+        return None
     return value
+
+
+def _unlike(value: dict[str, Any], name: str, needed: dict[str, Any], more: dict[str, Any]) -> str:
+    example = needed | {key: inner for key, inner in more.items() if value.get(key) is not None}
+    if why := unlike(value, example, name):
+        return why
+    lists = {key: value[key] for key, inner in example.items() if isinstance(inner, list)}
+    return next((f"{name}.{key} has an empty entry" for key, entries in lists.items() if None in entries), "")
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
@@ -258,18 +285,26 @@ def _read_results(run: RunRecord) -> None:
             continue
         content = _object(path.read_text(encoding="utf-8", errors="replace"))
         measured = content.pop("run", None) if content else None
-        if content and isinstance(measured, dict):
+        if not content or not isinstance(measured, dict):
+            continue  # another kind of file
+        why = _unlike(measured, "run", *_RECORD) or _unlike(content, path.name, {}, _ATTACKED)
+        if why:
+            run.remarks.append(f"{path.relative_to(run.folder)} is damaged and left out: {why}")
+        else:
             run.results += _results_of(run, content, path, measured)
+
+
+_ATTACKED = dict(clean={}, attacked=[{}], eps=[0.0], attack={})
 
 
 def _results_of(run: RunRecord, content: dict[str, Any], path: Path, measured: dict[str, Any]) -> Iterator[Result]:
     slimmed = Path(str(measured.get("config", ""))).name == "config.py"
     network = "slimmed" if slimmed else "masked" if is_masked(run.cfg.get("model", {})) else "dense"
-    if isinstance(content.get("clean"), dict) and isinstance(content.get("attacked"), list):
+    if content.get("clean") is not None and content.get("attacked") is not None:
         yield Result(network, "clean", _numbers(content["clean"]), path, measured)
         attack = content.get("attack") or {}
         steps = f"-{attack.get('steps')}" if attack.get("name") == "pgd" else ""
-        for eps, metrics in zip(content.get("eps", []), content["attacked"], strict=False):
+        for eps, metrics in zip(content.get("eps") or [], content["attacked"], strict=False):
             name = f"{str(attack.get('name', 'attack')).upper()}{steps}, {attack.get('norm', '')}, eps {eps:g}/255"
             yield Result(network, name, _numbers(metrics), path, measured)
     elif metrics := _numbers(content):

@@ -318,14 +318,12 @@ def test_training_stopped_inside_the_window_leaves_what_its_end_would_have(tmp_p
 
 
 SCRIPT = """
-import json, sys, types
+import json, sys
 import mmitp
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from mmengine.dist import get_rank
-from mmengine.runner import loops
-loops.time = types.SimpleNamespace(sleep=lambda seconds: None)  # it sleeps whenever its data begin anew
 from test_prune_hook_slim import CHECKPOINT, ITERS, STILL, Concat, run
 
 common = dict(

@@ -60,20 +60,35 @@ def test_check_passes_on_stock_configs(
     assert text.endswith("passed\n")
 
 
+SPARSE = """
+_base_ = ["mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py"]
+heads = _base_.model.roi_head
+heads.update(num_stages=2, stage_loss_weights=[1, 1], bbox_head=heads.bbox_head[:2])
+_base_.model.train_cfg.rcnn = _base_.model.train_cfg.rcnn[:2]
+model = dict(backbone=dict(depth=18, init_cfg=None), neck=dict(in_channels=[64, 128, 256, 512]))
+"""
+DYHEAD = """
+_base_ = ["mmdet::dyhead/atss_r50_fpn_dyhead_1x_coco.py"]
+neck = _base_.model.neck
+neck[0].update(in_channels=[64, 128, 256, 512])
+neck[1].update(num_blocks=1)
+model = dict(backbone=dict(depth=18, init_cfg=None))
+"""
+
+
 @pytest.mark.parametrize(
-    ("config", "dense"),
+    ("small", "dense"),
     [
-        (
-            "mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco",
-            "roi_head.bbox_head.5.instance_interactive_conv",
-        ),  # assigns in any forward pass
-        ("mmdet::dyhead/atss_r50_fpn_dyhead_1x_coco", "spatial_conv_low"),  # displacements of another pyramid level
+        (SPARSE, "roi_head.bbox_head.1.instance_interactive_conv"),  # assigns in any forward pass
+        (DYHEAD, "spatial_conv_low"),  # displacements of another pyramid level
     ],
+    ids=["sparse_rcnn", "dyhead"],
 )
 def test_heads_with_demands_of_their_own_are_followed(
-    config: str, dense: str, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    small: str, dense: str, run: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert run(config, "--shape", "64", "64") == 0
+    (tmp_path / "small.py").write_text(small)
+    assert run(str(tmp_path / "small.py"), "--shape", "64", "64") == 0
     text = capsys.readouterr().out
     assert "cheapest reachable ratio: 0." in text
     assert dense in text

@@ -60,7 +60,7 @@ def check_latency_table(table: Any, source: str) -> None:
         refuse("layers", "a dictionary with at least one layer", layers)
     assert isinstance(layers, Mapping)
     for name, entry in layers.items():
-        where = f"layers.{name}"
+        where = f"layers.{name if str(name).isprintable() else repr(name)}"
         if not isinstance(entry, Mapping):
             refuse(where, "a dictionary", entry)
         for key in ("inputs", "outputs"):
