@@ -272,6 +272,8 @@ def _torchvision(model: str, side: int | None) -> tuple[Any, Callable]:
         net = torchvision.models.get_model(model, weights=None, **options)
         if hasattr(net.transform, "min_size") and "ssd" not in model:
             net.transform.min_size, net.transform.max_size = (side,), 2 * (side or 128)
+        if hasattr(net, "rpn"):  # its region pooling in plain torch takes minutes for a thousand proposals
+            net.rpn._post_nms_top_n = dict(training=20, testing=20)
         return net, lambda batch, height, width: [list(_noise(batch, height, width))]
     if model in ("googlenet", "inception_v3"):
         options.update(init_weights=False)
