@@ -263,6 +263,7 @@ def _noise(batch: int, height: int, width: int) -> Any:
 
 
 def _torchvision(model: str, side: int | None) -> tuple[Any, Callable]:
+    import torch
     import torchvision
 
     options: dict[str, Any] = {}
@@ -274,6 +275,10 @@ def _torchvision(model: str, side: int | None) -> tuple[Any, Callable]:
             net.transform.min_size, net.transform.max_size = (side,), 2 * (side or 128)
         if hasattr(net, "rpn"):  # its region pooling in plain torch takes minutes for a thousand proposals
             net.rpn._post_nms_top_n = dict(training=20, testing=20)
+        if "ssdlite" in model:  # its own start (0.03) lets signals die out: scores tie, and NMS takes either
+            for module in net.modules():
+                if isinstance(module, torch.nn.Conv2d):
+                    torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         return net, lambda batch, height, width: [list(_noise(batch, height, width))]
     if model in ("googlenet", "inception_v3"):
         options.update(init_weights=False)
