@@ -578,6 +578,8 @@ class MacBudget:
                 dim = -1 if record.kind.linear else -3
 
                 def add_noise(module: nn.Module, args: Any, out: Tensor, drop: Tensor = drop, dim: int = dim) -> Tensor:
+                    if not out.numel():  # no proposals came this far
+                        return out
                     shape = [1] * out.dim()
                     shape[dim] = -1
                     # of either sign and of no shape: nothing later can be blind to it

@@ -447,3 +447,20 @@ def test_a_tensor_that_starts_closed_in_part_is_opened_there_and_nowhere_else() 
         assert bool((weight[[0, 3]] >= 0.2).all())
         assert bool((net[0].bias >= 0.2).all())
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_a_head_that_no_proposal_reaches_under_the_pattern_is_no_obstacle() -> None:
+    """As in Mask R-CNN: with channels missing the detector finds nothing, and the mask head computes on nothing."""
+
+    def run(net: Net, x: Tensor) -> Any:
+        x = net.body(net.stem(x).relu())
+        found = int(all(bool(layer.prune_pattern.all()) for layer in masked_layers(net).values()))
+        return x, net.last(net.head(x[:found]).relu())
+
+    net = Net(run, stem=nn.Conv2d(3, 8, 3), body=point(8, 8), head=point(8, 8), last=point(8, 2))
+    mask_model(net)
+    budget = MacBudget(net, torch.randn(1, 3, 8, 8))
+    assert "depends on the data" in next(record for record in budget.layers if record.name == "head").note
+    off(net, body=[0, 1], last=[2])
+    small = slim(net, torch.randn(1, 3, 8, 8), budget)
+    assert (small.stem.out_channels, small.head.out_channels) == (6, 7)
