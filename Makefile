@@ -14,7 +14,7 @@ STAMP := $(VENV)/.ready
 # cores; threads that do not spin at all wake up too slowly for small layers.
 export GOMP_SPINCOUNT := 10000
 
-HALF := tests/engine tests/attacks tests/integration tests/tools
+HALF := tests/engine tests/attacks tests/integration tests/tools tests/configs/test_coco_configs.py
 
 .PHONY: demo test fuzz coverage lint docs clean setup
 

@@ -362,6 +362,8 @@ def _mm(name: str, side: int | None) -> tuple[Any, Callable]:
     if cfg.get("data_preprocessor") is not None:
         model.setdefault("data_preprocessor", copy.deepcopy(cfg.data_preprocessor))
     drop_pretrained(model)
+    if "rpn" in (model.get("test_cfg") or {}):  # region pooling in plain torch takes minutes for a thousand proposals
+        model.test_cfg.rpn.max_per_img = 20
     net = MODELS.build(model)
     for parameter in net.parameters():  # stages that a config freezes because it starts from ImageNet's weights
         parameter.requires_grad_(True)

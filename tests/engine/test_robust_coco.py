@@ -227,7 +227,7 @@ def test_every_objective_is_raised_repeatably_and_leaves_the_metric_its_ground_t
 
     data = prepare()
     for objective in OBJECTIVES:
-        attack = EvalAttack("pgd", steps=5, objective=objective, score_thr=0.0)  # type: ignore[arg-type]
+        attack = EvalAttack("pgd", steps=3, objective=objective, score_thr=0.0)  # type: ignore[arg-type]
         KeptForCoco.tests.clear()
         report = evaluate(runner, attack, [0.0, 16.0])
         assert (report.images, report.total) == (4, 6)
