@@ -21,7 +21,8 @@ __all__ = ["Result", "RunRecord", "headline", "read_run"]
 PHASES = ("before the window", "in the window", "after the freeze")
 
 _LAYER = dict(name="", macs_dense=0, macs_kept=0, in_channels=0, in_kept=0, out_channels=0, out_kept=0)
-#: What the report reads of ``pruning.json``, of a training's record and of a test's; the second part may be missing.
+#: What the report reads of ``pruning.json``, of a training's or a test's record (the second parts may be missing), and
+#: of a test under attack.
 _FROZEN = (
     dict(ratio=0.0, ratio_before=0.0, layers=[_LAYER]),
     dict(macs_dense=0, macs_kept=0, params_dense=0, params_kept=0),
@@ -30,6 +31,7 @@ _RECORD: tuple[dict[str, Any], dict[str, Any]] = (
     {},
     dict(command=[""], device="", versions={}, processor_seconds=0.0, config="", images=0),
 )
+_ATTACKED: dict[str, Any] = dict(clean={}, attacked=[{}], eps=[0.0], attack={})
 
 
 @dataclass
@@ -198,10 +200,13 @@ def _read_scalars(run: RunRecord, logs: list[Path]) -> None:
         damaged = 0
         for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
             line = _object(text)
-            if line is None or not _is_logged(line):
+            if line is None or not (is_count(line.get("step"), 0) and is_count(line.get("epoch", 1), 0)):
                 damaged += bool(text.strip())
             elif "iter" in line and "lr" in line:
-                train[line["step"]] = line
+                if all(is_number(value) or isinstance(value, float) for value in line.values()):  # a loss may be NaN
+                    train[line["step"]] = line
+                else:
+                    damaged += 1
             else:
                 metrics = {k: v for k, v in line.items() if not k.startswith(_NO_METRIC)}
                 validations.setdefault(line["step"], {}).update(_numbers(metrics))
@@ -209,13 +214,6 @@ def _read_scalars(run: RunRecord, logs: list[Path]) -> None:
             run.remarks.append(f"{log.relative_to(run.folder)}: {_lines(damaged)} left out")
     run.train = [train[step] for step in sorted(train)]
     run.validations = [(step, metrics) for step, metrics in sorted(validations.items()) if metrics]
-
-
-def _is_logged(line: dict[str, Any]) -> bool:
-    """Whether it holds numbers only (a loss may be NaN), and a step and an epoch, if any, that are whole."""
-    if not (is_count(line.get("step"), 0) and is_count(line.get("epoch", 1), 0)):
-        return False
-    return all(is_number(value) or isinstance(value, float) for value in line.values())
 
 
 _NO_METRIC = ("step", "data_time", "time", "channels_kept/")  # the last are PruneHook's, at the freeze
@@ -292,9 +290,6 @@ def _read_results(run: RunRecord) -> None:
             run.remarks.append(f"{path.relative_to(run.folder)} is damaged and left out: {why}")
         else:
             run.results += _results_of(run, content, path, measured)
-
-
-_ATTACKED = dict(clean={}, attacked=[{}], eps=[0.0], attack={})
 
 
 def _results_of(run: RunRecord, content: dict[str, Any], path: Path, measured: dict[str, Any]) -> Iterator[Result]:
