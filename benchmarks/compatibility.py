@@ -488,6 +488,7 @@ def counted(net: Any, example: Any) -> tuple[int, int]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    net.requires_grad_(False)  # the counter trips over views of parameters that want a gradient
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # of the fused MultiheadAttention the counter sees nothing
     try:

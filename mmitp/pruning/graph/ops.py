@@ -161,7 +161,9 @@ def _stack(labels: Labels, call: Call) -> None:
 
 def _join(labels: Labels, inputs: Sequence[Tensor], out: Tensor, dim: int) -> None:
     dim %= out.dim()
-    parts = [t for t in inputs if t.dim() == out.dim()]  # torch.cat skips empty one-dimensional tensors
+    parts = [t for t in inputs if t.numel()]
+    if not parts:
+        return
     varying = {d for t in parts if (ids := labels.ids(t)) is not None for d in range(out.dim()) if ids.shape[d] > 1}
     joined: list[Tensor] = []
     for t in parts:
