@@ -419,7 +419,7 @@ FOLLOWED: dict[str, Callable[[], nn.Module]] = {
     "shuffle": lambda: net(pure(shuffle)),
     "joined_with_no_rows": lambda: net(pure(lambda x: torch.cat([x[:, :, :0], x.tanh()], 2))),
     "joined_with_no_channels": lambda: net(pure(lambda x: torch.cat([x[:, :0], x.tanh()], 1))),
-    "nothing_joined_with_nothing": lambda: net(pure(lambda x: x + torch.cat([x[:, :, :0], x[:, :, :0]], 2).sum(2, True))),
+    "nothing_joined": lambda: net(pure(lambda x: x + torch.cat([x[:, :, :0], x[:, :, :0]], 2).sum(2, True))),
     "channel_shuffle": lambda: net(pure(lambda x: F.channel_shuffle(x, 4))),
     "roll_and_flip": lambda: net(pure(lambda x: x.roll(3, 1).flip(1))),
     "pool": lambda: net(pure(lambda x: F.avg_pool2d(F.max_pool2d(x, 2), 2) + F.adaptive_max_pool2d(x, 2))),
