@@ -259,7 +259,7 @@ def test_autoattack_is_shown_to_the_metric_with_its_flags(
     # The whole suite takes minutes even here; its bridge has tests of its own.
     quick = functools.partial(autoattack_accuracy, version="custom", attacks=["apgd-ce", "fab-t"])
     monkeypatch.setattr(classification, "autoattack_accuracy", quick)
-    runner = make_runner(tmp_path, trained)
+    runner = make_runner(tmp_path, trained, sampler=dict(type="mmitp.EvenSubset", images=12))
     report = evaluate(runner, EvalAttack("autoattack"), [0.0, 4.0])
     pgd = evaluate(runner, EvalAttack("pgd", steps=10), [4.0])
     assert report.attacked[0] == report.clean
