@@ -135,6 +135,30 @@ EXPLAINED = {
         "its cosine transform multiplies by a constant matrix in batched products, which the counter leaves out "
         "(196,608), and its 14 attentions are written as plain products, which it counts (1,372)",
     ),
+    "timm/cait_xxs24_224": (
+        24 * 2 * 2 * 2 * 16**2,
+        "two linear layers in each of its 24 blocks mix the attentions of its heads, of which two of four are left on "
+        "either side; the counter sees batched products in them (49,152)",
+    ),
+    "timm/mvitv2_tiny": (
+        96 * (256 * 8 + 2 * 64 * (16 + 8) + 4 * 16 * (16 + 4 * 8) + 8 * 4 * (8 + 4)),
+        "queries are multiplied by relative positions, which are parameters, in batched products that the counter "
+        "leaves out (823,296)",
+    ),
+    "timm/naflexvit_base_patch16_siglip": (
+        16 * 768,
+        "the query of its pooling is a parameter, so that its product with 16 keys counts as one with a weight "
+        "(12,288); the counter leaves attention out",
+    ),
+    "timm/samvit_base_patch16_224": (
+        12 * 64 * (8 * 14**2 * (14 + 14) + 4 * 4**2 * (4 + 4)),
+        "queries are multiplied by relative positions, as in MViT: 8 blocks in windows of 14x14, 4 on the whole 4x4 "
+        "(34,111,488)",
+    ),
+    "timm/sequencer2d_s": (
+        2 * 2 * 4 * (4 * 81 * 48 * (192 + 48) + 14 * 16 * 96 * (384 + 96)),
+        "of an LSTM the counter sees nothing: two a block, in two directions, four gates each (224,870,400)",
+    ),
     **dict.fromkeys(
         ("transformers/detr_resnet50", "mmdet/detr/detr_r50_8xb2-150e_coco"),
         (
