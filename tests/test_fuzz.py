@@ -529,5 +529,9 @@ def test_reports_of_files_with_a_strange_entry(folder, data, cut):
     (folder / "run" / "pruning.json").write_text(json.dumps(files["report"]))
     (log.parents[1] / "run.json").write_text(json.dumps(files["record"]))
     (folder / "run" / "test.json").write_text(json.dumps(files["test"]))
-    written = write_report([read_report(folder / "run")], folder / "report", timing=False, samples=0)
+    run = read_report(folder / "run")
+    if isinstance(data, tuple):
+        name = dict(log="scalars.json", report="pruning.json", record="run.json", test="test.json")[where]
+        assert [name in remark for remark in run.remarks] == [True]
+    written = write_report([run], folder / "report", timing=False, samples=0)
     assert all(path.is_file() for path in written)
