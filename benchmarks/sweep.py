@@ -116,6 +116,12 @@ def first_early(percent: int, seed: int) -> Run:
     return trained(f"psi{percent}_early", row, percent / 100, seed, f"resnet20_cifar10_psi{percent}_early_short")
 
 
+def tied(percent: int, seed: int) -> Run:
+    row = "ours, default (streams narrowed, early freeze, slimmed on the way)"
+    name = f"psi{percent}_tied"
+    return trained(name, row, percent / 100, seed, f"resnet20_cifar10_{name}_short")
+
+
 def stream(percent: int, seed: int) -> Run:
     row = "ours, the default's first form with one mask for all readers of a stream"
     name = f"psi{percent}_early_stream"
@@ -169,6 +175,7 @@ def declared() -> list[Run]:
         *(run(percent, seed) for seed in (0, 1) for percent in (15, 50) for run in (control, early)),
         *(run(percent, 2) for percent in (30, 50) for run in (control, early)),
         early(15, 2),
+        *(tied(30, seed) for seed in (0, 1, 2)),
         late(30, 0),
         late(30, 1),
         stream(30, 0),

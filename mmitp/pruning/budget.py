@@ -117,6 +117,38 @@ class Tables:
         return n_in, n_out
 
 
+@dataclass
+class Copies:
+    """The masks of all layers, one after the other, and the entries of the flat vectors they are copies of.
+
+    Attributes:
+        entry: ``(M,)`` int64, the entry of every mask value.
+        first: ``(N,)`` int64, the first mask value of every entry.
+    """
+
+    entry: Tensor
+    first: Tensor
+
+    @classmethod
+    def of(cls, entry: Tensor, n: int) -> Copies:
+        first = torch.full((n,), len(entry)).scatter_reduce(0, entry, torch.arange(len(entry)), "amin")
+        return cls(entry, first)
+
+    def without(self, keep: Tensor) -> Copies:
+        """Once the entries not in ``keep`` (``(N,)`` bool) are cut off."""
+        number = keep.long().cumsum(0) - 1
+        return Copies.of(number[self.entry[keep[self.entry]]], int(keep.sum()))
+
+    def summed(self, values: Tensor) -> Tensor:
+        """``(N,)``: the sum over every entry's copies."""
+        return values.new_zeros(len(self.first)).index_add(0, self.entry, values)
+
+    def one_of_each(self, values: Tensor) -> Tensor:
+        """``(N,)``: copies are equal; the gradient of an entry is that of each of them."""
+        picked = values.detach()[self.first]
+        return picked + self.summed(values - values.detach()) if values.requires_grad else picked
+
+
 class MacBudget:
     """Multiply-accumulates of a masked model, dense and kept, from one recorded forward pass.
 
@@ -207,8 +239,16 @@ class MacBudget:
         self.entries = torch.arange(self.n_entries)
         self.present = torch.ones(self.graph.n_nodes, dtype=torch.bool)
         self.kept = KeptChannels(self.graph)
-        first = {s: r for r, s in zip(self.layers[::-1], self.needs.entry_start[::-1], strict=True)}
-        self._masked = [(r.name, r.mask) for s, r in sorted(first.items(), key=lambda sr: sr[0]) if s >= 0 and r.mask]
+        owners: dict[int, tuple[str, MaskedLayer]] = {}
+        copies: list[Tensor] = []
+        for record, entries in zip(self.layers, self.needs.layer_entries, strict=True):
+            if entries is not None and record.mask and id(record.mask.prune_mask) not in owners:
+                owners[id(record.mask.prune_mask)] = record.name, record.mask
+                copies.append(entries)
+        self._masked = list(owners.values())
+        self._copies: dict[torch.device, Copies] = {}
+        of = torch.cat([*copies, torch.empty(0, dtype=torch.long)])
+        self._copies[torch.device("cpu")] = Copies.of(of, self.n_entries)
         self.dense_macs = sum(record.dense_macs for record in self.layers)
         self._tables: dict[torch.device, Tables] = {}
         self._tables[torch.device("cpu")] = self._build_tables()
@@ -230,19 +270,18 @@ class MacBudget:
         in_row: list[Tensor] = []
         in_entry: list[Tensor] = []
         set_of, set_row, set_weight = [], [], []
-        for row, (record, start) in enumerate(zip(self.layers, self.needs.entry_start, strict=True)):
-            masked = start >= 0 and record.mask is not None
+        for row, (record, entries) in enumerate(zip(self.layers, self.needs.layer_entries, strict=True)):
+            masked = entries is not None and record.mask is not None
             per_weight = masked and not channel_masked(record)
             pair.append(record.pair_macs // (1 if not per_weight else self._kernel_size(record)))
             # Single weights are masked in the product alone; what costs an input besides (offsets) stays dense.
             inp.append(0 if per_weight else record.input_macs)
             fixed.append(record.own_macs + (record.input_macs * record.n_in if per_weight else 0))
             if masked:
-                n = record.mask.prune_mask.numel()  # type: ignore[union-attr]
-                in_row.append(torch.full((n,), row))
-                in_entry.append(torch.arange(start, start + n))
-                if start == sum(map(len, entry_row)):
-                    entry_row.append(in_row[-1])
+                assert entries is not None
+                in_row.append(torch.full_like(entries, row))
+                in_entry.append(entries)
+                entry_row.append(in_row[-1][entries >= sum(map(len, entry_row))])
             in_const.append(0 if masked else record.n_in // record.groups)
             if per_weight:
                 out_const.append(1)
@@ -299,6 +338,7 @@ class MacBudget:
     def _restrict(self, keep: Tensor) -> None:
         cpu = torch.device("cpu")
         self._tables = {cpu: self._tables[cpu].without(keep)}
+        self._copies = {cpu: self._copies[cpu].without(keep)}
         self.entries, self.n_entries = self.entries[keep], int(keep.sum())
 
     def cut_off(self, keep: Tensor, cut: SlimPlan, present: Tensor, whole_tensors: bool) -> None:
@@ -337,6 +377,49 @@ class MacBudget:
 
     # -- flat vectors
 
+    def copies(self, device: torch.device) -> Copies | None:
+        """Where tied masks hold an entry several times; None where none are tied."""
+        cpu = self._copies[torch.device("cpu")]
+        if len(cpu.entry) == len(cpu.first):
+            return None
+        if device not in self._copies:
+            self._copies[device] = Copies(cpu.entry.to(device), cpu.first.to(device))
+        return self._copies[device]
+
+    @torch.no_grad()
+    def tie_gradients(self) -> None:
+        """Gives every copy of a tied entry the sum of all copies' gradients, which one shared mask would have.
+
+        To be called between the backward pass and the optimizer's step, so that tied masks stay equal; the pruner does.
+        """
+        masks = [layer.prune_mask for _, layer in self._masked]
+        if not masks or (copies := self.copies(masks[0].device)) is None or any(m.grad is None for m in masks):
+            return
+        grads: list[Tensor] = [m.grad for m in masks if m.grad is not None]
+        whole = copies.summed(torch.cat([g.reshape(-1) for g in grads]))[copies.entry]
+        torch._foreach_copy_(grads, list(whole.split([g.numel() for g in grads])))
+
+    def require_tied(self) -> None:
+        """Refuses a model whose tied masks have come apart.
+
+        Raises:
+            ValueError: names the layers.
+        """
+        on = self.flat_pattern()
+        if self.copies(on.device) is None:
+            return
+        apart = [
+            n
+            for (n, m), own in zip(self._masked, self.split(on).values(), strict=True)
+            if not torch.equal(own, m.binary_mask() > 0)
+        ]
+        if apart:
+            raise ValueError(
+                f"the masks of {', '.join(apart[:3])} ({len(apart)} in all) drop other channels than the masks that "
+                "they are tied to (share_masks): train them by InTrainPruner, or call the budget's tie_gradients() "
+                "between the backward pass and the optimizer's step"
+            )
+
     @property
     def masked(self) -> list[tuple[str, MaskedLayer]]:
         """The masked layers that count, by name, in the order of the flat vectors; of sharers of a mask the first."""
@@ -350,17 +433,23 @@ class MacBudget:
 
     def flat_masks(self) -> Tensor:
         """All counting masks ``M`` as one float32 vector, attached to the graph; empty where no masked layer runs."""
-        return torch.cat([layer.prune_mask.reshape(-1) for _, layer in self._masked] or [torch.zeros(0)])
+        masks = torch.cat([layer.prune_mask.reshape(-1) for _, layer in self._masked] or [torch.zeros(0)])
+        copies = self.copies(masks.device)
+        return masks if copies is None else copies.one_of_each(masks)
 
     def flat_pattern(self) -> Tensor:
         """The binary patterns in force as one bool vector of the same order."""
         if not any(layer.mask_frozen for _, layer in self._masked):
             return self.binarize(self.flat_masks().detach())
-        return torch.cat([layer.binary_mask().reshape(-1) > 0 for _, layer in self._masked])
+        on = torch.cat([layer.binary_mask().reshape(-1) > 0 for _, layer in self._masked])
+        copies = self.copies(on.device)
+        return on if copies is None else on[copies.first]
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Cuts a flat vector into the masks' shapes, by layer name."""
         sizes = [layer.prune_mask.numel() for _, layer in self._masked]
+        if (copies := self.copies(flat.device)) is not None:
+            flat = flat[copies.entry]
         return {
             name: part.view(layer.prune_mask.shape)
             for (name, layer), part in zip(self._masked, flat.split(sizes), strict=True)
@@ -373,8 +462,8 @@ class MacBudget:
         }
         return {
             r.mask: parts[id(r.mask.prune_mask)]
-            for r, start in zip(self.layers, self.needs.entry_start, strict=True)
-            if start >= 0 and r.mask is not None
+            for r, entries in zip(self.layers, self.needs.layer_entries, strict=True)
+            if entries is not None and r.mask is not None
         }
 
     def binarize(self, masks: Tensor) -> Tensor:
@@ -478,14 +567,14 @@ class MacBudget:
         n_in, n_out = tables.channels(on, tables.needs(on)[1])
         macs = self._macs.layers(torch.arange(len(self.layers)), n_in, n_out).tolist()
         rows = []
-        for i, (record, start) in enumerate(zip(self.layers, self.needs.entry_start, strict=True)):
+        for i, (record, entries) in enumerate(zip(self.layers, self.needs.layer_entries, strict=True)):
             in_kept, out_kept, note = int(n_in[i]), int(n_out[i]), record.note
-            if start >= 0 and not channel_masked(record):
+            if entries is not None and not channel_masked(record):
                 note = f"{in_kept} of {record.n_in * record.n_out * self._kernel_size(record)} weights kept"
                 in_kept, out_kept = record.n_in, record.n_out
             elif record.groups > 1:
                 in_kept = out_kept * record.n_in // record.n_out
-            elif start < 0 and not note:
+            elif entries is None and not note:
                 note = "dense"
             rows.append(
                 LayerRow(

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .graph import LayerRecord, record_graph, shared_parameters
+from .graph import ChannelGraph, LayerRecord, record_graph, shared_parameters
 from .layers import kind_of, masked_layers
 from .masks import GRANULARITIES, MaskedLayer
+from .needs import components
 from .reparam import guard_reparameterization
 
 
@@ -116,7 +117,7 @@ def mask_model(
 
 
 def share_masks(model: nn.Module, example_inputs: Any) -> list[list[str]]:
-    """Gives all masked layers that read one stream of channels one mask, in place, and returns their names by group.
+    """Gives all masked layers that read one stream of channels one mask, in place, and returns their names by stream.
 
     With masks of their own, a tensor with many readers (a residual stream) keeps what any of them keeps, nearly
     everything, and each reader gathers its part of it. With one mask the stream itself gets narrower and there is
@@ -127,6 +128,12 @@ def share_masks(model: nn.Module, example_inputs: Any) -> list[list[str]]:
     budget and freeze see one mask. mmengine's optimizer constructor needs ``bypass_duplicate=True`` in its
     ``paramwise_cfg``, if there is one. Layers whose inputs only overlap (a concatenation of several streams), or are
     the same channels in another order, keep masks of their own, as do masks on single weights.
+
+    Where a shortcut pads a stream with zero channels (:class:`~mmitp.pruning.ChannelPad`, ResNets of option A), the
+    wider stream goes on with the channels of the narrower one. The masks of the two are *tied*: each has its own
+    Parameter, and what stands for the same channel in both is one entry of the budget. They start equal, and
+    :class:`~mmitp.pruning.InTrainPruner` keeps them so (a loop of your own calls
+    :meth:`MacBudget.tie_gradients <mmitp.pruning.MacBudget.tie_gradients>`). A channel dropped goes from all stages.
 
     Args:
         model: masked model, not yet wrapped for distributed training, not yet given to an optimizer.
@@ -156,30 +163,51 @@ def share_masks(model: nn.Module, example_inputs: Any) -> list[list[str]]:
     if not layers or any(layer.mask_frozen for layer in layers.values()):
         raise ValueError(f"{type(model).__name__} carries no masks, or frozen ones: share them before the training")
     graph = record_graph(model, example_inputs)
-    stream = _components(graph.n_nodes, graph.coupled)
+    stream = components(graph.n_nodes, graph.coupled)
     groups: dict[tuple[int, ...], list[tuple[str, MaskedLayer]]] = {}
     for record in graph.layers:
         ids = record.calls[0].in_ids
         if record.mask is not None and record.mask.mask_granularity == "channel" and ids is not None:
             groups.setdefault(tuple(stream[ids].tolist()), []).append((record.name, record.mask))
-    shared = [group for group in groups.values() if len(group) > 1]
-    for (_, first), *others in shared:
+    for (_, first), *others in groups.values():
         for _, layer in others:
             layer.prune_mask = first.prune_mask
-    return [[name for name, _ in group] for group in shared]
+    families = _tie_padded(graph, stream, groups)
+    return [[name for group in family for name, _ in groups[group]] for family in families]
 
 
-def _components(n: int, pairs: Tensor) -> Tensor:
-    """The smallest node of each node's connected component: ``(n,)``, from ``(2, P)`` pairs."""
-    label = torch.arange(n)
-    a, b = pairs
-    while True:
-        low = torch.minimum(label[a], label[b])
-        new = label.scatter_reduce(0, a, low, "amin").scatter_reduce(0, b, low, "amin")
-        new = new[new]
-        if torch.equal(new, label):
-            return label
-        label = new
+_Group = tuple[int, ...]
+
+
+def _tie_padded(
+    graph: ChannelGraph, stream: Tensor, groups: dict[_Group, list[tuple[str, MaskedLayer]]]
+) -> list[list[_Group]]:
+    """Ties the masks of streams that go on in a wider one behind zero channels; the groups that belong together then,
+    those of more than one layer.
+
+    Args:
+        graph: the model's graph.
+        stream: ``(n_nodes,)`` int64, the component of every node's coupled channels.
+        groups: components of a layer's input -> the layers that read these, in the order in which they run.
+    """
+    family = {group: [group] for group in groups}
+    for pad, calls in graph.pads.items():
+        if calls[0] is None:
+            continue
+        wide = tuple(stream[calls[0]].tolist())
+        narrow = wide[pad.front : pad.front + pad.in_channels]
+        if narrow in family and wide in family and family[narrow] is not family[wide]:
+            both = [group for group in groups if group in family[narrow] or group in family[wide]]
+            family.update(dict.fromkeys(both, both))
+    families = [list(f) for f in dict.fromkeys(map(tuple, family.values()))]
+    for members in families:
+        part: dict[int, int] = {}  # of every channel the first group that reads it
+        for number, group in enumerate(members):
+            part.update({channel: number for channel in group if channel not in part})
+            for _, layer in groups[group] if len(members) > 1 else ():
+                layer.mask_ties = torch.tensor(group)
+                layer.mask_parts = torch.tensor([part[channel] for channel in group])
+    return [members for members in families if sum(len(groups[group]) for group in members) > 1]
 
 
 def fold_masks(model: nn.Module) -> nn.Module:

@@ -115,7 +115,9 @@ class ParameterCost(Cost):
 
     def bind(self, budget: MacBudget, model: nn.Module) -> None:
         self.budget = budget
-        rows = [self._coefficients(r, s) for r, s in zip(budget.layers, budget.needs.entry_start, strict=True)]
+        rows = [
+            self._coefficients(r, e is not None) for r, e in zip(budget.layers, budget.needs.layer_entries, strict=True)
+        ]
         # (layers, 4) float64: the coefficients of every layer
         self._rows = {torch.device("cpu"): torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)}
         self.norms: list[tuple[Tensor, int]] = []
@@ -138,12 +140,12 @@ class ParameterCost(Cost):
         self._by_node = {torch.device("cpu"): by_node}
 
     @staticmethod
-    def _coefficients(record: LayerRecord, start: int) -> tuple[float, float, float, float]:
+    def _coefficients(record: LayerRecord, masked: bool) -> tuple[float, float, float, float]:
         """``a + b n_in + c n_out + d n_in n_out`` parameters, from the layer cut to none and to one channel."""
         layer, kind, groups = record.module, record.kind, record.groups
         if layer is None or kind is None or record.held:
             return 0.0, 0.0, 0.0, 0.0  # a functional call, whose parameters are no layer's, or all of it stays
-        if kind.whole(layer) or start >= 0 and not channel_masked(record):
+        if kind.whole(layer) or masked and not channel_masked(record):
             return float(_numel(layer)), 0.0, 0.0, 0.0
         if groups > 1:
             n_in, n_out = record.n_in // groups, record.n_out // groups

@@ -76,12 +76,12 @@ class Divisor:
         self.all_in = torch.tensor([r.n_in // r.groups for r in budget.layers])
         self.all_out = torch.tensor([r.n_out for r in budget.layers])
         self.step_in, self.step_out = divisor_of(self.all_in, divisor), divisor_of(self.all_out, divisor)
-        starts = budget.needs.entry_start
-        masked = [s >= 0 and channel_masked(r) for s, r in zip(starts, budget.layers, strict=True)]
+        entries = budget.needs.layer_entries
+        masked = [e is not None and channel_masked(r) for e, r in zip(entries, budget.layers, strict=True)]
         # A mask on single weights removes no channel, and functional layers stay as they are.
         self.counts_in = torch.tensor(masked)
         self.counts_out = torch.tensor(
-            [r.module is not None and (m or s < 0) for r, s, m in zip(budget.layers, starts, masked, strict=True)]
+            [r.module is not None and (m or e is None) for r, e, m in zip(budget.layers, entries, masked, strict=True)]
         )
 
     def counts(self, on: Tensor) -> _Counts:
@@ -102,7 +102,8 @@ class Divisor:
         n_in = self.counts(on).n_in
         excess = n_in % self.step_in
         down = (2 * excess <= self.step_in) & (n_in > self.step_in) & (n_in < self.all_in)
-        return on & (place < torch.where(down, n_in - excess, n_in)[rows])
+        own = torch.zeros_like(n_in).index_add_(0, rows, on.long())  # less than n_in where the mask is tied to others
+        return on & (place < torch.where(down & (own > excess), own - excess, own)[rows])
 
     def up(self, masks: Tensor, on: Tensor) -> Tensor:
         """Switches on the best dropped masks until every number is allowed; ends at the dense network at the latest.

@@ -291,6 +291,10 @@ def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
 @torch.no_grad()
 def randomize_masks(model: nn.Module, keep: float, generator: torch.Generator | None = None) -> None:
     """Sets every trainable mask to random values of which about the fraction ``keep`` is on (for checks and tests)."""
+    tied: dict[int, float] = {}
     for layer in masked_layers(model).values():
-        shape = layer.prune_mask.shape
-        layer.prune_mask.copy_(keep - torch.rand(shape, generator=generator).to(layer.prune_mask.device))
+        values = keep - torch.rand(layer.prune_mask.shape, generator=generator)
+        if layer.mask_ties is not None:
+            pairs = zip(layer.mask_ties.tolist(), values.tolist(), strict=True)
+            values = torch.tensor([tied.setdefault(key, value) for key, value in pairs])
+        layer.prune_mask.copy_(values.to(layer.prune_mask.device))

@@ -159,6 +159,11 @@ class MaskedLayer(nn.Module):
     weight_in_dim: int = 1
     #: dimension of the input that counts them, from behind (-1 in a linear layer)
     input_dim: int = -3
+    #: ``(in_channels,)`` int64 where the mask is tied to those of other layers (:func:`mmitp.pruning.share_masks`):
+    #: entries of one number are one entry
+    mask_ties: Tensor | None = None
+    #: and which part of the mask an entry belongs to, from 0: none of them loses its last channel
+    mask_parts: Tensor | None = None
     #: ``M_b`` and ``dM_b/dM`` while a :class:`MaskBank` has them ready
     evaluated: tuple[Tensor, Tensor] | None = None
 
@@ -182,7 +187,13 @@ class MaskedLayer(nn.Module):
         """The pattern in force, float {0, 1}, without gradient: the frozen one, else that of the present ``M``."""
         if self.mask_frozen:
             return self.prune_pattern
-        return binarize(self.prune_mask.detach())
+        return self._binarized(self.prune_mask.detach())
+
+    def _binarized(self, mask: Tensor) -> Tensor:
+        if self.mask_parts is None:
+            return binarize(mask)
+        rows = self.mask_parts.to(mask.device)
+        return binarize_rows(mask, rows, len(rows)).to(mask.dtype)
 
     def masked_weight(self) -> Tensor:
         """``W~ = W * M_b`` (S2), in the weight's shape."""
@@ -216,7 +227,7 @@ class MaskedLayer(nn.Module):
         if torch._C._are_functorch_transforms_active():
             # No branch on the state either: an ensemble under vmap holds many patterns in one buffer.
             frozen = self.prune_pattern >= 0
-            now = torch.where(frozen, self.prune_pattern, binarize(mask))
+            now = torch.where(frozen, self.prune_pattern, self._binarized(mask))
             return masked_values(values, self.prune_mask, now, ste_derivative(mask).masked_fill(frozen, 0), dim)
         on: Tensor
         slope: Tensor | None
@@ -225,7 +236,7 @@ class MaskedLayer(nn.Module):
         elif self.evaluated is not None:
             on, slope = self.evaluated
         else:
-            on, slope = binarize(mask), ste_derivative(mask)
+            on, slope = self._binarized(mask), ste_derivative(mask)
         return _Masked.apply(values, self.prune_mask, on, slope, dim)
 
     def _expand(self, mask: Tensor) -> Tensor:
@@ -297,6 +308,8 @@ class MaskedLayer(nn.Module):
         del self.prune_pattern
         for name in ("mask_granularity", "mask_init", "mask_frozen"):
             delattr(self, name)
+        for name in ("mask_ties", "mask_parts"):
+            self.__dict__.pop(name, None)
         dense = self.dense_type
         del self.dense_type
         self.__class__ = dense  # type: ignore[assignment]  # the inverse of the conversion's class swap
@@ -354,7 +367,7 @@ class MaskBank:
 
     def __init__(self, model: nn.Module, layers: Iterable[MaskedLayer]) -> None:
         self.layers = list(layers)
-        # of the present masks (device and sizes): (N,) int64, the number of every entry's mask
+        # of the present masks (device and sizes): (N,) int64, the number of every entry's mask or part of one
         self._rows: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
         self._handles = [
             model.register_forward_pre_hook(self._fill),
@@ -381,11 +394,22 @@ class MaskBank:
         flat = torch.cat([m.reshape(-1) for m in masks])
         key = flat.device, tuple(sizes)
         if key not in self._rows:
-            self._rows = {key: torch.repeat_interleave(torch.tensor(sizes)).to(flat.device)}
-        on = binarize_rows(flat, self._rows[key], len(masks)).to(flat.dtype)
+            self._rows = {key: self._numbered([owners[m][0] for m in masks], sizes).to(flat.device)}
+        rows = self._rows[key]
+        on = binarize_rows(flat, rows, len(rows)).to(flat.dtype)
         for mask, a, b in zip(masks, on.split(sizes), ste_derivative(flat).split(sizes), strict=True):
             for layer in owners[mask]:
                 layer.evaluated = a.view(mask.shape), b.view(mask.shape)
+
+    @staticmethod
+    def _numbered(layers: list[MaskedLayer], sizes: list[int]) -> Tensor:
+        """Of every entry the number of its mask, or of the part of it that keeps a channel of its own."""
+        rows, first = [], 0
+        for layer, size in zip(layers, sizes, strict=True):
+            parts = torch.zeros(size, dtype=torch.long) if layer.mask_parts is None else layer.mask_parts
+            rows.append(parts + first)
+            first += int(parts.max()) + 1
+        return torch.cat(rows)
 
     def _clear(self, model: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling():

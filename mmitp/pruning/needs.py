@@ -8,6 +8,7 @@ that nobody reads at all: leaving them out would be a free saving.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +22,8 @@ class Needs:
     """The entries of all masks in one vector, and the reader sets: which of them keep a channel.
 
     Attributes:
-        entry_start: a number a layer, the offset of its mask in the vector of entries, or -1 without a mask that
-            counts; layers that share one mask have the same.
+        layer_entries: of every layer its mask's entries in that vector, ``(N,)`` int64, or None without a mask that
+            counts. Layers that share one mask have the same, tied masks have some in common. New ones are numbered on.
         n_entries: length of that vector.
         node_set: ``(n_nodes,)`` int64, reader set of each node, -1 for always needed.
         pairs: ``(2, P)`` int64: every reader set (row 0) with every entry in it (row 1).
@@ -30,7 +31,7 @@ class Needs:
         dead: layers (by index) whose output nobody reads; they are held at their full size.
     """
 
-    entry_start: list[int]
+    layer_entries: list[Tensor | None]
     n_entries: int
     node_set: Tensor
     pairs: Tensor
@@ -47,39 +48,44 @@ def solve_needs(graph: ChannelGraph) -> Needs:
     """Resolves every node's need to a set of mask entries by one pass backwards through the graph."""
     always = graph.always.clone()
     dead = _dead_layers(graph, always)
-    starts: list[int] = []
-    n_entries = 0
-    start_of: dict[int, int] = {}
+    layer_entries: list[Tensor | None] = []
+    numbers_of: dict[int, Tensor] = {}
+    tied: dict[int, int] = {}
+    count = itertools.count()
     reads: dict[int, set[int]] = {}
     for index, record in enumerate(graph.layers):
         if record.mask is None or index in dead:
-            starts.append(-1)
-        elif (known := start_of.get(id(record.mask.prune_mask))) is not None:
-            starts.append(known)
+            layer_entries.append(None)
         else:
-            starts.append(n_entries)
-            start_of[id(record.mask.prune_mask)] = n_entries
-            n_entries += record.mask.prune_mask.numel()
+            mask, ties = record.mask.prune_mask, record.mask.mask_ties
+            if id(mask) not in numbers_of:
+                if ties is None:
+                    own = [next(count) for _ in range(mask.numel())]
+                else:
+                    own = [tied[k] if k in tied else tied.setdefault(k, next(count)) for k in ties.tolist()]
+                numbers_of[id(mask)] = torch.tensor(own, dtype=torch.long)
+            layer_entries.append(numbers_of[id(mask)])
+        entries = layer_entries[-1]
         for call in record.calls:
             if call.in_ids is None:
                 continue
-            if starts[-1] < 0 or not channel_masked(record):
+            if entries is None or not channel_masked(record):
                 if record.groups == 1:
                     always[call.in_ids] = True
                 continue
-            for channel, node in enumerate(call.in_ids.tolist()):
-                reads.setdefault(node, set()).add(starts[-1] + channel)
+            for entry, node in zip(entries.tolist(), call.in_ids.tolist(), strict=True):
+                reads.setdefault(node, set()).add(entry)
     always = _spread_backwards(graph.edges, always)
 
     entries_of = _entry_sets(graph, always, reads)
     node_set = torch.full((graph.n_nodes,), -1, dtype=torch.long)
     numbers: dict[frozenset[int], int] = {}
-    for node, entries in entries_of.items():
-        node_set[node] = numbers.setdefault(entries, len(numbers))
-    pairs = [(number, entry) for entries, number in numbers.items() for entry in sorted(entries)]
+    for node, kept_by in entries_of.items():
+        node_set[node] = numbers.setdefault(kept_by, len(numbers))
+    pairs = [(number, entry) for kept_by, number in numbers.items() for entry in sorted(kept_by)]
     return Needs(
-        starts,
-        n_entries,
+        layer_entries,
+        next(count),
         node_set,
         torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).t().contiguous(),
         len(numbers),
@@ -168,7 +174,7 @@ class KeptChannels:
             outputs=ints([r.out_nodes for r in layers]),
             layer=ints([torch.full_like(r.out_nodes, i) for i, r in enumerate(layers)]),
             first=ints([(r.out_nodes if present is None else r.out_nodes[present[r.out_nodes]])[:1] for r in layers]),
-            component=_components(graph.n_nodes, graph.coupled),
+            component=components(graph.n_nodes, graph.coupled),
         )
         self._vectors = {torch.device("cpu"): cpu}
 
@@ -188,7 +194,7 @@ class KeptChannels:
         return (torch.zeros_like(component).index_add_(0, component, kept.long()) > 0)[component]
 
 
-def _components(n: int, edges: Tensor) -> Tensor:
+def components(n: int, edges: Tensor) -> Tensor:
     """``(n,)`` int64: the lowest node that each node is linked to, whichever way and however far."""
     a, b = torch.cat([edges, edges.flip(0)], 1)
     label = torch.arange(n)

@@ -62,9 +62,12 @@ def push_speed(budget: MacBudget, gradient: Tensor, reach: float, masks: Tensor 
 
 
 def task_gradient(budget: MacBudget) -> Tensor:
-    """Flat ``dL_task/dM`` as the last backward pass left it; zero where there is none."""
+    """Flat ``dL_task/dM`` as the last backward pass (and :meth:`MacBudget.tie_gradients`) left it; zero where there is
+    none."""
     masks = [layer.prune_mask for _, layer in budget.masked]
-    return torch.cat([(torch.zeros_like(m) if m.grad is None else m.grad).reshape(-1) for m in masks])
+    flat = torch.cat([(torch.zeros_like(m) if m.grad is None else m.grad).reshape(-1) for m in masks])
+    copies = budget.copies(flat.device)
+    return flat if copies is None else flat[copies.first]
 
 
 @torch.no_grad()

@@ -293,7 +293,10 @@ class InTrainPruner:
         """Keeps ``dL_task/dM`` of Optimizer 1's coming step, with whether it may be used: it is finite, and no
         gradient scaler will skip that step."""
         self._task = None
-        if not self.active or self.frozen:
+        if self.frozen:
+            return
+        self.budget.tie_gradients()
+        if not self.active:
             return
         task = task_gradient(self.budget)
         # A GradScaler leaves unscaling, and skipping the step, to a fused optimizer.

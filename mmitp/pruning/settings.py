@@ -110,11 +110,15 @@ def require_in_optimizer(masks: Mapping[str, MaskedLayer], optimizer: torch.opti
 
 
 def mask_layout(model: nn.Module) -> dict[str, Any]:
-    """Which layers carry masks, of which shape, and which share one: plain names and numbers."""
+    """Which layers carry masks, of which shape, and which share one or are tied: plain names and numbers."""
     layers = masked_layers(model)
     first: dict[int, str] = {}
     return {
-        name: dict(shape=list(layer.prune_mask.shape), shared_from=first.setdefault(id(layer.prune_mask), name))
+        name: dict(
+            shape=list(layer.prune_mask.shape),
+            shared_from=first.setdefault(id(layer.prune_mask), name),
+            tied=layer.mask_ties is not None,
+        )
         for name, layer in layers.items()
     }
 
@@ -153,5 +157,6 @@ def require_same_layout(then: Mapping[str, Any], now: Mapping[str, Any]) -> None
                 f"the mask of {name!r} is of shape {tuple(entry['shape'])} in the checkpoint to resume and of "
                 f"{tuple(now[name]['shape'])} in the model. {way}"
             )
-        if "shared_from" in entry and entry["shared_from"] != now[name]["shared_from"]:
+        known = entry.keys() & {"shared_from", "tied"}  # a bare state dict shows neither
+        if any(entry[key] != now[name][key] for key in known):
             raise ValueError(f"the mask of {name!r} is shared otherwise than in the checkpoint to resume. {way}")

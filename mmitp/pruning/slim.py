@@ -134,7 +134,9 @@ def plan_slim(
     Raises:
         ValueError: the budget was recorded on another model, be it a copy of this one.
     """
-    pattern = budget.flat_pattern() if pattern is None else pattern
+    if pattern is None:
+        budget.require_tied()
+        pattern = budget.flat_pattern()
     needed = budget.node_needs(pattern)
     plan = plan_of_dense(model, budget, pattern, torch.ones_like(needed) if whole_tensors else budget.kept(needed))
     return plan if budget.cut is None else plan.within(budget.cut)
@@ -158,7 +160,7 @@ def plan_of_dense(model: nn.Module, budget: MacBudget, pattern: Tensor, kept: Te
             "(a copy is another model too). Make a MacBudget of the model that is to be slimmed"
         )
     plan = SlimPlan()
-    for record, start in zip(graph.layers, budget.needs.entry_start, strict=True):
+    for record, entries in zip(graph.layers, budget.needs.layer_entries, strict=True):
         if record.module is None:
             continue
         if record.groups > 1:
@@ -167,8 +169,8 @@ def plan_of_dense(model: nn.Module, budget: MacBudget, pattern: Tensor, kept: Te
             out_on = live.repeat_interleave(record.n_out // record.groups)
         else:
             in_on = torch.ones(record.n_in, dtype=torch.bool)
-            if start >= 0 and channel_masked(record):
-                in_on = on[start : start + record.n_in]
+            if entries is not None and channel_masked(record):
+                in_on = on[entries]
             out_on = computed[record.out_nodes]
         ids = record.calls[0].in_ids
         in_here = kept[ids] if ids is not None else torch.ones(record.n_in, dtype=torch.bool)
@@ -259,6 +261,9 @@ def _cut_masks(model: nn.Module, plan: SlimPlan) -> None:
             continue
         keep = cut.in_keep.to(layer.prune_mask.device)
         layer.prune_pattern = layer.prune_pattern[keep]
+        if layer.mask_ties is not None:
+            assert layer.mask_parts is not None
+            layer.mask_ties, layer.mask_parts = layer.mask_ties[cut.in_keep], layer.mask_parts[cut.in_keep]
         if id(layer.prune_mask) not in done:
             done.add(id(layer.prune_mask))
             layer.prune_mask.data = layer.prune_mask.data[keep]

@@ -140,7 +140,7 @@ def _axes(budget: MacBudget, index: int) -> tuple[tuple[int, ...], tuple[int, ..
     """The channel numbers a layer is measured at: those it can get to."""
     record = budget.layers[index]
     assert record.kind is not None
-    masked = budget.needs.entry_start[index] >= 0
+    masked = budget.needs.layer_entries[index] is not None
     if record.kind.whole(record.module) or masked and not channel_masked(record):
         return (record.n_in // record.groups,), (record.n_out,)
     if record.groups > 1:
