@@ -82,7 +82,7 @@ def stand(
     runner = Runner(
         model=model,
         work_dir=work_dir,
-        train_dataloader=DataLoader([None] * epoch_length(hook), batch_size=None),
+        train_dataloader=DataLoader([None] * epoch_length(hook, cfg.train_cfg.max_epochs), batch_size=None),
         train_cfg=dict(type=StandingLoop, max_epochs=cfg.train_cfg.max_epochs),
         optim_wrapper=cfg.optim_wrapper,
         param_scheduler=cfg.param_scheduler,
@@ -115,9 +115,12 @@ def stand(
     return runner, batch
 
 
-def epoch_length(hook: Any, window: int = 30) -> int:
+def epoch_length(hook: Any, epochs: int, window: int = 30) -> int:
     """Iterations an epoch of the standing loop, for a pruning window of about ``window``."""
-    return 100 if hook is None else max(window // (hook["end"] - hook["begin"]), 1)
+    if hook is None:
+        return 100
+    part = hook["end"] - hook["begin"]  # in epochs, or of the run
+    return max(round(window / (part * epochs if part < 1 else part)), 1)
 
 
 def prune_hook(cfg: Config) -> Any:

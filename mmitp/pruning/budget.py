@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .cost import Cost, CostRatio, MacCost
 from .graph import ChannelGraph, LayerRecord, record_graph
 from .layers import Conv2dKind, masked_layers
-from .masks import MaskedLayer, binarize_rows, ste_derivative, weights_of
+from .masks import MaskedLayer, binarize_rows, first_maxima, ste_derivative, weights_of
 from .needs import KeptChannels, Needs, channel_masked, solve_needs
 from .verify import compare, frozen_at, outputs, tensors_in
 
@@ -59,6 +59,8 @@ class Tables:
         in_const: ``(L,)`` float64, inputs that no mask can drop.
         out_const: ``(L,)`` float64, outputs that are always needed.
         entry_row: ``(N,)`` int64, the row an entry is counted under (the first of those that share its mask).
+        entry_part: ``(N,)`` int64, the lowest entry of its mask, or of the part of a tied one that the same layers
+            read: none of these loses its last entry.
         in_row, in_entry: ``(I,)`` int64, row and entry of every masked input (of every row that shares a mask).
         set_of, set_row: ``(K,)`` int64, reader set and row of every reader set that a row computes channels of.
         set_weight: ``(K,)`` float64, how many outputs of that row they are.
@@ -74,6 +76,7 @@ class Tables:
     in_const: Tensor
     out_const: Tensor
     entry_row: Tensor
+    entry_part: Tensor
     in_row: Tensor
     in_entry: Tensor
     set_of: Tensor
@@ -92,6 +95,7 @@ class Tables:
         return replace(
             self,
             entry_row=self.entry_row[keep],
+            entry_part=self.entry_part[keep],
             in_row=self.in_row[inputs],
             in_entry=number[self.in_entry[inputs]],
             pair_set=self.pair_set[pairs],
@@ -267,6 +271,7 @@ class MacBudget:
     def _build_tables(self) -> Tables:
         pair, inp, fixed, in_const, out_const = [], [], [], [], []
         entry_row: list[Tensor] = []
+        entry_part = torch.zeros(self.n_entries, dtype=torch.long)
         in_row: list[Tensor] = []
         in_entry: list[Tensor] = []
         set_of, set_row, set_weight = [], [], []
@@ -281,7 +286,12 @@ class MacBudget:
                 assert entries is not None
                 in_row.append(torch.full_like(entries, row))
                 in_entry.append(entries)
-                entry_row.append(in_row[-1][entries >= sum(map(len, entry_row))])
+                new = int(entries.max()) + 1 - sum(map(len, entry_row)) if len(entries) else 0
+                entry_row.append(torch.full((max(new, 0),), row))
+                parts = record.mask.mask_parts if record.mask is not None else None
+                parts = torch.zeros_like(entries) if parts is None else parts
+                lowest = torch.full_like(parts, self.n_entries).scatter_reduce(0, parts, entries, "amin")
+                entry_part[entries] = lowest[parts]
             in_const.append(0 if masked else record.n_in // record.groups)
             if per_weight:
                 out_const.append(1)
@@ -306,6 +316,7 @@ class MacBudget:
             floats(in_const),
             floats(out_const),
             ints(entry_row),
+            entry_part,
             ints(in_row),
             ints(in_entry),
             ints(set_of),
@@ -393,11 +404,14 @@ class MacBudget:
         To be called between the backward pass and the optimizer's step, so that tied masks stay equal; the pruner does.
         """
         masks = [layer.prune_mask for _, layer in self._masked]
-        if not masks or (copies := self.copies(masks[0].device)) is None or any(m.grad is None for m in masks):
+        copies = self.copies(masks[0].device) if masks else None
+        if copies is None or all(m.grad is None for m in masks):
             return
-        grads: list[Tensor] = [m.grad for m in masks if m.grad is not None]
-        whole = copies.summed(torch.cat([g.reshape(-1) for g in grads]))[copies.entry]
-        torch._foreach_copy_(grads, list(whole.split([g.numel() for g in grads])))
+        grads = [torch.zeros_like(m) if m.grad is None else m.grad for m in masks]
+        whole = self.split(copies.summed(torch.cat([g.reshape(-1) for g in grads])))
+        for (name, layer), grad in zip(self._masked, grads, strict=True):
+            if layer.mask_ties is not None:
+                layer.prune_mask.grad = grad.copy_(whole[name])
 
     def require_tied(self) -> None:
         """Refuses a model whose tied masks have come apart.
@@ -468,7 +482,12 @@ class MacBudget:
 
     def binarize(self, masks: Tensor) -> Tensor:
         """:func:`~mmitp.pruning.masks.binarize` for all masks at once: bool, with each mask's first maximum on."""
-        return binarize_rows(masks, self.tables(masks.device).entry_row, len(self.layers))
+        return binarize_rows(masks, self.tables(masks.device).entry_part, self.needs.n_entries)
+
+    def last_of_parts(self, masks: Tensor) -> Tensor:
+        """The entries that stay on whatever the masks are (flat bool): each mask's first maximum, each part's of a tied
+        one."""
+        return first_maxima(masks, self.tables(masks.device).entry_part, self.needs.n_entries)
 
     # -- figures
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .graph import ChannelGraph, LayerRecord, record_graph, shared_parameters
+from .graph import LayerRecord, record_graph, shared_parameters
 from .layers import kind_of, masked_layers
 from .masks import GRANULARITIES, MaskedLayer
 from .needs import components
@@ -126,14 +126,14 @@ def share_masks(model: nn.Module, example_inputs: Any) -> list[list[str]]:
 
     The layers share one ``prune_mask`` Parameter from then on: optimizers, averaged copies, distributed training,
     budget and freeze see one mask. mmengine's optimizer constructor needs ``bypass_duplicate=True`` in its
-    ``paramwise_cfg``, if there is one. Layers whose inputs only overlap (a concatenation of several streams), or are
-    the same channels in another order, keep masks of their own, as do masks on single weights.
+    ``paramwise_cfg``, if there is one. Masks on single weights stay as they are.
 
-    Where a shortcut pads a stream with zero channels (:class:`~mmitp.pruning.ChannelPad`, ResNets of option A), the
-    wider stream goes on with the channels of the narrower one. The masks of the two are *tied*: each has its own
-    Parameter, and what stands for the same channel in both is one entry of the budget. They start equal, and
+    Layers that read some channels in common, or the same in another order (a concatenation of streams, a stream that
+    goes on behind zero channels, a shuffle), have masks that are *tied*: each has its own Parameter, and what stands
+    for one channel in several of them is one entry of the budget. Tied entries start equal, and
     :class:`~mmitp.pruning.InTrainPruner` keeps them so (a loop of your own calls
-    :meth:`MacBudget.tie_gradients <mmitp.pruning.MacBudget.tie_gradients>`). A channel dropped goes from all stages.
+    :meth:`MacBudget.tie_gradients <mmitp.pruning.MacBudget.tie_gradients>`). A channel dropped goes everywhere. A layer
+    that reads a channel twice keeps a mask of its own.
 
     Args:
         model: masked model, not yet wrapped for distributed training, not yet given to an optimizer.
@@ -172,41 +172,39 @@ def share_masks(model: nn.Module, example_inputs: Any) -> list[list[str]]:
     for (_, first), *others in groups.values():
         for _, layer in others:
             layer.prune_mask = first.prune_mask
-    families = _tie_padded(graph, stream, groups)
+    families = _tie_overlapping(groups)
     return [[name for group in family for name, _ in groups[group]] for family in families]
 
 
 _Group = tuple[int, ...]
 
 
-def _tie_padded(
-    graph: ChannelGraph, stream: Tensor, groups: dict[_Group, list[tuple[str, MaskedLayer]]]
-) -> list[list[_Group]]:
-    """Ties the masks of streams that go on in a wider one behind zero channels; the groups that belong together then,
+def _tie_overlapping(groups: dict[_Group, list[tuple[str, MaskedLayer]]]) -> list[list[_Group]]:
+    """Ties the masks of layers that have some of their input channels in common; the groups that belong together then,
     those of more than one layer.
 
     Args:
-        graph: the model's graph.
-        stream: ``(n_nodes,)`` int64, the component of every node's coupled channels.
-        groups: components of a layer's input -> the layers that read these, in the order in which they run.
+        groups: streams' channels that a layer reads, in its order -> the layers that read these.
     """
-    family = {group: [group] for group in groups}
-    for pad, calls in graph.pads.items():
-        if calls[0] is None:
-            continue
-        wide = tuple(stream[calls[0]].tolist())
-        narrow = wide[pad.front : pad.front + pad.in_channels]
-        if narrow in family and wide in family and family[narrow] is not family[wide]:
-            both = [group for group in groups if group in family[narrow] or group in family[wide]]
-            family.update(dict.fromkeys(both, both))
-    families = [list(f) for f in dict.fromkeys(map(tuple, family.values()))]
+    families: list[list[_Group]] = []
+    for group in groups:
+        if len(set(group)) == len(group):  # a channel read twice is a mask entry twice: such a mask is nobody else's
+            met = [f for f in families if any(not set(group).isdisjoint(other) for other in f)]
+            families = [f for f in families if f not in met]
+            families.append([*(other for f in met for other in f), group])
     for members in families:
-        part: dict[int, int] = {}  # of every channel the first group that reads it
-        for number, group in enumerate(members):
-            part.update({channel: number for channel in group if channel not in part})
-            for _, layer in groups[group] if len(members) > 1 else ():
-                layer.mask_ties = torch.tensor(group)
-                layer.mask_parts = torch.tensor([part[channel] for channel in group])
+        if len(members) == 1:
+            continue
+        readers: dict[int, set[_Group]] = {}  # of every channel
+        for group in members:
+            for channel in group:
+                readers.setdefault(channel, set()).add(group)
+        for group in members:
+            parts: dict[frozenset[_Group], int] = {}
+            numbers = [parts.setdefault(frozenset(readers[channel]), len(parts)) for channel in group]
+            for _, layer in groups[group]:
+                layer.mask_ties, layer.mask_parts = torch.tensor(group), torch.tensor(numbers)
+    families += [[group] for group in groups if len(set(group)) < len(group)]
     return [members for members in families if sum(len(groups[group]) for group in members) > 1]
 
 

@@ -72,7 +72,7 @@ class Divisor:
     """
 
     def __init__(self, budget: MacBudget, divisor: int | str) -> None:
-        self.tables = budget.tables(torch.device("cpu"))
+        self.budget, self.tables = budget, budget.tables(torch.device("cpu"))
         self.all_in = torch.tensor([r.n_in // r.groups for r in budget.layers])
         self.all_out = torch.tensor([r.n_out for r in budget.layers])
         self.step_in, self.step_out = divisor_of(self.all_in, divisor), divisor_of(self.all_out, divisor)
@@ -103,7 +103,8 @@ class Divisor:
         excess = n_in % self.step_in
         down = (2 * excess <= self.step_in) & (n_in > self.step_in) & (n_in < self.all_in)
         own = torch.zeros_like(n_in).index_add_(0, rows, on.long())  # less than n_in where the mask is tied to others
-        return on & (place < torch.where(down & (own > excess), own - excess, own)[rows])
+        stays = place < torch.where(down & (own > excess), own - excess, own)[rows]
+        return on & (stays | self.budget.last_of_parts(torch.where(on, masks, -torch.inf)))
 
     def up(self, masks: Tensor, on: Tensor) -> Tensor:
         """Switches on the best dropped masks until every number is allowed; ends at the dense network at the latest.

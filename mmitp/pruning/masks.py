@@ -162,7 +162,8 @@ class MaskedLayer(nn.Module):
     #: ``(in_channels,)`` int64 where the mask is tied to those of other layers (:func:`mmitp.pruning.share_masks`):
     #: entries of one number are one entry
     mask_ties: Tensor | None = None
-    #: and which part of the mask an entry belongs to, from 0: none of them loses its last channel
+    #: and which part of the mask an entry belongs to, ``(in_channels,)`` int64: the channels that the same layers read.
+    #: No part loses its last channel
     mask_parts: Tensor | None = None
     #: ``M_b`` and ``dM_b/dM`` while a :class:`MaskBank` has them ready
     evaluated: tuple[Tensor, Tensor] | None = None
@@ -193,7 +194,7 @@ class MaskedLayer(nn.Module):
         if self.mask_parts is None:
             return binarize(mask)
         rows = self.mask_parts.to(mask.device)
-        return binarize_rows(mask, rows, len(rows)).to(mask.dtype)
+        return binarize_rows(mask, rows, int(self.mask_parts.max()) + 1).to(mask.dtype)
 
     def masked_weight(self) -> Tensor:
         """``W~ = W * M_b`` (S2), in the weight's shape."""
@@ -367,8 +368,8 @@ class MaskBank:
 
     def __init__(self, model: nn.Module, layers: Iterable[MaskedLayer]) -> None:
         self.layers = list(layers)
-        # of the present masks (device and sizes): (N,) int64, the number of every entry's mask or part of one
-        self._rows: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
+        # of the present masks (device and sizes): (N,) int64, the number of every entry's mask or part of one; how many
+        self._rows: dict[tuple[torch.device, tuple[int, ...]], tuple[Tensor, int]] = {}
         self._handles = [
             model.register_forward_pre_hook(self._fill),
             model.register_forward_hook(self._clear, always_call=True),
@@ -394,22 +395,22 @@ class MaskBank:
         flat = torch.cat([m.reshape(-1) for m in masks])
         key = flat.device, tuple(sizes)
         if key not in self._rows:
-            self._rows = {key: self._numbered([owners[m][0] for m in masks], sizes).to(flat.device)}
-        rows = self._rows[key]
-        on = binarize_rows(flat, rows, len(rows)).to(flat.dtype)
+            rows, count = self._numbered([owners[m][0] for m in masks], sizes)
+            self._rows = {key: (rows.to(flat.device), count)}
+        on = binarize_rows(flat, *self._rows[key]).to(flat.dtype)
         for mask, a, b in zip(masks, on.split(sizes), ste_derivative(flat).split(sizes), strict=True):
             for layer in owners[mask]:
                 layer.evaluated = a.view(mask.shape), b.view(mask.shape)
 
     @staticmethod
-    def _numbered(layers: list[MaskedLayer], sizes: list[int]) -> Tensor:
-        """Of every entry the number of its mask, or of the part of it that keeps a channel of its own."""
+    def _numbered(layers: list[MaskedLayer], sizes: list[int]) -> tuple[Tensor, int]:
+        """Of every entry the number of its mask, or of the part of it that keeps a channel of its own; how many."""
         rows, first = [], 0
         for layer, size in zip(layers, sizes, strict=True):
             parts = torch.zeros(size, dtype=torch.long) if layer.mask_parts is None else layer.mask_parts
             rows.append(parts + first)
             first += int(parts.max()) + 1
-        return torch.cat(rows)
+        return torch.cat(rows), first
 
     def _clear(self, model: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling():

@@ -229,6 +229,7 @@ class InTrainPruner:
         require_trainable(self.masks)  # those that cannot count are held open by now
         self.frozen = all(layer.mask_frozen for layer in self.masks.values())
         if not self.frozen:
+            set_masks(self.budget, self.budget.flat_masks().detach())  # tied masks may come from a run without ties
             require_reachable(self.budget, self.target, self.divisor, self.min_keep)
         self.slim_every, self.cut_at = slim_every, 0
         self.off: OffTimes | None = None
