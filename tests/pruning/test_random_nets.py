@@ -24,7 +24,7 @@ from mmitp.pruning import (
 from mmitp.pruning import divisor as divisors
 from mmitp.pruning.divisor import divisor_of
 from mmitp.pruning.freeze import lowest_ratio, require_reachable
-from mmitp.pruning.layers import kind_of
+from mmitp.pruning.layers import ChannelPad, kind_of
 from mmitp.pruning.slim import plan_slim
 
 SETTINGS = settings(
@@ -105,7 +105,7 @@ def nets(draw: Callable[..., Any], reuse: bool = True) -> RandomNet:
     width = st.integers(1, 6)
     c = draw(st.integers(2, 6))
     add(apply, [0], (c, 8), new=[conv(3, c)])
-    kinds = "conv conv conv grouped depthwise norm act add add cat shuffle split pool up gate se mean".split()
+    kinds = "conv conv conv grouped depthwise norm act add add cat shuffle split pool up gate se mean pad".split()
     for _ in range(draw(st.integers(3, 14))):
         kind = draw(st.sampled_from(kinds + ["reuse"] * reuse))
         at = draw(st.integers(max(1, len(shapes) - 3), len(shapes) - 1))  # mostly what is not read yet
@@ -142,6 +142,10 @@ def nets(draw: Callable[..., Any], reuse: bool = True) -> RandomNet:
             add(squeeze_excite, [at], (c, size), new=[nn.Conv2d(c, 2, 1), nn.Conv2d(2, c, 1)])
         elif kind == "mean":
             add(lambda x: x - x.mean(1, keepdim=True), [at], (c, size))
+        elif kind == "pad":
+            new = draw(st.integers(1, 3))
+            pad = ChannelPad(c, c + new, front=draw(st.integers(0, new)))
+            add(apply, [at], (c + new, size), new=[pad])
         elif kind == "reuse":
             known = [
                 (i, layer)
