@@ -134,8 +134,8 @@ def stream(percent: int, seed: int) -> Run:
 
 
 def distilled(percent: int, seed: int) -> Run:
-    row = "ours, masks of single layers, learning from its own average after the window (distillation)"
-    name = f"psi{percent}_early_distill"
+    row = "ours, default, learning from its own average after the window (distillation)"
+    name = f"psi{percent}_tied_distill"
     return trained(name, row, percent / 100, seed, f"resnet20_cifar10_{name}_short")
 
 

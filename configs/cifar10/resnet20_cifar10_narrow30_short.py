@@ -1,13 +1,13 @@
 # Control: a ResNet-20 whose structure is drawn before the first step, 0.2977 of the operations in uniform widths: the
 # widths nearest to 0.30 from below that are one share of 16, 32 and 64 rounded up or down (narrow_widths in
-# benchmarks/sweep.py). 15 epochs take the time of the dense network's 10: a step costs 0.68 of a dense one
+# benchmarks/sweep.py). 16 epochs take the time of the dense network's 10: a step costs 0.61 of a dense one
 # (benchmarks/cifar_sweep/costs.json).
 _base_ = ["./resnet20_cifar10_short.py"]
 
 model = dict(backbone=dict(base_channels=(9, 17, 34)), head=dict(in_channels=34))
 param_scheduler = [
-    dict(type="OneCycleLR", eta_max=0.2, total_steps=15, by_epoch=True, convert_to_iter_based=True),
-    dict(type="CosineAnnealingMomentum", eta_min=0.85, end=4.5, by_epoch=True, convert_to_iter_based=True),
-    dict(type="CosineAnnealingMomentum", eta_min=0.95, begin=4.5, end=15, by_epoch=True, convert_to_iter_based=True),
+    dict(type="OneCycleLR", eta_max=0.2, total_steps=16, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingMomentum", eta_min=0.85, end=4.8, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingMomentum", eta_min=0.95, begin=4.8, end=16, by_epoch=True, convert_to_iter_based=True),
 ]
-train_cfg = dict(max_epochs=15)
+train_cfg = dict(max_epochs=16)
