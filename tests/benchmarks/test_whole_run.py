@@ -1,0 +1,41 @@
+"""What a whole run costs: phases stand side by side, and what is slimmed is what a trained window leaves."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs/cifar10"
+
+
+@pytest.fixture
+def whole_run() -> Any:
+    return importlib.import_module("whole_run")
+
+
+def test_a_window_has_about_thirty_steps_whatever_its_unit(whole_run: Any) -> None:
+    length = whole_run.epoch_length
+    assert length(None, 10) == 100
+    assert length(dict(begin=1, end=2), 17) == 30
+    assert length(dict(begin=1, end=4), 12) == 10
+    assert length(dict(begin=20, end=240), 300) == 1
+    assert length(dict(begin=1 / 15, end=1 / 3), 15) == 8  # 30 / 4, to even
+
+
+def test_the_slimmed_network_is_what_the_closed_loop_leaves(whole_run: Any, tmp_path: Path) -> None:
+    """At 0.3 in multiples of 8 the tied masks of ResNet-20's stream leave 8 of 16 channels; random ones would not."""
+    file = CONFIGS / "resnet20_cifar10_psi30_tied_short.py"
+    runner, _ = whole_run.stand(file, "slimmed", 2, (32, 32), str(tmp_path))
+    assert 0.29 < whole_run.hook_of(runner).slimmed["ratio"] <= 0.3
+    backbone = runner.model.backbone
+    assert backbone.conv1.out_channels == backbone.layer1[2].conv2.out_channels == 8
+    assert backbone.layer2[0].shortcut.in_channels == 8
+
+
+def test_a_runs_phases_are_those_of_its_schedule(whole_run: Any) -> None:
+    file, dense = (CONFIGS / f"resnet20_cifar10_{n}.py" for n in ("psi30_tied_short", "short"))
+    entry = whole_run.whole_run_cost(file, dense, rounds=2, size=2)
+    assert entry["epochs"] == dict(before=1, window=1, slimmed=15)
+    assert entry["dense_epochs"] == 10
+    assert all(entry[phase]["median"] > 0 for phase in ("before", "window", "slimmed"))
