@@ -117,19 +117,20 @@ def test_a_network_that_was_cut_is_slimmed_to_the_budgets_macs_and_outputs():
     assert not any("prune" in name or "index" in name for name, _ in small.named_parameters())
 
 
-def test_layers_that_share_a_mask_are_cut_together():
+def test_layers_whose_masks_are_tied_are_cut_together():
     model = mask_model(Net(), example_inputs=X.float())
-    share_masks(model, X.float())
+    assert share_masks(model, X.float()) == [["a", "c"]]
     budget = MacBudget(model, X.float())
-    model.a.prune_mask.data[:5] = -1
+    model.a.prune_mask.data[:5] = model.c.prune_mask.data[:5] = -1
+    budget.require_tied()
     before = model.eval()(X.float()).detach()
     keep = entries_to_keep(budget, ~budget.flat_pattern(), 0.3)
     plan, whole = plan_cut(model, budget, (X.float(),), keep)
     shrink_live(model, plan, keep_masks=True)
     note_cut(model, budget, keep, whole)
     torch.testing.assert_close(model(X.float()), before)
-    shared = [layer for layer in masked_layers(model).values() if layer.prune_mask is model.a.prune_mask]
-    assert {len(layer.prune_mask) for layer in shared} == {11}
+    assert (len(model.a.prune_mask), len(model.c.prune_mask)) == (11, 32 - 5)
+    assert torch.equal(model.a.mask_ties, model.c.mask_ties[:11])
 
 
 @pytest.mark.parametrize(("divisor", "min_keep"), [(4, 0.0), (8, 0.3), (1, 0.5)])
