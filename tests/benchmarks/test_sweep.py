@@ -92,10 +92,10 @@ for option in ("--seed", "--work-dir", "--metrics", "--data-root"):
     parser.add_argument(option)
 args = parser.parse_args()
 work = pathlib.Path(args.work_dir)
-with open(work / "begun", "a") as file:
-    file.write("x")
 path = pathlib.Path(args.metrics)
 path.write_text(json.dumps(dict(state="running", epochs=[dict(epoch=1, accuracy=50.0)])))
+with open(work / "begun", "a") as file:  # from here on the test may end it: the file above is whole
+    file.write("x")
 while not (work.parent / "go").exists():
     time.sleep(0.05)
 (work / "weights.pth").touch()
