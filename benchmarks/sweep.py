@@ -17,10 +17,11 @@ README says something else.
 Equal cost means the processor time of whole training runs, without validation: that of the dense network's 10 epochs.
 Machines are shared, and the processor time of one and the same run differs by a fifth from day to day, so no row's
 length is taken from such totals. It is taken from relative costs of a training step, measured in pairs in one process
-(``cost``, as whole_run.py does; medians are committed in ``cifar_sweep/costs.json``): a control's epochs are 10 over
-its step's cost, rounded, in its config; Torch-Pruning's fine-tuning, the random structures and Only-Train-Once measure
-theirs when they start and note it in their metrics file. The tables' "cost" is the run's length times these steps'
-costs over 10 dense epochs, and the seconds beside it are what the machine made of it.
+(``cost``, as whole_run.py does; all are committed in ``cifar_sweep/costs.json``, and of several measurements, which
+differ by a few percent, the median counts): a control's epochs are 10 over its step's cost, rounded, in its config;
+Torch-Pruning's fine-tuning, the random structures and Only-Train-Once measure theirs when they start and note it in
+their metrics file. The tables' "cost" is the run's length times these steps' costs over 10 dense epochs, and the
+seconds beside it are what the machine made of it.
 
 ``latency`` times the networks that finished runs left in ``--work``, one image, one thread, beside the dense network in
 every round, and adds it to their metrics files.
@@ -432,8 +433,14 @@ def relative_cost(known: dict[str, Any], costs: dict[str, Any]) -> float | None:
 
 
 def whole_run(entry: dict[str, Any]) -> float:
-    """Processor time of a run over the dense one's: its steps' medians times the epochs that it takes them."""
-    return sum(n * entry[phase]["median"] for phase, n in entry["epochs"].items()) / entry["dense_epochs"]
+    """Processor time of a run over the dense one's: its steps' costs times the epochs that it takes them."""
+    return sum(n * step_medians(entry, phase)[0] for phase, n in entry["epochs"].items()) / entry["dense_epochs"]
+
+
+def step_medians(entry: dict[str, Any], phase: str) -> tuple[float, list[float]]:
+    """A step's cost, the median of all measurements' medians, and these, the latest last."""
+    each = [m[phase]["median"] for m in (*entry.get("earlier", ()), entry)]
+    return statistics.median(each), each
 
 
 def tables(runs: list[Run], out: Path) -> str:
@@ -513,6 +520,8 @@ def cost(
 ) -> None:
     """Measures the configs of the chosen runs whose length is fixed in a config, and writes ``costs.json``.
 
+    What was measured before stays beside it under ``earlier``, and all of it counts (:func:`step_medians`).
+
     Args:
         sweep: where metrics and configs are.
         chosen: the runs.
@@ -533,7 +542,11 @@ def cost(
         entry = whole_run_cost(*files, rounds, size, shape)
         about = origin()
         entry.update(machine=about["machine"], commit=about["commit"], torch=about["versions"]["torch"])
-        write_json(sweep.out / "costs.json", dict(read(sweep.out, "costs") or {}, **{config: entry}))
+        known = read(sweep.out, "costs") or {}
+        if (before := known.get(config)) is not None:
+            alone = {key: value for key, value in before.items() if key not in ("epochs", "dense_epochs", "earlier")}
+            entry["earlier"] = [*before.get("earlier", ()), alone]
+        write_json(sweep.out / "costs.json", dict(known, **{config: entry}))
         say(f"{config}: {json.dumps(entry)}")
 
 

@@ -75,13 +75,22 @@ def step_costs() -> str:
     parts = {"step": "", "before": "before the window", "window": "in it", "slimmed": "slimmed"}
     rows = []
     for config, entry in sorted(costs.items()):
-        steps = ", ".join(f"{entry[key]['median']:.3f} {said}".strip() for key, said in parts.items() if key in entry)
-        first = next(entry[phase] for phase in entry["epochs"])
+        steps = []
+        for key, said in parts.items():
+            if key in entry:
+                median, each = sweep.step_medians(entry, key)
+                spread = f" ({', '.join(f'{m:.3f}' for m in each)})" if len(each) > 1 else ""
+                steps.append(f"{median:.3f}{spread} {said}".strip())
+        measurements = [*entry.get("earlier", ()), entry]
+        first = next(iter(entry["epochs"]))
         length = str(sum(entry["epochs"].values()))
-        rows.append(
-            [f"`{config}`", length, steps, f"{sweep.whole_run(entry):.2f}", str(first["rounds"]), entry["commit"]]
-        )
-    return markdown(["config", "epochs", "a step", "whole run", "rounds", "commit"], rows)
+        rounds = ", ".join(str(m[first]["rounds"]) for m in measurements)
+        commits = ", ".join(m["commit"] for m in measurements)
+        rows.append([f"`{config}`", length, ", ".join(steps), f"{sweep.whole_run(entry):.2f}", rounds, commits])
+    return markdown(
+        ["config", "epochs", "a step (single measurements)", "whole run", "rounds", "commit"],
+        rows,
+    )
 
 
 def mean(values: Iterable[float], decimals: int) -> str:

@@ -1,5 +1,5 @@
-# Control: the stage widths that the default finds at 0.3 (resnet20_cifar10_psi30_tied_short.py), built before the first
-# step and trained for the same time: what is left between the two is what the search itself costs or gives.
+# Control: the stage widths that the default finds at 0.3 with seed 0 (resnet20_cifar10_psi30_tied_short.py), built
+# before the first step and trained for the same time: what is left between the two is what the search costs or gives.
 _base_ = ["./resnet20_cifar10_short.py"]
 
 model = dict(backbone=dict(base_channels=(8, 16, 40)), head=dict(in_channels=40))

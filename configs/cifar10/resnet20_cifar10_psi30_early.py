@@ -9,8 +9,4 @@ model = dict(
     prune=dict(share="stream", linear=True, shape=(32, 32)),
 )
 optim_wrapper = dict(paramwise_cfg=dict(bypass_duplicate=True, custom_keys={"prune_mask": dict(decay_mult=0.0)}))
-prune = _base_.custom_hooks[0]
-prune.target = 0.3
-prune.divisor = 8
-custom_hooks = [prune]
-del prune
+custom_hooks = [dict(_base_.custom_hooks[0], target=0.3, divisor=8)]

@@ -42,8 +42,8 @@ def test_a_control_is_the_nearest_uniform_network_trained_for_the_dense_networks
     assert tuple(control.model.backbone.base_channels) == widths
     assert control.model.head.in_channels == widths[-1]
     epochs = control.train_cfg.max_epochs
-    measured = sweep.read(sweep.METRICS, "costs")[name]
-    assert epochs == round(sweep.DENSE_EPOCHS / measured["step"]["median"])
+    measured, _ = sweep.step_medians(sweep.read(sweep.METRICS, "costs")[name], "step")
+    assert epochs == round(sweep.DENSE_EPOCHS / measured)
     for ours, whole in zip(control.param_scheduler, dense.param_scheduler, strict=True):
         lengths = {key: value * epochs / 10 for key, value in whole.items() if key in ("total_steps", "begin", "end")}
         assert {key: ours[key] for key in lengths} == pytest.approx(lengths)
@@ -62,6 +62,12 @@ def test_costs_are_of_the_schedules_that_the_configs_have(sweep: Any) -> None:
         else:
             expected = dict(before=epochs - hook.end + hook.begin, window=hook.end - hook.begin)
         assert (entry["epochs"], entry["dense_epochs"]) == (expected, sweep.DENSE_EPOCHS), name
+
+
+def test_a_step_measured_several_times_costs_the_median(sweep: Any) -> None:
+    entry = dict(step=dict(median=0.6), earlier=[dict(step=dict(median=0.5)), dict(step=dict(median=0.8))])
+    assert sweep.step_medians(entry, "step") == (0.6, [0.5, 0.8, 0.6])
+    assert sweep.whole_run(dict(entry, epochs=dict(step=16), dense_epochs=10)) == pytest.approx(0.96)
 
 
 def test_every_run_has_its_own_name_and_what_it_needs_is_declared(sweep: Any) -> None:

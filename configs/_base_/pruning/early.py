@@ -9,7 +9,7 @@
 #
 # The last line takes the masks out of weight decay, so that the loop alone moves them. Another target:
 # `prune = _base_.custom_hooks[0]`, `prune.target = 0.3`, `custom_hooks = [prune]`. Beside a dense config with
-# custom_hooks: early_hook.py.
+# custom_hooks: early_hook.py. With masks tied over residual streams: ../../cifar10/resnet20_cifar10_psi30_early.py.
 _base_ = ["./early_hook.py"]
 
 custom_hooks = [_base_.early]
