@@ -59,8 +59,8 @@ class Tables:
         in_const: ``(L,)`` float64, inputs that no mask can drop.
         out_const: ``(L,)`` float64, outputs that are always needed.
         entry_row: ``(N,)`` int64, the row an entry is counted under (the first of those that share its mask).
-        entry_part: ``(N,)`` int64, the lowest entry of its mask, or of the part of a tied one that the same layers
-            read: none of these loses its last entry.
+        entry_part: ``(N,)`` int64, the number of its mask, or of the part of a tied one that the same layers read: none
+            of these loses its last entry.
         in_row, in_entry: ``(I,)`` int64, row and entry of every masked input (of every row that shares a mask).
         set_of, set_row: ``(K,)`` int64, reader set and row of every reader set that a row computes channels of.
         set_weight: ``(K,)`` float64, how many outputs of that row they are.
@@ -68,6 +68,7 @@ class Tables:
         entry_count: ``(L,)`` int64, mask entries that are counted under each row, those cut off since included.
         node_set: ``(n_nodes,)`` int64, every node's reader set, ``n_sets`` for those that are always needed.
         n_sets: number of reader sets.
+        n_parts: number of masks and of parts of tied ones.
     """
 
     pair: Tensor
@@ -87,6 +88,7 @@ class Tables:
     node_set: Tensor
     entry_count: Tensor
     n_sets: int
+    n_parts: int
 
     def without(self, keep: Tensor) -> Tables:
         """The tables once the entries not in ``keep`` (``(N,)`` bool) are off for good and no more in the vectors."""
@@ -244,15 +246,15 @@ class MacBudget:
         self.present = torch.ones(self.graph.n_nodes, dtype=torch.bool)
         self.kept = KeptChannels(self.graph)
         owners: dict[int, tuple[str, MaskedLayer]] = {}
-        copies: list[Tensor] = []
+        held: list[Tensor] = []
         for record, entries in zip(self.layers, self.needs.layer_entries, strict=True):
             if entries is not None and record.mask and id(record.mask.prune_mask) not in owners:
                 owners[id(record.mask.prune_mask)] = record.name, record.mask
-                copies.append(entries)
+                held.append(entries)
         self._masked = list(owners.values())
-        self._copies: dict[torch.device, Copies] = {}
-        of = torch.cat([*copies, torch.empty(0, dtype=torch.long)])
-        self._copies[torch.device("cpu")] = Copies.of(of, self.n_entries)
+        self._copies: dict[torch.device, Copies] = {}  # empty where no masks are tied
+        if sum(map(len, held)) > self.n_entries:
+            self._copies[torch.device("cpu")] = Copies.of(torch.cat(held), self.n_entries)
         self.dense_macs = sum(record.dense_macs for record in self.layers)
         self._tables: dict[torch.device, Tables] = {}
         self._tables[torch.device("cpu")] = self._build_tables()
@@ -272,6 +274,7 @@ class MacBudget:
         pair, inp, fixed, in_const, out_const = [], [], [], [], []
         entry_row: list[Tensor] = []
         entry_part = torch.zeros(self.n_entries, dtype=torch.long)
+        parts: dict[int, int] = {}  # the first entry of every part -> its number
         in_row: list[Tensor] = []
         in_entry: list[Tensor] = []
         set_of, set_row, set_weight = [], [], []
@@ -288,10 +291,9 @@ class MacBudget:
                 in_entry.append(entries)
                 new = int(entries.max()) + 1 - sum(map(len, entry_row)) if len(entries) else 0
                 entry_row.append(torch.full((max(new, 0),), row))
-                parts = record.mask.mask_parts if record.mask is not None else None
-                parts = torch.zeros_like(entries) if parts is None else parts
-                lowest = torch.full_like(parts, self.n_entries).scatter_reduce(0, parts, entries, "amin")
-                entry_part[entries] = lowest[parts]
+                assert record.mask is not None
+                for part in _parts_of(entries, record.mask.mask_parts):
+                    entry_part[part] = parts.setdefault(int(part.min()), len(parts))
             in_const.append(0 if masked else record.n_in // record.groups)
             if per_weight:
                 out_const.append(1)
@@ -327,6 +329,7 @@ class MacBudget:
             torch.where(self.needs.node_set < 0, self.needs.n_sets, self.needs.node_set),
             torch.bincount(ints(entry_row), minlength=len(self.layers)),
             self.needs.n_sets,
+            len(parts),
         )
 
     @staticmethod
@@ -349,7 +352,7 @@ class MacBudget:
     def _restrict(self, keep: Tensor) -> None:
         cpu = torch.device("cpu")
         self._tables = {cpu: self._tables[cpu].without(keep)}
-        self._copies = {cpu: self._copies[cpu].without(keep)}
+        self._copies = {cpu: self._copies[cpu].without(keep)} if self._copies else {}
         self.entries, self.n_entries = self.entries[keep], int(keep.sum())
 
     def cut_off(self, keep: Tensor, cut: SlimPlan, present: Tensor, whole_tensors: bool) -> None:
@@ -390,10 +393,10 @@ class MacBudget:
 
     def copies(self, device: torch.device) -> Copies | None:
         """Where tied masks hold an entry several times; None where none are tied."""
-        cpu = self._copies[torch.device("cpu")]
-        if len(cpu.entry) == len(cpu.first):
+        if not self._copies:
             return None
         if device not in self._copies:
+            cpu = self._copies[torch.device("cpu")]
             self._copies[device] = Copies(cpu.entry.to(device), cpu.first.to(device))
         return self._copies[device]
 
@@ -482,12 +485,14 @@ class MacBudget:
 
     def binarize(self, masks: Tensor) -> Tensor:
         """:func:`~mmitp.pruning.masks.binarize` for all masks at once: bool, with each mask's first maximum on."""
-        return binarize_rows(masks, self.tables(masks.device).entry_part, self.needs.n_entries)
+        tables = self.tables(masks.device)
+        return binarize_rows(masks, tables.entry_part, tables.n_parts)
 
     def last_of_parts(self, masks: Tensor) -> Tensor:
         """The entries that stay on whatever the masks are (flat bool): each mask's first maximum, each part's of a tied
         one."""
-        return first_maxima(masks, self.tables(masks.device).entry_part, self.needs.n_entries)
+        tables = self.tables(masks.device)
+        return first_maxima(masks, tables.entry_part, tables.n_parts)
 
     # -- figures
 
@@ -696,6 +701,13 @@ class MacBudget:
                 hooks.enter_context(record.module.register_forward_hook(add_noise))
             moved = outputs(model, example_inputs)
         return bool(compare(still, moved, rtol=1e-5))
+
+
+def _parts_of(entries: Tensor, numbers: Tensor | None) -> list[Tensor]:
+    """A mask's entries, those of each part of a tied one apart."""
+    if numbers is None:
+        return [entries] if len(entries) else []
+    return [entries[numbers == number] for number in numbers.unique().tolist()]
 
 
 #: A parameter below this everywhere may hide what it multiplies: layers that training starts at zero or close to it

@@ -248,7 +248,8 @@ def highest(budget: MacBudget, masks: Tensor, count: Tensor) -> Tensor:
     """The ``count[row]`` highest entries of every layer's mask, the first of equal ones, as flat bool vector; of a tied
     mask one of each part at least."""
     rows = budget.tables(masks.device).entry_row
-    return (ranks(masks, rows, len(count)) < count.to(masks.device)[rows]) | budget.last_of_parts(masks)
+    stays = ranks(masks, rows, len(count)) < count.to(masks.device)[rows]
+    return stays if budget.copies(masks.device) is None else stays | budget.last_of_parts(masks)
 
 
 def _falling(n: int) -> Tensor:

@@ -8,7 +8,6 @@ that nobody reads at all: leaving them out would be a free saving.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +50,7 @@ def solve_needs(graph: ChannelGraph) -> Needs:
     layer_entries: list[Tensor | None] = []
     numbers_of: dict[int, Tensor] = {}
     tied: dict[int, int] = {}
-    count = itertools.count()
+    n_entries = 0
     reads: dict[int, set[int]] = {}
     for index, record in enumerate(graph.layers):
         if record.mask is None or index in dead:
@@ -59,11 +58,14 @@ def solve_needs(graph: ChannelGraph) -> Needs:
         else:
             mask, ties = record.mask.prune_mask, record.mask.mask_ties
             if id(mask) not in numbers_of:
-                if ties is None:
-                    own = [next(count) for _ in range(mask.numel())]
+                if ties is None:  # single weights can be millions
+                    numbers_of[id(mask)] = torch.arange(n_entries, n_entries + mask.numel())
+                    n_entries += mask.numel()
                 else:
-                    own = [tied[k] if k in tied else tied.setdefault(k, next(count)) for k in ties.tolist()]
-                numbers_of[id(mask)] = torch.tensor(own, dtype=torch.long)
+                    new = [key for key in ties.tolist() if key not in tied]
+                    tied.update(zip(new, range(n_entries, n_entries + len(new)), strict=True))
+                    n_entries += len(new)
+                    numbers_of[id(mask)] = torch.tensor([tied[key] for key in ties.tolist()])
             layer_entries.append(numbers_of[id(mask)])
         entries = layer_entries[-1]
         for call in record.calls:
@@ -85,7 +87,7 @@ def solve_needs(graph: ChannelGraph) -> Needs:
     pairs = [(number, entry) for kept_by, number in numbers.items() for entry in sorted(kept_by)]
     return Needs(
         layer_entries,
-        next(count),
+        n_entries,
         node_set,
         torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).t().contiguous(),
         len(numbers),
