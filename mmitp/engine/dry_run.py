@@ -84,7 +84,7 @@ def shortened(cfg: Config, work_dir: str) -> Config:
     for hook in cfg.get("custom_hooks") or []:
         kind = type_name(hook["type"])
         if kind.endswith("PruneHook"):  # a push of fixed weight does not reach the target in one step
-            hook.update(begin=unit, end=2 * unit, on_miss="project")
+            hook.update(begin=unit, end=2 * unit, by_epoch=True, on_miss="project")
         elif kind.endswith("AdversarialHook"):
             late = hook.get("begin", 0) > 0
             hook.update(begin=unit if late else 0, end=None, warmup=0, by_epoch=by_epoch)

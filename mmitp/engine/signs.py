@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine import Config
 
+from mmitp.engine.window import whole_units
 from mmitp.pruning.signs import PruningRun, Sign, check_signs
 from mmitp.values import is_number
 
@@ -42,9 +43,14 @@ def read_run(work_dir: str | Path) -> PruningRun:
     if hook is None or not lines:
         raise ValueError(f"{folder} is no run with PruneHook that has logged L_HW")
     steps = sorted(lines)
-    length = _epoch_length([lines[s] for s in steps]) if cfg.train_cfg.get("by_epoch", True) else 1.0
+    loop = cfg.train_cfg
+    by_epoch = loop.get("by_epoch", True) and "max_iters" not in loop
+    length = _epoch_length([lines[s] for s in steps]) if by_epoch else 1.0
     if not length > 0:
         raise ValueError(f"the logs of {folder} are damaged: their epochs do not rise with their steps")
+    whole = loop.get("max_epochs", 0) if by_epoch else loop.get("max_iters", 0)
+    if by_epoch and not hook.get("by_epoch", True):
+        whole, length = round(whole * length), 1.0
     wrapper = cfg.optim_wrapper
     decay_mult = wrapper.get("paramwise_cfg", {}).get("custom_keys", {}).get("prune_mask", {}).get("decay_mult", 1.0)
     report = folder / "pruning.json"
@@ -58,8 +64,8 @@ def read_run(work_dir: str | Path) -> PruningRun:
         name=folder.name,
         target=hook.target,
         b=hook.get("b", 10.0),
-        begin=hook.get("begin", 20),
-        end=hook.get("end", 240),
+        begin=whole_units(hook.get("begin", 20), whole),
+        end=whole_units(hook.get("end", 240), whole),
         init=cfg.model.get("prune", {}).get("init", 1.0),
         decay=wrapper.optimizer.get("weight_decay", 0.0) * decay_mult,
         times=[s / length for s in steps],

@@ -15,7 +15,7 @@ class PruningRun:
 
     Attributes:
         name: of the folder.
-        target, b, begin, end: PruneHook's; the window in epochs (in iterations with an iteration-based loop).
+        target, b, begin, end: PruneHook's; the window in epochs, or in iterations.
         init: what the masks started at.
         decay: weight decay on the masks.
         times: when each line was logged, in the unit of the window.

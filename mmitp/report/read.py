@@ -12,6 +12,7 @@ from typing import Any
 from mmengine import Config, ConfigDict
 
 from mmitp.engine.run_record import RECORD
+from mmitp.engine.window import whole_units
 from mmitp.models.slim_config import is_masked, type_name
 from mmitp.values import is_count, is_number, unlike
 
@@ -113,16 +114,14 @@ class RunRecord:
         """The pruning window in steps, or None where it is not known."""
         if self.hook is None:
             return None
-        train_cfg = self.cfg.train_cfg
-        whole = train_cfg.get("max_epochs" if self.by_epoch else "max_iters")
+        length = self.cfg.train_cfg.get("max_epochs" if self.by_epoch else "max_iters")
         unit = self.steps_an_epoch() if self.by_epoch else 1.0
-        if whole is None or unit is None:
+        if length is None or unit is None:
             return None
-
-        def units(bound: float) -> float:  # as PruneHook does
-            return max(round(bound * whole), 1) if isinstance(bound, float) and 0 < bound < 1 else bound
-
-        return units(self.hook.get("begin", 20)) * unit, units(self.hook.get("end", 240)) * unit
+        if not self.hook.get("by_epoch", True):
+            length, unit = round(length * unit), 1.0
+        begin, end = (whole_units(self.hook.get(*bound), length) for bound in (("begin", 20), ("end", 240)))
+        return begin * unit, end * unit
 
     def phases(self) -> list[tuple[str, list[dict[str, Any]]]]:
         """Logged lines by phase; one of all lines in a dense run."""

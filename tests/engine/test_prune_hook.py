@@ -10,6 +10,7 @@ import mmengine.runner.loops
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS as ROOT_MODELS
@@ -256,6 +257,32 @@ def test_iteration_based_loops_take_the_window_in_iterations(tmp_path):
     assert hook.frozen
 
 
+@pytest.mark.parametrize(("begin", "end"), [(2, 7), (1 / 16, 7 / 32)])
+def test_loops_by_epochs_take_the_window_in_iterations_on_request(tmp_path, begin, end):
+    """Eight epochs of four iterations: the window opens in the middle of one and closes in the middle of the next."""
+    hook = PruneHook(target=0.5, b=0, begin=begin, end=end, by_epoch=False)
+    frozen_after = []
+
+    class Watch(Hook):
+        def after_train_iter(self, runner, *_, **__):
+            frozen_after.append(hook.frozen)
+
+    make_runner(tmp_path, hook, epochs=8, extra_hooks=[Watch()]).train()
+    assert hook.steps == hook.window_steps == 5
+    assert frozen_after == [False] * 6 + [True] * 26
+    saved = torch.load(tmp_path / "epoch_8.pth", weights_only=False)
+    assert saved["mmitp_prune_hook"]["window"] == [2, 7]
+
+
+def test_a_window_in_iterations_is_no_window_of_as_many_epochs(tmp_path):
+    checkpoint = dict(checkpoint=dict(type="CheckpointHook", interval=1))
+    hook = dict(type="mmitp.PruneHook", target=0.5, b=0, begin=1, end=2)
+    make_runner(tmp_path, hook, epochs=3, default_hooks=checkpoint).train()
+    resumed = dict(load_from=str(tmp_path / "epoch_2.pth"), resume=True)
+    with pytest.raises(ValueError, match="by_epoch"):
+        make_runner(tmp_path, dict(hook, by_epoch=False), epochs=3, **resumed).train()
+
+
 def test_once_an_epoch_is_the_last_step_of_each(tmp_path):
     hook = PruneHook(target=0.5, b=0, begin=1, end=3, interval="epoch")
     make_runner(tmp_path, hook).train()
@@ -405,10 +432,11 @@ def test_optimizer_2_takes_the_gradient_of_the_backward_pass(tmp_path):
     torch.testing.assert_close(train(foreach=True), train(foreach=False), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("window", [dict(begin=1, end=7), dict(begin=6, end=27, by_epoch=False)])
 @pytest.mark.parametrize("b", [200.0, "auto"])
-def test_resuming_in_the_window_continues_exactly(tmp_path, b):
+def test_resuming_in_the_window_continues_exactly(tmp_path, b, window):
     checkpoint = dict(checkpoint=dict(type="CheckpointHook", interval=1), logger=dict(type="LoggerHook", interval=1))
-    hook = dict(type="mmitp.PruneHook", target=0.4, b=b, begin=1, end=7, lr=0.01)
+    hook = dict(type="mmitp.PruneHook", target=0.4, b=b, lr=0.01, **window)
     whole, resumed = Toy(norm=False), Toy(norm=False)
     torch.manual_seed(1)
     start = {k: v.clone() for k, v in Toy(norm=False).state_dict().items()}
@@ -500,6 +528,7 @@ def test_operations_and_hardware_loss_are_logged(tmp_path):
         (dict(target=0.5, lr=0), "lr"),
         (dict(target=0.5, interval="step"), "interval"),
         (dict(target=0.5, on_miss="ignore"), "on_miss"),
+        (dict(target=0.5, by_epoch="no"), "by_epoch"),
         (dict(target=0.5, input_shape=(8,)), "input_shape"),
     ],
 )

@@ -78,7 +78,7 @@ def test_settings_are_obeyed_while_masks_still_train(tmp_path, trained):
     assert hook.steps == 16  # four iterations an epoch, up to the new end
     log = next(tmp_path.glob("*/*.log")).read_text()
     assert "target: 0.6 -> 0.4" in log
-    assert "the checkpoint's window was [0, 2], from now on it is [0, 4]" in log
+    assert "the checkpoint's window was [0, 2] epochs, from now on it is [0, 4] epochs" in log
 
 
 @pytest.mark.parametrize(

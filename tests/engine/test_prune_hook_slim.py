@@ -57,11 +57,22 @@ class Losses(Hook):
         self.seen.append(outputs["loss"].item())
 
 
-def run(work_dir, slim, dtype=torch.float32, epochs=7, begin=0, end=2, extra_hooks=(), make=Residual, **kwargs):
+def run(
+    work_dir,
+    slim,
+    dtype=torch.float32,
+    epochs=7,
+    begin=0,
+    end=2,
+    extra_hooks=(),
+    make=Residual,
+    by_epoch=True,
+    **kwargs,
+):
     """32 images in batches of 8: four iterations an epoch."""
     torch.manual_seed(3)
     losses = Losses()
-    hook = PruneHook(target=0.5, b=0, begin=begin, end=end, slim_at_end=slim)
+    hook = PruneHook(target=0.5, b=0, begin=begin, end=end, slim_at_end=slim, by_epoch=by_epoch)
     runner = toy.make_runner(
         work_dir,
         hook,
@@ -106,6 +117,20 @@ def test_the_averaged_copy_is_slimmed_and_averages_on(tmp_path, update_buffers):
     for masked, small in zip(*outputs, strict=True):
         torch.testing.assert_close(masked, small, rtol=1e-9, atol=1e-9)
     assert not torch.allclose(*outputs[1])
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_an_epoch_goes_on_with_the_small_network_where_the_window_ends_inside_it(tmp_path, ema):
+    extra = [dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=0.1)] if ema else []
+    options = dict(begin=2, end=6, by_epoch=False, optim=SGD, param_scheduler=COSINE, default_hooks=CHECKPOINT)
+    _, _, expected = run(tmp_path / "masked", False, torch.float64, extra_hooks=extra, **options)
+    runner, hook, losses = run(tmp_path / "slim", True, torch.float64, extra_hooks=extra, **options)
+    assert max(abs(a - b) / abs(a) for a, b in zip(expected, losses, strict=True)) < 1e-10
+    assert hook.slimmed is not None and len(losses) == 28
+    resumed = dict(load_from=str(tmp_path / "slim" / "epoch_2.pth"), resume=True)  # two iterations behind the freeze
+    again, *_ = run(tmp_path / "again", True, torch.float64, extra_hooks=extra, **options, **resumed)
+    for name, value in runner.model.state_dict().items():
+        torch.testing.assert_close(again.model.state_dict()[name], value, rtol=0, atol=0, msg=name)
 
 
 def test_iteration_based_loops_slim_in_the_iteration_of_the_freeze(tmp_path):

@@ -61,6 +61,24 @@ def test_a_run_like_the_published_one_shows_every_sign(tmp_path):
     assert "parameters 0.3700, operations 0.1700" in figures[4]
 
 
+@pytest.mark.parametrize(
+    ("hook", "window", "last"),
+    [
+        (dict(begin=0.2, end=0.8), (2, 8), 10.0),
+        (dict(begin=0.25, end=0.75, by_epoch=False), (250, 750), 1000.0),
+        (dict(begin=150, end=620, by_epoch=False), (150, 620), 1000.0),
+    ],
+)
+def test_the_window_is_the_hooks(tmp_path, hook, window, last):
+    """Ten epochs of 100 iterations, in the unit of the window."""
+    folder = write(tmp_path, PUBLISHED_LOSS, PUBLISHED_LR, ratio_before=0.17)
+    file = folder / "a/vis_data/config.py"
+    file.write_text(file.read_text() + f"custom_hooks[0].update({hook})\n")
+    run = read_run(folder)
+    assert (run.begin, run.end) == window
+    assert run.times[-1] == last
+
+
 def test_the_drop_is_measured_on_both_sides(tmp_path):
     # The rate drops after the line at epoch 4; a tenth of the run is one epoch, two lines.
     folder = write(tmp_path, PUBLISHED_LOSS, PUBLISHED_LR, ratio_before=0.17)

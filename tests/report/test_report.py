@@ -200,6 +200,10 @@ def test_damaged_lines_are_left_out_and_said(tmp_path):
     assert run.processor_seconds() is None
     # parts of 12 epochs of 10 steps: from epoch 1 to epoch 4
     assert run.window() == (10.0, 40.0)
+    run.hook["by_epoch"] = False  # parts of 120 steps
+    assert run.window() == (8.0, 40.0)
+    run.hook.update(begin=15, end=33)
+    assert run.window() == (15.0, 33.0)
 
 
 def test_lines_of_a_resumed_run_take_the_place_of_those_it_repeats(tmp_path):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mmitp.engine.attack import unwrap
 from mmitp.engine.example import blank_example, example_inputs
 from mmitp.engine.surgery import require_same_training, require_slimmable, slim_runner, without_runner_hooks
+from mmitp.engine.window import is_part, whole_units
 from mmitp.files import write_whole
 from mmitp.models.slim_config import is_masked, slim_config
 from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, SlimPlan, masked_layers
@@ -69,7 +70,8 @@ class PruneHook(Hook):
         target: ``psi*``, fraction of the whole model's MACs (or other ``cost``) to keep, in (0, 1).
         b: weight of ``L_HW`` (S1: 10; 50 for a target of 0.2), or ``'auto'``, the default.
         begin, end: the window, in epochs (S1: 20 and 240 of 300), or in iterations with an iteration-based loop.
-            Numbers below 1 with a decimal point are parts of the run (``begin=1/15, end=0.8`` are S1's).
+            Numbers below 1 with a decimal point are parts of the run (``begin=1/15, end=0.8`` are S1's), rounded to
+            whole epochs or iterations.
         lr: learning rate of Optimizer 2 (S1: 0.01), SGD without momentum.
         interval: Optimizer 2 steps with every optimizer step (``'iter'``) or with the last of each epoch (``'epoch'``).
         on_miss: what to do if the masks end above the target: ``'project'`` switches the lowest ones off until it
@@ -95,6 +97,8 @@ class PruneHook(Hook):
             an iteration-based loop; below 1 with a decimal point: parts of the window), what has been off for as long
             is cut out of the live model as at its end. Losses and ratio go on; what is cut does not come back (see
             :mod:`mmitp.pruning.progressive`). None: at the end alone.
+        by_epoch: whether a loop by epochs counts the window, and ``slim_every``, in epochs. False: in iterations, for
+            a window of less than an epoch.
 
     ``b``, ``lr``, ``push``, ``min_keep``, ``fill``, ``divisor`` and ``on_miss`` are
     :class:`~mmitp.pruning.InTrainPruner`'s.
@@ -125,23 +129,24 @@ class PruneHook(Hook):
         push: str | None = None,
         min_keep: float = 0.1,
         slim_every: float | None = None,
+        by_epoch: bool = True,
     ) -> None:
         try:
             check_settings(target, b, lr, 1, push, min_keep, divisor, on_miss)
         except ValueError as error:
             raise ValueError(f"PruneHook {error}") from None
-        if not (is_number(begin, 0) and is_number(end, 0)) or _is_part(begin) == _is_part(end) and begin >= end:
+        if not (is_number(begin, 0) and is_number(end, 0)) or is_part(begin) == is_part(end) and begin >= end:
             raise ValueError(f"PruneHook needs 0 <= begin < end, got begin={begin!r}, end={end!r}")
         for name, value in (("begin", begin), ("end", end)):
-            if value != int(value) and not _is_part(value):
+            if value != int(value) and not is_part(value):
                 raise ValueError(f"PruneHook {name} must be whole, or a part of the run below 1, got {value}")
         if interval not in ("iter", "epoch"):
             raise ValueError(f"PruneHook interval must be 'iter' or 'epoch', got {interval!r}")
-        for name, flag in (("fill", fill), ("slim_at_end", slim_at_end)):
+        for name, flag in (("fill", fill), ("slim_at_end", slim_at_end), ("by_epoch", by_epoch)):
             if not isinstance(flag, bool):
                 raise ValueError(f"PruneHook {name} must be True or False, got {flag!r}")
         if slim_every is not None:
-            if not (is_number(slim_every) and slim_every > 0 and (_is_part(slim_every) or is_count(slim_every))):
+            if not (is_number(slim_every) and slim_every > 0 and (is_part(slim_every) or is_count(slim_every))):
                 raise ValueError(
                     "PruneHook slim_every must be a whole number of epochs (or iterations), or a part of the window "
                     f"below 1, got {slim_every!r}"
@@ -152,7 +157,7 @@ class PruneHook(Hook):
         if input_shape is not None and not is_size(input_shape):
             raise ValueError(f"PruneHook input_shape must be two whole numbers of pixels (H, W), got {input_shape!r}")
         self.target, self.slim_at_end, self.interval = float(target), slim_at_end, interval
-        self.window = (begin, end)
+        self.window, self.by_epoch = (begin, end), by_epoch
         self.begin, self.end = begin, end  # in whole epochs or iterations once the run's length is known
         self.arguments: dict[str, Any] = dict(
             b=b, lr=lr, push=push, min_keep=min_keep, fill=fill, divisor=divisor, on_miss=on_miss
@@ -218,9 +223,9 @@ class PruneHook(Hook):
         ]
 
     def _check_window(self, runner: Runner) -> None:
-        self.by_iter = isinstance(runner.train_loop, IterBasedTrainLoop)
+        self.by_iter = isinstance(runner.train_loop, IterBasedTrainLoop) or not self.by_epoch
         unit, last = ("iterations", runner.max_iters) if self.by_iter else ("epochs", runner.max_epochs)
-        begin, end = (max(round(n * last), 1) if _is_part(n) else int(n) for n in self.window)
+        begin, end = (whole_units(bound, last) for bound in self.window)
         if end > last:
             raise ValueError(
                 f"PruneHook's window ends after {end} {unit}, but the run stops at {last}. "
@@ -230,7 +235,7 @@ class PruneHook(Hook):
             raise ValueError(f"PruneHook's window from {begin} to {end} {unit} is empty: the run has {last} in all")
         if self.by_iter and self.interval == "epoch":
             raise ValueError(
-                "PruneHook interval='epoch' needs a loop by epochs; with an iteration-based one use 'iter'"
+                "PruneHook interval='epoch' needs a loop by epochs and by_epoch=True; with iterations use 'iter'"
             )
         self.begin, self.end = begin, end
         self.length = 1 if self.by_iter else len(runner.train_dataloader)
@@ -338,7 +343,7 @@ class PruneHook(Hook):
         """``slim_every`` in steps of Optimizer 2."""
         if self.slim_every is None:
             return None
-        if _is_part(self.slim_every):
+        if is_part(self.slim_every):
             return max(round(self.slim_every * self.window_steps), 1)
         each = 1 if self.interval == "epoch" else self.length / self._accumulation(runner)
         return max(round(self.slim_every * each), 1)
@@ -619,6 +624,7 @@ class PruneHook(Hook):
             input_shape=self.input_shape,
             channels=self.channels,
             window=[self.begin, self.end],
+            by_iter=self.by_iter,
             interval=self.interval,
             slimmed=self.slimmed,
             pruner=self._state if self.pruner is None else self.pruner.state_dict(),
@@ -688,12 +694,17 @@ class PruneHook(Hook):
         }
         if state["window"] != window:
             changed["(begin, end)"] = (tuple(state["window"]), tuple(window))
+        if (before := state.get("by_iter", self.by_iter)) != self.by_iter:
+            changed["by_epoch"] = (not before, not self.by_iter)
         if not changed:
             return
         if state["pruner"]["frozen"]:
             raise ValueError(f"PruneHook: {frozen_otherwise(changed)}")
-        if "(begin, end)" in changed:
-            self._warn(f"the checkpoint's window was {state['window']}, from now on it is {window}")
+        if {"(begin, end)", "by_epoch"} & changed.keys():
+            units = ["iterations" if by_iter else "epochs" for by_iter in (before, self.by_iter)]
+            self._warn(
+                f"the checkpoint's window was {state['window']} {units[0]}, from now on it is {window} {units[1]}"
+            )
 
     def _sync_ema(self, runner: Runner) -> None:
         """The averaged model prunes what the trained one prunes: averages of masks would drift apart."""
@@ -709,11 +720,6 @@ class PruneHook(Hook):
     @staticmethod
     def _model(runner: Runner) -> nn.Module:
         return unwrap(runner.model)
-
-
-def _is_part(value: float) -> bool:
-    """Whether a bound of the window is a part of the run, and not a number of epochs."""
-    return isinstance(value, float) and 0 < value < 1
 
 
 def format_table(rows: Sequence[LayerRow]) -> str:
