@@ -147,10 +147,10 @@ def front() -> str:
         lambda run: run["accuracy"],
         {
             "dense": "dense",
-            "psi50_tied": "pruned to 0.5, slimmed",
+            "psi50_brief": "pruned to 0.5, slimmed",
             "psi50_slim": "pruned to 0.5, slimmed (the recipe's forerunner)",
             "narrow50": "control at 0.5: built narrower",
-            "psi30_tied": "pruned to 0.3, slimmed",
+            "psi30_brief": "pruned to 0.3, slimmed",
             "narrow30": "control at 0.3: built narrower",
         },
         sweep.METRICS,
