@@ -2,12 +2,13 @@
 
     python benchmarks/detector_run.py configs/kitti/centernet_dla34x025_kitti1348_short_prune50.py \\
         --dense configs/kitti/centernet_dla34x025_kitti1348_short.py --shape 160 512 --seed 0
-        [--work-dir DIR] [--metrics FILE.json] [--cfg-options KEY=VALUE ...]
+        [--start WEIGHTS.pth] [--work-dir DIR] [--metrics FILE.json] [--cfg-options KEY=VALUE ...]
 
 As ``measured.py`` for classifiers: after every epoch the metrics file gets processor seconds of training alone and the
 operations and parameters kept (of the ``--dense`` config's, at ``--shape``), after every validation the AP. A stopped
 run goes on from its last checkpoint. On KITTI all figures with their bootstrap intervals come at the end, and the
-detections lie in ``results/`` of the work dir in the official format.
+detections lie in ``results/`` of the work dir in the official format. ``--start`` names weights to start from, in place
+of random ones.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmitp.commands import eval_kitti
 from mmitp.engine.config import load_config
+from mmitp.engine.resume import newest_good
 
 #: evaluator -> mmengine's name of the figure that a run is judged by, and its factor to percent
 FIGURES = {"mmitp.KittiMetric": ("kitti/Car_R40_moderate", 1.0), "CocoMetric": ("coco/bbox_mAP", 100.0)}
@@ -72,6 +74,8 @@ def rounded(values: Any) -> Any:
 
 def train(args: argparse.Namespace) -> None:
     cfg = configured(args, args.config)
+    if args.start and newest_good(cfg) is None:  # a stopped run goes on from its own checkpoint
+        cfg.load_from, cfg.resume = args.start, False
     metric = evaluator(cfg)
     kind = metric.type.removeprefix("mmdet.")
     figure, scale = FIGURES[kind]
@@ -84,6 +88,7 @@ def train(args: argparse.Namespace) -> None:
         config=Path(args.config).stem,
         options=args.cfg_options,
         seed=args.seed,
+        **({"start": Path(args.start).stem} if args.start else {}),
         **origin(),
         shape=list(args.shape),
         figure=figure,
@@ -101,6 +106,7 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--dense", help="config of the network that ratios refer to (default: the config itself)")
     parser.add_argument("--shape", nargs=2, type=int, required=True, metavar=("H", "W"))
+    parser.add_argument("--start", metavar="WEIGHTS", help="to start from; random ones where it is left out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work-dir", help="where logs and checkpoints go (default: work_dirs/<config name>)")
     parser.add_argument("--metrics", help="the metrics file (default: metrics.json in the work dir)")

@@ -15,6 +15,10 @@ of both lie in ``--work``. ``table`` makes the README's tables of the metrics fi
 time of training over the dense run's, from paired steps (``cost``; ``metrics/costs.json``). ``latency`` times the
 networks left, ``robust`` tests them under attack, ``publish`` puts the small ones into configs/kitti/weights, for
 ``mmitp test``.
+
+The rows with a common start (``started_...``) begin with weights trained on generated scenes, the published
+``start_s0.pth``, and the narrow control with ``start_narrow50_s0.pth``. ``run --only start_s0 start_narrow50_s0`` and
+``publish`` of the same make them anew.
 """
 
 from __future__ import annotations
@@ -49,6 +53,8 @@ METRICS = CONFIGS / "metrics"
 README = CONFIGS / "README.md"
 BEGIN, END = "<!-- kitti1348:begin -->", "<!-- kitti1348:end -->"
 DENSE = "centernet_dla34x025_kitti1348_short"
+SCENES = "centernet_dla34x025_scenes_kitti_size"
+WEIGHTS = CONFIGS / "weights"
 SHAPE = (160, 512)
 CLASSES = ("Car", "Pedestrian", "Cyclist")
 FIGURE, EPS, PGD = "kitti/Car_R40_moderate", [2.0, 4.0, 8.0], (10, 20)
@@ -64,21 +70,44 @@ ROWS = {
     "robust": ("_robust", "dense, FastAT", 1.0),
     "prune50_robust": ("_prune50_robust", "pruned, FastAT", 0.5),
 }
+#: the same from weights trained on generated scenes
+STARTED = "started_"
+ROWS |= {f"{STARTED}{name}": (ending, f"{row}, common start", target) for name, (ending, row, target) in ROWS.items()}
 #: pruned network -> the network built narrower that it has to beat
 CONTROLS = {"prune50": "narrow50", "prune50_paper": "narrow50"}
+CONTROLS |= {f"{STARTED}{name}": f"{STARTED}{control}" for name, control in CONTROLS.items()}
 
 
 def run_of(name: str, seed: int) -> Run:
     ending, row, target = ROWS[name]
-    dense = f"configs/kitti/{DENSE}.py"
-    args = (f"configs/kitti/{DENSE}{ending}.py", "--dense", dense, "--shape", *map(str, SHAPE))
+    args = detector_args(DENSE, ending)
+    if name.startswith(STARTED):
+        start = start_of("_narrow50" if ending == "_narrow50" else "")
+        args += ("--start", (WEIGHTS / f"{start.name}.pth").relative_to(ROOT).as_posix())
     return Run(f"{name}_s{seed}", row, target, seed, "detector_run.py", args, DENSE + ending)
+
+
+def start_of(ending: str) -> Run:
+    """The training on generated scenes whose network runs start from."""
+    target = ROWS[ending.removeprefix("_") or "dense"][2]
+    args, config = detector_args(SCENES, ending), SCENES + ending
+    return Run(f"start{ending}_s0", "start", target, 0, "detector_run.py", args, config, shown=False)
+
+
+def detector_args(config: str, ending: str) -> tuple[str, ...]:
+    dense = f"configs/kitti/{config}.py"
+    return (f"configs/kitti/{config}{ending}.py", "--dense", dense, "--shape", *map(str, SHAPE))
 
 
 def declared() -> list[Run]:
     """All runs, in the order in which they are worked off."""
-    first = [run_of(name, seed) for seed in (0, 1) for name in ("dense", "prune50", "narrow50")]
-    return [*first, *(run_of(name, 0) for name in ("robust", "prune50_robust", "prune50_paper", "prune30"))]
+    three, more = ("prune50", "narrow50", "dense"), ("robust", "prune50_robust", "prune50_paper", "prune30")
+    return [
+        *(start_of(ending) for ending in ("", "_narrow50")),
+        *(run_of(STARTED + name, seed) for seed in (0, 1) for name in three),
+        *(run_of(STARTED + name, 0) for name in more),
+        *(run_of(name, seed) for seed in (0, 1) for name in three),
+    ]
 
 
 def mean_ap(run: dict[str, Any]) -> float:
@@ -93,9 +122,10 @@ def compare(sweep: Sweep) -> None:
 
     from mmitp.commands import eval_kitti
 
-    for run in filter(sweep.finished, sweep.runs.values()):
+    for run in (run for run in sweep.runs.values() if run.shown and sweep.finished(run)):
         name = run.name.rpartition("_")[0]
-        others = {"minus_dense": "dense", "minus_control": CONTROLS.get(name)}
+        dense = f"{STARTED}dense" if name.startswith(STARTED) else "dense"
+        others = {"minus_dense": dense, "minus_control": CONTROLS.get(name)}
         for key, other in others.items():
             folders = [sweep.work / folder / "results" for folder in (run.name, f"{other}_s{run.seed}")]
             if other in (None, name) or not all(folder.is_dir() for folder in folders):
@@ -129,7 +159,7 @@ def robust(sweep: Sweep, chosen: list[Run], images: int) -> None:
     from mmitp.engine.robust_eval import EvalAttack, build_test_runner, evaluate
 
     torch.set_num_threads(1)
-    for run in filter(sweep.finished, chosen):
+    for run in (run for run in chosen if run.shown and sweep.finished(run)):
         folder = sweep.work / run.name
         slimmed = folder / "slim/config.py"
         config = slimmed if slimmed.is_file() else sweep.configs / f"{run.config}.py"
@@ -171,7 +201,7 @@ def publish(sweep: Sweep, chosen: list[Run], out: Path) -> None:
 
     Args:
         sweep: where metrics and work folders are.
-        chosen: the runs; dense ones are left out, and those whose masks were not cut out.
+        chosen: the runs; dense ones that nothing starts from are left out, and those whose masks were not cut out.
         out: folder of ``NAME.py`` and ``NAME.pth``, beside the configs' folder.
 
     Raises:
@@ -185,7 +215,7 @@ def publish(sweep: Sweep, chosen: list[Run], out: Path) -> None:
     from mmitp.models.slim_config import is_masked
 
     for run in filter(sweep.finished, chosen):
-        if run.target == 1:
+        if run.target == 1 and run.shown:
             continue
         if (
             is_masked(load_config(str(sweep.configs / f"{run.config}.py")).model)
@@ -228,7 +258,8 @@ def table(runs: list[Run], out: Path) -> str:
         "processor time, s |",
         "|" + "---|" * 13,
     ]
-    finished = [(run, known) for run in runs if (known := read(out, run.name)) and known["state"] == "finished"]
+    shown = [(run, known) for run in runs if run.shown and (known := read(out, run.name))]
+    finished = [(run, known) for run, known in shown if known["state"] == "finished"]
     order = [f"{row} {target}" for _, row, target in ROWS.values()]
     for run, known in sorted(finished, key=lambda pair: (order.index(f"{pair[0].row} {pair[0].target}"), pair[0].seed)):
         cost = 1.0 if known["config"] == DENSE else relative_cost(known, costs)
@@ -273,7 +304,7 @@ def main() -> None:
         robust(sweep, chosen, args.images)
         return
     if args.command == "publish":
-        publish(sweep, chosen, CONFIGS / "weights")
+        publish(sweep, chosen, WEIGHTS)
         return
     status = run_or_tell(args, sweep, chosen)
     if args.command == "run":

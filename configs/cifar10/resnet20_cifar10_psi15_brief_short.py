@@ -1,5 +1,5 @@
-# As resnet20_cifar10_psi30_brief_short.py, at most 0.15 of the operations, in multiples of 2, 4 and 8 of the layers' 16,
-# 32 and 64 channels: multiples of 8 would leave every block an inner width of 8. 20 epochs fit
+# As resnet20_cifar10_psi30_brief_short.py, at most 0.15 of the operations, in multiples of 2, 4 and 8 of the layers'
+# 16, 32 and 64 channels: multiples of 8 would leave every block an inner width of 8. 20 epochs fit
 # (benchmarks/cifar_sweep/costs.json).
 _base_ = ["./resnet20_cifar10_psi30_brief_short.py"]
 

@@ -163,6 +163,17 @@ def test_a_pruned_run_is_compared_with_the_dense_one_and_its_control(
     monkeypatch.setattr("mmitp.commands.eval_kitti.main", evaluate)
     driver.compare(sweep.Sweep(runs, tmp_path, tmp_path, configs=CONFIGS, figure="ap"))
     assert asked == [("prune50_s0", "dense_s0"), ("prune50_s0", "narrow50_s0"), ("narrow50_s0", "dense_s0")]
+    asked.clear()
+    started = [driver.run_of(f"started_{name}", 0) for name in ("dense", "prune50", "narrow50")]
+    for run in (*started, driver.start_of("")):
+        (tmp_path / run.name / "results").mkdir(parents=True)
+        (tmp_path / f"{run.name}.json").write_text(json.dumps(dict(state="finished", config=run.config)))
+    driver.compare(sweep.Sweep([*started, driver.start_of("")], tmp_path, tmp_path, configs=CONFIGS, figure="ap"))
+    assert {pair for pair in asked} == {
+        ("started_prune50_s0", "started_dense_s0"),
+        ("started_prune50_s0", "started_narrow50_s0"),
+        ("started_narrow50_s0", "started_dense_s0"),
+    }
     pruned = json.loads((tmp_path / "prune50_s0.json").read_text())
     assert [pruned[key]["Car"]["R40"][1] for key in ("minus_dense", "minus_control")] == [1, 2]
 
@@ -174,6 +185,29 @@ def test_published_weights_fill_a_network_of_the_measured_size(config: Path) -> 
     measured = json.loads((CONFIGS / f"metrics/{config.stem}.json").read_text())
     assert counted_macs(model, blank_example(model, (160, 512))) == measured["macs"]
     assert sum(p.numel() for p in model.parameters()) == measured["params"]
+
+
+def test_a_run_starts_from_published_weights_and_resumes_from_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: Any
+) -> None:
+    detector_run = importlib.import_module("detector_run")
+    seen = []
+    monkeypatch.setattr(detector_run, "measured_run", lambda cfg, path, head, **_: seen.append((cfg, head)) or {})
+    monkeypatch.setattr(detector_run, "kitti_intervals", lambda *_: {})
+    run = driver.run_of("started_prune50", 1)
+    start = run.args[run.args.index("--start") + 1]
+    for newest in (None, "epoch_3.pth"):
+        monkeypatch.setattr(detector_run, "newest_good", lambda cfg, newest=newest: newest)
+        words = [*run.args, "--work-dir", str(tmp_path), "--seed", "1"]
+        monkeypatch.setattr("sys.argv", ["detector_run.py", *words])
+        monkeypatch.chdir(driver.ROOT)
+        detector_run.main()
+    (first, head), (again, _) = seen
+    assert (first.load_from, first.resume) == (start, False) == ("configs/kitti/weights/start_s0.pth", False)
+    assert (again.load_from, again.resume) == (None, True)
+    assert (head["start"], head["seed"]) == ("start_s0", 1)
+    control = driver.run_of("started_narrow50", 0)
+    assert control.args[-1] == "configs/kitti/weights/start_narrow50_s0.pth"
 
 
 def test_every_declared_run_has_its_config(driver: Any) -> None:
