@@ -83,7 +83,7 @@ def step_costs() -> str:
                 steps.append(f"{median:.3f}{spread} {said}".strip())
         measurements = [*entry.get("earlier", ()), entry]
         first = next(iter(entry["epochs"]))
-        length = str(sum(entry["epochs"].values()))
+        length = f"{sum(entry['epochs'].values()):g}"
         rounds = ", ".join(str(m[first]["rounds"]) for m in measurements)
         commits = ", ".join(m["commit"] for m in measurements)
         rows.append([f"`{config}`", length, ", ".join(steps), f"{sweep.whole_run(entry):.2f}", rounds, commits])

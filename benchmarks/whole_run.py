@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader
 
 from mmitp.engine.config import load_config
 from mmitp.engine.hooks import PruneHook
+from mmitp.engine.window import is_part, whole_units
 from mmitp.models.report import random_batch
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -68,6 +69,8 @@ def stand(
     """A Runner that stands in one phase of the run, and its batch; ``slimming`` are PruneHook's options at the end."""
     cfg = load_config(str(file), work_dir=work_dir)
     hook = prune_hook(cfg)
+    if hook is not None and not hook.get("by_epoch", True):  # what a step costs does not depend on the schedule
+        hook.update(begin=1, end=2, by_epoch=True)
     if phase == "dense" and hook is not None:
         cfg.model.type = cfg.model.pop("of")
         cfg.model.pop("prune", None)
@@ -123,6 +126,20 @@ def epoch_length(hook: Any, epochs: int, window: int = 30) -> int:
     return max(round(window / (part * epochs if part < 1 else part)), 1)
 
 
+def window_epochs(hook: Any, epochs: int) -> tuple[float, float]:
+    """Where the pruning window of a run of so many epochs begins and ends, in epochs.
+
+    Raises:
+        SystemExit: the window is given in iterations, whose number an epoch depends on the data.
+    """
+    bounds = hook["begin"], hook["end"]
+    if hook.get("by_epoch", True):
+        return whole_units(bounds[0], epochs), whole_units(bounds[1], epochs)
+    if not all(map(is_part, bounds)):
+        raise SystemExit(f"whole_run.py needs a window in parts of the run with by_epoch=False, got {bounds}")
+    return bounds[0] * epochs, bounds[1] * epochs
+
+
 def prune_hook(cfg: Config) -> Any:
     """The config's PruneHook, or None."""
     return next((h for h in cfg.get("custom_hooks") or [] if h.type == "mmitp.PruneHook"), None)
@@ -161,12 +178,12 @@ def whole_run_cost(
         else:
             for phase in ("before", "window", "slimmed")[: 3 if hook.get("slim_at_end") else 2]:
                 runners[phase] = stand(file, phase, size, shape, work_dir)
-            pruning = hook_of(runners["before"][0])  # has made epochs of parts of the run
-            spans = {"before": pruning.begin, "window": pruning.end - pruning.begin}
+            begin, end = window_epochs(hook, epochs)
+            spans = {"before": begin, "window": end - begin}
             if "slimmed" in runners:
-                spans["slimmed"] = epochs - pruning.end
+                spans["slimmed"] = epochs - end
             else:
-                spans["before"] += epochs - pruning.end  # frozen masks cost what masks at rest do
+                spans["before"] += epochs - end  # frozen masks cost what masks at rest do
         times = take_turns(runners, rounds, time.process_time)
     ratios = {phase: [a / b for a, b in zip(times[phase], times["dense"], strict=True)] for phase in spans}
     steps = {name: spread_of(values) for name, values in ratios.items()}

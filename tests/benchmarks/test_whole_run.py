@@ -39,3 +39,11 @@ def test_a_runs_phases_are_those_of_its_schedule(whole_run: Any) -> None:
     assert entry["epochs"] == dict(before=1, window=1, slimmed=15)
     assert entry["dense_epochs"] == 10
     assert all(entry[phase]["median"] > 0 for phase in ("before", "window", "slimmed"))
+
+
+def test_a_window_in_iterations_is_weighed_by_its_part_of_the_run(whole_run: Any, tmp_path: Path) -> None:
+    file, dense = (CONFIGS / f"resnet20_cifar10_{n}.py" for n in ("psi30_brief_short", "short"))
+    entry = whole_run.whole_run_cost(file, dense, rounds=2, size=2)
+    assert entry["epochs"] == pytest.approx(dict(before=0.25, window=0.5, slimmed=17.25))
+    with pytest.raises(SystemExit, match="parts of the run"):
+        whole_run.window_epochs(dict(begin=100, end=300, by_epoch=False), 18)
