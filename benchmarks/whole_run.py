@@ -3,6 +3,7 @@
     python benchmarks/whole_run.py [resnet20 resnet56 centernet_demo centernet rtmdet_bccd] [--rounds 20] [--threads 1]
         [--divisor auto]
     python benchmarks/whole_run.py configs/cifar10/NAME_psi30_early.py --dense configs/cifar10/NAME.py
+        [--slim-every 0.2]
 
 Four Runners of one of the repository's pruned configs stand side by side on a fixed batch of noise: the dense model,
 the masked one before the window, the masked one in it (Optimizer 2 at every step), and the one that the hook has
@@ -14,7 +15,8 @@ epochs the run costs
 taken round by round, because machines are shared. Data loading, evaluation and the slimming itself (once a run,
 printed) are left out. What is slimmed comes from a window of some thirty steps on noise under ``b='auto'``, which
 shares out the cut over the layers as a training would; under a fixed ``b`` the masks are drawn at random and cut to the
-target by the freeze. One thread is timed in CPU seconds, several by the clock.
+target by the freeze. With ``--slim-every``, a part of the window, progressive slimming cuts the network after each such
+part, and a Runner stands in every one. One thread is timed in CPU seconds, several by the clock.
 """
 
 from __future__ import annotations
@@ -64,9 +66,19 @@ class StandingLoop(EpochBasedTrainLoop):
 
 
 def stand(
-    file: Path, phase: str, size: int, shape: tuple[int, int], work_dir: str, slimming: dict[str, Any] | None = None
+    file: Path,
+    phase: str,
+    size: int,
+    shape: tuple[int, int],
+    work_dir: str,
+    slimming: dict[str, Any] | None = None,
+    cuts: int = 0,
 ) -> tuple[Runner, Any]:
-    """A Runner that stands in one phase of the run, and its batch; ``slimming`` are PruneHook's options at the end."""
+    """A Runner that stands in one phase of the run, and its batch.
+
+    ``slimming`` are PruneHook's options in the window with ``slim_every`` and at its end, ``cuts`` how often the
+    network in the window has been cut.
+    """
     cfg = load_config(str(file), work_dir=work_dir)
     hook = prune_hook(cfg)
     if hook is not None and not hook.get("by_epoch", True):  # what a step costs does not depend on the schedule
@@ -75,7 +87,7 @@ def stand(
         cfg.model.type = cfg.model.pop("of")
         cfg.model.pop("prune", None)
         cfg.custom_hooks.remove(hook)
-    elif phase == "slimmed":
+    elif phase == "slimmed" or "slim_every" in (slimming or {}):
         assert hook is not None
         hook.update(slimming or {})
     model = cfg.model
@@ -99,14 +111,16 @@ def stand(
     batch = random_batch(runner.model, shape, size, torch.Generator().manual_seed(0))
     runner.train_loop.run_iter(0, batch)
     if phase == "window":
-        runner.train_loop._epoch = hook_of(runner).begin
+        pruning = hook_of(runner)
+        runner.train_loop._epoch = pruning.begin
+        if cuts:
+            steps_of_the_window(runner, shape, size, cuts * pruning.pruner.slim_every + 1)
+        pruning.pruner.slim_every = None  # no cut while steps are timed
     elif phase == "slimmed":
         pruning = hook_of(runner)
         if pruning.pruner.path is not None:
-            few = random_batch(runner.model, shape, min(size, 8), torch.Generator().manual_seed(0))
             runner.train_loop._epoch = pruning.begin
-            for i in range(pruning.window_steps):
-                runner.train_loop.run_iter(i, few)
+            steps_of_the_window(runner, shape, size, pruning.window_steps)
         else:
             for layer in pruning.masks.values():
                 nn.init.normal_(layer.prune_mask, 0.5, 0.5)
@@ -116,6 +130,12 @@ def stand(
         print(f"{file.stem}: the freeze and the slimming took {time.perf_counter() - start:.1f} s")
         runner.train_loop._epoch = pruning.end
     return runner, batch
+
+
+def steps_of_the_window(runner: Runner, shape: tuple[int, int], size: int, steps: int) -> None:
+    few = random_batch(runner.model, shape, min(size, 8), torch.Generator().manual_seed(0))
+    for i in range(steps):
+        runner.train_loop.run_iter(i, few)
 
 
 def epoch_length(hook: Any, epochs: int, window: int = 30) -> int:
@@ -160,12 +180,18 @@ def take_turns(runners: dict[str, tuple[Runner, Any]], rounds: int, now: Callabl
 
 
 def whole_run_cost(
-    file: Path, dense: Path, rounds: int, size: int = 128, shape: tuple[int, int] = (32, 32)
+    file: Path,
+    dense: Path,
+    rounds: int,
+    size: int = 128,
+    shape: tuple[int, int] = (32, 32),
+    slim_every: float | None = None,
 ) -> dict[str, Any]:
     """Processor time of a config's steps over those of a dense config's, and its schedule.
 
     Medians and quartiles of rounds: ``step`` of a network without masks, else ``before``, ``window`` and, with
-    ``slim_at_end``, ``slimmed``. ``epochs`` says how many of each the run has, ``dense_epochs`` how many the dense one.
+    ``slim_at_end``, ``slimmed``. With ``slim_every``, a part of the window, ``window`` gives way to ``window_1`` and so
+    on, one after each cut. ``epochs`` says how many of each the run has, ``dense_epochs`` how many the dense one.
     """
     cfg = load_config(str(file))
     hook = prune_hook(cfg)
@@ -180,6 +206,14 @@ def whole_run_cost(
                 runners[phase] = stand(file, phase, size, shape, work_dir)
             begin, end = window_epochs(hook, epochs)
             spans = {"before": begin, "window": end - begin}
+            if slim_every is not None:
+                parts = round(1 / slim_every)
+                del runners["window"], spans["window"]
+                for cuts in range(parts):
+                    slimming = dict(slim_every=slim_every, slim_at_end=True)
+                    name = f"window_{cuts + 1}"
+                    runners[name] = stand(file, "window", size, shape, work_dir, slimming, cuts)
+                    spans[name] = (end - begin) / parts
             if "slimmed" in runners:
                 spans["slimmed"] = epochs - end
             else:
@@ -207,11 +241,12 @@ def main() -> None:
         "--divisor", type=lambda word: word if word == "auto" else int(word), default=1, help="PruneHook's"
     )
     parser.add_argument("--dense", metavar="CONFIG", help="the dense twin of a config of CIFAR-10 in place of a net")
+    parser.add_argument("--slim-every", type=float, metavar="PART", help="of the window, with --dense: PruneHook's")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.dense:
         for config in args.nets:
-            entry = whole_run_cost(Path(config), Path(args.dense), args.rounds)
+            entry = whole_run_cost(Path(config), Path(args.dense), args.rounds, slim_every=args.slim_every)
             print(f"{config}: {json.dumps(entry)}; whole run / dense: {whole_run(entry):.3f}", flush=True)
         return
     now = time.process_time if args.threads == 1 else time.perf_counter

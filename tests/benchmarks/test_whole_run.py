@@ -47,3 +47,17 @@ def test_a_window_in_iterations_is_weighed_by_its_part_of_the_run(whole_run: Any
     assert entry["epochs"] == pytest.approx(dict(before=0.25, window=0.5, slimmed=17.25))
     with pytest.raises(SystemExit, match="parts of the run"):
         whole_run.window_epochs(dict(begin=100, end=300, by_epoch=False), 18)
+
+
+def test_progressive_slimming_is_weighed_part_by_part(whole_run: Any, tmp_path: Path) -> None:
+    """The network of each part of the window is no larger than the one before: channels are off for a fifth of it."""
+    file, dense = (CONFIGS / f"resnet20_cifar10_{n}.py" for n in ("psi30_tied_short", "short"))
+    slimming = dict(slim_every=0.2, slim_at_end=True)
+    sizes = []
+    for cuts in range(5):
+        runner, _ = whole_run.stand(file, "window", 2, (32, 32), str(tmp_path / str(cuts)), slimming, cuts)
+        sizes.append(sum(p.numel() for p in runner.model.parameters()))
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 0.7 * sizes[0]
+    entry = whole_run.whole_run_cost(file, dense, rounds=2, size=2, slim_every=0.5)
+    assert entry["epochs"] == dict(before=1, window_1=0.5, window_2=0.5, slimmed=15)
