@@ -73,6 +73,11 @@ ROWS = {
 #: the same from weights trained on generated scenes
 STARTED = "started_"
 ROWS |= {f"{STARTED}{name}": (ending, f"{row}, common start", target) for name, (ending, row, target) in ROWS.items()}
+ROWS[f"{STARTED}prune50"] = (
+    "_prune50_brief",
+    "pruned, default (window of two epochs, slimmed on the way), common start",
+    0.5,
+)
 #: pruned network -> the network built narrower that it has to beat
 CONTROLS = {"prune50": "narrow50", "prune50_paper": "narrow50"}
 CONTROLS |= {f"{STARTED}{name}": f"{STARTED}{control}" for name, control in CONTROLS.items()}
@@ -91,7 +96,16 @@ def start_of(ending: str) -> Run:
     """The training on generated scenes whose network runs start from."""
     target = ROWS[ending.removeprefix("_") or "dense"][2]
     args, config = detector_args(SCENES, ending), SCENES + ending
-    return Run(f"start{ending}_s0", "start", target, 0, "detector_run.py", args, config, shown=False)
+    return Run(
+        f"start{ending}_s0",
+        "common start, trained on generated scenes",
+        target,
+        0,
+        "detector_run.py",
+        args,
+        config,
+        shown=False,
+    )
 
 
 def detector_args(config: str, ending: str) -> tuple[str, ...]:

@@ -39,6 +39,7 @@ def test_a_measured_detector_run_is_slimmed_and_judged_with_intervals(
         dense=str(CONFIGS / f"{DENSE}.py"),
         shape=(160, 512),
         seed=0,
+        start=None,
         work_dir=str(tmp_path / "run"),
         metrics=str(tmp_path / "run.json"),
         data_root=None,
