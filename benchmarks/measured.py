@@ -8,7 +8,8 @@ checks of the structure and start-up left out), and the operations and parameter
 run that was stopped goes on from its last checkpoint when the same command is given again, with the figures that it
 would have had in one piece (``FastCIFAR10``'s draws do not depend on where a run was stopped).
 
-``--epochs`` trains the config's own complete cycle of learning rate and momentum in another number of epochs.
+``--epochs`` trains the config's own complete cycle of learning rate and momentum in another number of epochs,
+``--times`` in a multiple of its own.
 
 ``--random-structure RATIO`` is a control: before the first step a share of every block's inner channels is drawn at
 random (shares uniform in 0.1 to 1, scaled together to RATIO of the operations), the rest is cut out of the network,
@@ -412,8 +413,10 @@ def head_of(args: argparse.Namespace, cfg: Config, config: str) -> dict[str, Any
 def train(args: argparse.Namespace) -> None:
     cfg = configured(args, args.config)
     head = head_of(args, cfg, args.config)
-    if args.epochs:
-        stretch(cfg, args.epochs)
+    if args.epochs or args.times > 1:
+        stretch(cfg, args.epochs or args.times * cfg.train_cfg.max_epochs)
+    if args.times > 1:
+        head["times"] = args.times
     if args.random_structure:
         head.update(drawn(cfg, args.random_structure, args.seed))
     path = metrics_file(args, cfg)
@@ -453,6 +456,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("--epochs", type=int, help="the config's cycle in so many epochs")
+    parser.add_argument("--times", type=int, default=1, help="the config's cycle in so many times its epochs")
     parser.add_argument("--random-structure", type=float, metavar="RATIO", help="of the operations, drawn at epoch 0")
     add_run_options(parser)
     args = parser.parse_args()

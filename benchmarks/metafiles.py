@@ -44,7 +44,8 @@ def sweep_results(metrics: Path = ROOT / "benchmarks" / "cifar_sweep") -> dict[s
     accuracies: dict[str, list[float]] = {}
     for path in sorted(metrics.glob("*_s*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
-        if run["state"] == "finished" and "ranking" not in run and "inner_widths" not in run and not run["options"]:
+        changed = run["options"] or {"ranking", "inner_widths", "times"} & run.keys()
+        if run["state"] == "finished" and not changed:
             accuracies.setdefault(run["config"], []).append(run["accuracy"])
     return {
         config: {"Top 1 Accuracy": round(statistics.mean(values), 2), "seeds": len(values)}

@@ -41,7 +41,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -68,6 +68,7 @@ class Run:
         needs: run that has to be finished first, on the same machine (it leaves ``weights.pth``).
         package: module that has to be importable.
         shown: whether it has a row of its own.
+        times: length over that of the config; rows of different lengths stand in different tables.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Run:
     needs: str | None = None
     package: str | None = None
     shown: bool = True
+    times: int = 1
 
 
 def trained(name: str, row: str, target: float, seed: int, config: str, *options: str, shown: bool = True) -> Run:
@@ -187,6 +189,7 @@ def declared() -> list[Run]:
         *(run(percent, seed) for seed in (0, 1) for percent in (50, 15) for run in (control, brief)),
         *(run(percent, 2) for percent in (30, 50) for run in (control, brief)),
         *(found(30, seed) for seed in (0, 1)),
+        *(longer(run, 3) for run in (brief(30, 0), control(30, 0), dense(0))),
         *(tied(30, seed) for seed in (0, 1)),
         *(early(30, seed) for seed in (0, 1)),
         late(30, 0),
@@ -209,6 +212,12 @@ def declared() -> list[Run]:
         *(first_slim(50, seed) for seed in (0, 1)),
     ]
     return runs
+
+
+def longer(run: Run, times: int) -> Run:
+    """The run in so many times its epochs, its window with it."""
+    name = f"{run.name.removesuffix(f'_s{run.seed}')}_x{times}_s{run.seed}"
+    return replace(run, name=name, args=(*run.args, "--times", str(times)), times=times)
 
 
 def macs_of(widths: tuple[int, int, int], classes: int = 10) -> int:
@@ -430,7 +439,8 @@ def status(sweep: Sweep, chosen: list[Run]) -> None:
 
 
 def relative_cost(known: dict[str, Any], costs: dict[str, Any]) -> float | None:
-    """Processor time of the run in those of the dense run, from paired steps; None where it was not measured."""
+    """Processor time of the run in those of the dense run of its length, from paired steps; None where it was not
+    measured."""
     if "relative_cost" in known:
         return known["relative_cost"]
     if known["config"] == DENSE:
@@ -451,23 +461,23 @@ def step_medians(entry: dict[str, Any], phase: str) -> tuple[float, list[float]]
 
 
 def tables(runs: list[Run], out: Path) -> str:
-    """The Markdown tables, by target: mean, spread, n, operations, parameters, latency, cost."""
+    """The Markdown tables, by length and target: mean, spread, n, operations, parameters, latency, cost."""
     costs = read(out, "costs") or {}
     finished = {run: known for run in runs if (known := read(out, run.name)) and known["state"] == "finished"}
     lines: list[str] = []
-    for target in sorted({run.target for run in finished if run.shown}, reverse=True):
+    for times, target in sorted({(run.times, -run.target) for run in finished if run.shown}):
+        target = -target
+        what = "Dense" if target == 1 else f"At most {target:g} of the operations"
         lines += [
-            "Dense:" if target == 1 else f"At most {target:g} of the operations:",
+            f"{what}:" if times == 1 else f"{what}, {times} times as long:",
             "",
             "| | n | accuracy, % | standard deviation | by seed | ops | params | ms (over dense) | cost | "
             "processor time, s |",
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
-        rows = dict.fromkeys(run.row for run in runs if run in finished and run.target == target and run.shown)
-        cells = [
-            row_cells(row, {r.seed: k for r, k in finished.items() if r.row == row and r.target == target}, costs)
-            for row in rows
-        ]
+        here = {r: known for r, known in finished.items() if (r.times, r.target) == (times, target)}
+        rows = dict.fromkeys(run.row for run in runs if run in here and run.shown)
+        cells = [row_cells(row, {r.seed: k for r, k in here.items() if r.row == row}, costs) for row in rows]
         cells.sort(key=lambda cell: -cell[0])
         lines += [text for _, text in cells]
         lines.append("")

@@ -148,7 +148,6 @@ def front() -> str:
         {
             "dense": "dense",
             "psi50_brief": "pruned to 0.5, slimmed",
-            "psi50_slim": "pruned to 0.5, slimmed (the recipe's forerunner)",
             "narrow50": "control at 0.5: built narrower",
             "psi30_brief": "pruned to 0.3, slimmed",
             "narrow30": "control at 0.3: built narrower",

@@ -45,6 +45,7 @@ def arguments(root: Path, work_dir: Path, **more: Any) -> argparse.Namespace:
         batches=2,
         cfg_options=options,
         epochs=3,
+        times=1,
         random_structure=None,
     )
     return argparse.Namespace(**{**settings, **more})
@@ -132,3 +133,18 @@ def test_the_dense_model_has_its_preprocessor_wherever_the_config_keeps_it(measu
     beside = Config(dict(model=dict(type="a.Net"), data_preprocessor=dict(mean=[1])))
     for cfg in (inside, beside):
         assert measured.dense_model(cfg) == dict(type="a.Net", data_preprocessor=dict(mean=[1]))
+
+
+def test_a_longer_run_is_the_whole_cycle_with_its_window(
+    measured: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """18 epochs three times over: 54, with the peak of the rate and the window three times as late."""
+    seen = []
+    monkeypatch.setattr(measured, "measured_run", lambda cfg, path, head: seen.append((cfg, head)) or {})
+    config = str(CONFIGS / "resnet20_cifar10_psi30_brief_short.py")
+    measured.train(arguments(root, tmp_path, config=config, epochs=None, times=3, cfg_options=[]))
+    cfg, head = seen[0]
+    assert (cfg.train_cfg.max_epochs, cfg.param_scheduler[0]["total_steps"], head["times"]) == (54, 54, 3)
+    assert cfg.param_scheduler[2]["begin"] == pytest.approx(16.2)
+    hook = cfg.custom_hooks[0]
+    assert (hook.begin * 54, hook.end * 54) == pytest.approx((0.75, 2.25))

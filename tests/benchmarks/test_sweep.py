@@ -85,7 +85,8 @@ def test_runs_are_chosen_by_beginnings_and_globs(sweep: Any) -> None:
     def names(*patterns: str) -> list[str]:
         return [run.name for run in sweep.selected(sweep.declared(), list(patterns))]
 
-    assert names("narrow30") == ["narrow30_s0", "narrow30_s1", "narrow30_s2"]
+    assert names("narrow30") == ["narrow30_s0", "narrow30_s1", "narrow30_s2", "narrow30_x3_s0"]
+    assert names("narrow30_s") == ["narrow30_s0", "narrow30_s1", "narrow30_s2"]
     assert names("*l115_s1", "dense_s2") == ["dense_s2", "tp_l115_s1"]
     with pytest.raises(SystemExit, match="no declared run"):
         names("narrow31")
@@ -221,7 +222,9 @@ def test_the_table_gives_mean_spread_and_cost_of_the_finished_runs(sweep: Any, t
         run("b1", "theirs", 1),
         run("d", "dense", 0, 1.0),
         run("h", "hidden", 0, 1.0, shown=False),
+        run("l", "ours", 0, times=3),
     ]
+    write(tmp_path, "l", accuracy=83.0)
     write(tmp_path, "a0", accuracy=80.0, ops_kept=0.48, params_kept=0.5)
     write(tmp_path, "a1", accuracy=82.0, ops_kept=0.5, seconds_with_validation=2000, train_seconds=None)
     known = json.loads((tmp_path / "a1.json").read_text())
@@ -255,6 +258,12 @@ def test_the_table_gives_mean_spread_and_cost_of_the_finished_runs(sweep: Any, t
         "| theirs | 1 | **84.50** | - | 0: 84.50 | 0.5 | 0.5 | - | 0.98 | 1,000 |",
         "| ours (`c`) | 2 | **81.00** | 1.41 | 0: 80.00, 1: 82.00 | 0.48 to 0.5 | 0.5 | 2.5 (0.60) | 1.02 | "
         "1,000 / 2,000 (v) |",
+        "",
+        "At most 0.5 of the operations, 3 times as long:",
+        "",
+        header,
+        rule,
+        "| ours (`c`) | 1 | **83.00** | - | 0: 83.00 | 0.5 | 0.5 | - | 1.02 | 1,000 |",
     ]
 
 
