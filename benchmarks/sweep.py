@@ -99,6 +99,11 @@ def late(percent: int, seed: int) -> Run:
     return trained(f"late{percent}", row, percent / 100, seed, f"resnet20_cifar10_late{percent}_short")
 
 
+def half(percent: int, seed: int) -> Run:
+    row = "half of every width from epoch 0 (control)"
+    return trained(f"half{percent}", row, percent / 100, seed, f"resnet20_cifar10_half{percent}_short")
+
+
 def found(percent: int, seed: int) -> Run:
     row = "the stage widths that the default finds, from epoch 0 (control)"
     return trained(f"found{percent}", row, percent / 100, seed, f"resnet20_cifar10_found{percent}_short")
@@ -188,7 +193,7 @@ def declared() -> list[Run]:
         *(run(30, seed) for seed in (0, 1) for run in (control, brief)),
         *(run(percent, seed) for seed in (0, 1) for percent in (50, 15) for run in (control, brief)),
         *(run(percent, 2) for percent in (30, 50) for run in (control, brief)),
-        *(found(30, seed) for seed in (0, 1)),
+        *(run(30, seed) for seed in (0, 1) for run in (half, found)),
         *(longer(run, 3) for run in (brief(30, 0), control(30, 0), dense(0))),
         *(tied(30, seed) for seed in (0, 1)),
         *(early(30, seed) for seed in (0, 1)),
