@@ -82,6 +82,10 @@ def stand(
     cfg = load_config(str(file), work_dir=work_dir)
     hook = prune_hook(cfg)
     if hook is not None and not hook.get("by_epoch", True):  # what a step costs does not depend on the schedule
+        _, end = window_epochs(hook, cfg.train_cfg.max_epochs)
+        for other in cfg.custom_hooks:
+            if other is not hook and other.get("begin", 0) >= end:  # it acts beside the small network alone
+                other.begin = 2
         hook.update(begin=1, end=2, by_epoch=True)
     if phase == "dense" and hook is not None:
         cfg.model.type = cfg.model.pop("of")

@@ -45,6 +45,13 @@ def test_a_window_in_iterations_is_weighed_by_its_part_of_the_run(whole_run: Any
     file, dense = (CONFIGS / f"resnet20_cifar10_{n}.py" for n in ("psi30_brief_short", "short"))
     entry = whole_run.whole_run_cost(file, dense, rounds=2, size=2)
     assert entry["epochs"] == pytest.approx(dict(before=0.25, window=0.5, slimmed=17.25))
+    distilled = CONFIGS / "resnet20_cifar10_psi30_brief_distill_short.py"  # learns from its average after the window
+    for phase, has in (("window", False), ("slimmed", True)):
+        runner, batch = whole_run.stand(distilled, phase, 2, (32, 32), str(tmp_path / phase))
+        losses = {}
+        runner.model.register_forward_hook(lambda *args, losses=losses: losses.update(args[-1]))
+        runner.train_loop.run_iter(1, batch)
+        assert ("loss_distill" in losses) == has
     with pytest.raises(SystemExit, match="parts of the run"):
         whole_run.window_epochs(dict(begin=100, end=300, by_epoch=False), 18)
 
