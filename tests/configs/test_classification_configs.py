@@ -59,7 +59,7 @@ def stretched(schedulers: list[dict], epochs: int) -> list[dict]:
 @pytest.mark.parametrize("path", PRUNED, ids=name)
 def test_pruned_config_is_the_dense_one_with_masks_and_a_hook(path: Path) -> None:
     pruned, stem = Config.fromfile(path), path.stem
-    base = re.sub(r"_(psi\d+|b\d+|noreg|init03|weight|auto|slim|early|stream|tied|distill)", "", stem)
+    base = re.sub(r"_(psi\d+|b\d+|noreg|init03|weight|auto|slim|early|stream|tied|brief|distill)", "", stem)
     dense = Config.fromfile(path.with_name(f"{base}.py"))
     model = dict(pruned.model)
     assert model.pop("type") == "mmitp.MaskedModel"
@@ -78,7 +78,8 @@ def test_pruned_config_is_the_dense_one_with_masks_and_a_hook(path: Path) -> Non
     assert round(100 * hook.target) == int(re.search(r"psi(\d+)", stem)[1])
     b = re.search(r"_b(\d+)", stem)
     assert b is None or hook.b == int(b[1])
-    tied = "tied" in stem or "early" in stem and "short" not in stem  # masks tied over streams: the default
+    brief = "brief" in stem  # a window of half an epoch
+    tied = "tied" in stem or brief or "early" in stem and "short" not in stem  # masks tied over streams: the default
     early = "early" in stem or tied  # search early, then train what is small
     assert prune.get("share") == ("stream" if tied or "stream" in stem else None)
     assert pruned.optim_wrapper.get("paramwise_cfg", {}).get("bypass_duplicate", False) == ("share" in prune)
@@ -92,6 +93,8 @@ def test_pruned_config_is_the_dense_one_with_masks_and_a_hook(path: Path) -> Non
     assert pruned.param_scheduler == (stretched(dense.param_scheduler, epochs) if cheaper else dense.param_scheduler)
     windows = {300: (20, 240), 100: (7, 80), 12: (1, 4), 10: (1, 8), 5: (1, 4)}
     short = (1, 2) if tied else (1, 3) if "early_auto" in stem else (0, 1)
+    short = (0.25 / epochs, 0.75 / epochs) if brief else short
+    assert hook.get("by_epoch", True) is not brief
     window = (1 / 15, 1 / 3) if epochs == 300 else short
     assert (hook.begin, hook.end) == (window if early else windows[epochs])
 
