@@ -543,7 +543,8 @@ def cost(
 ) -> None:
     """Measures the configs of the chosen runs whose length is fixed in a config, and writes ``costs.json``.
 
-    What was measured before stays beside it under ``earlier``, and all of it counts (:func:`step_medians`).
+    What was measured before stays beside it under ``earlier``, and all of it counts (:func:`step_medians`). A finished
+    run's length came of fewer: ``length_from`` says of how many, from the first.
 
     Args:
         sweep: where metrics and configs are.
@@ -567,8 +568,11 @@ def cost(
         entry.update(machine=about["machine"], commit=about["commit"], torch=about["versions"]["torch"])
         known = read(sweep.out, "costs") or {}
         if (before := known.get(config)) is not None:
-            alone = {key: value for key, value in before.items() if key not in ("epochs", "dense_epochs", "earlier")}
+            apart = ("epochs", "dense_epochs", "earlier", "length_from")
+            alone = {key: value for key, value in before.items() if key not in apart}
             entry["earlier"] = [*before.get("earlier", ()), alone]
+            if any(sweep.finished(run) for run in sweep.runs.values() if run.config == config):
+                entry["length_from"] = before.get("length_from", len(entry["earlier"]))
         write_json(sweep.out / "costs.json", dict(known, **{config: entry}))
         say(f"{config}: {json.dumps(entry)}")
 

@@ -126,7 +126,7 @@ def front_rows(
                 f"{mean(map(figure, runs), 2)} ({len(runs)})",
                 mean((run["ops_kept"] for run in runs), 3),
                 mean((run["params_kept"] for run in runs), 3),
-                sweep.milliseconds(runs),
+                mean((run["latency"]["ratio"][1] for run in runs), 2) if all("latency" in run for run in runs) else "-",
                 "-" if None in cost else mean((c for c in cost if c is not None), 2),
             ]
         )
@@ -154,9 +154,7 @@ def front() -> str:
         },
         sweep.METRICS,
     )
-    return markdown(
-        ["", "", "mean (seeds)", "operations", "parameters", "ms an image (over dense)", "training cost"], rows
-    )
+    return markdown(["", "", "mean (seeds)", "operations", "parameters", "time of an image", "training cost"], rows)
 
 
 def demo() -> str:

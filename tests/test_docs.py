@@ -126,7 +126,7 @@ def test_the_front_page_is_short_and_shows_what_has_run(tmp_path: Path) -> None:
     (tmp_path / "dense_s0.json").write_text(str(dense).replace("'", '"'))
     assert rows() == [
         ["[job](page.md)", "dense", "90.00 (1)", "1.000", "1.000", "-", "1.00"],
-        ["", "pruned", "80.50 (2)", "0.450", "0.250", "2.0 (0.60)", "1.10"],
+        ["", "pruned", "80.50 (2)", "0.450", "0.250", "0.60", "1.10"],
     ]
 
 

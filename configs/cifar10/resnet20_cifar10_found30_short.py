@@ -1,4 +1,4 @@
-# Control: the stage widths that the default finds at 0.3 with seed 0 (resnet20_cifar10_psi30_tied_short.py), built
+# Control: the stage widths that the default finds at 0.3 with seed 0 (resnet20_cifar10_psi30_brief_short.py), built
 # before the first step and trained for the same time: what is left between the two is what the search costs or gives.
 _base_ = ["./resnet20_cifar10_short.py"]
 

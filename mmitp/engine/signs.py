@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine import Config
 
-from mmitp.engine.window import whole_units
+from mmitp.engine.window import run_window
 from mmitp.pruning.signs import PruningRun, Sign, check_signs
 from mmitp.values import is_number
 
@@ -43,14 +43,10 @@ def read_run(work_dir: str | Path) -> PruningRun:
     if hook is None or not lines:
         raise ValueError(f"{folder} is no run with PruneHook that has logged L_HW")
     steps = sorted(lines)
-    loop = cfg.train_cfg
-    by_epoch = loop.get("by_epoch", True) and "max_iters" not in loop
-    length = _epoch_length([lines[s] for s in steps]) if by_epoch else 1.0
-    if not length > 0:
+    epoch_steps = _epoch_length([lines[s] for s in steps])
+    if "max_iters" not in cfg.train_cfg and not epoch_steps > 0:
         raise ValueError(f"the logs of {folder} are damaged: their epochs do not rise with their steps")
-    whole = loop.get("max_epochs", 0) if by_epoch else loop.get("max_iters", 0)
-    if by_epoch and not hook.get("by_epoch", True):
-        whole, length = round(whole * length), 1.0
+    begin, end, length = run_window(hook, cfg.train_cfg, epoch_steps)
     wrapper = cfg.optim_wrapper
     decay_mult = wrapper.get("paramwise_cfg", {}).get("custom_keys", {}).get("prune_mask", {}).get("decay_mult", 1.0)
     report = folder / "pruning.json"
@@ -64,8 +60,8 @@ def read_run(work_dir: str | Path) -> PruningRun:
         name=folder.name,
         target=hook.target,
         b=hook.get("b", 10.0),
-        begin=whole_units(hook.get("begin", 20), whole),
-        end=whole_units(hook.get("end", 240), whole),
+        begin=begin,
+        end=end,
         init=cfg.model.get("prune", {}).get("init", 1.0),
         decay=wrapper.optimizer.get("weight_decay", 0.0) * decay_mult,
         times=[s / length for s in steps],

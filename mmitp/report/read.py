@@ -12,7 +12,7 @@ from typing import Any
 from mmengine import Config, ConfigDict
 
 from mmitp.engine.run_record import RECORD
-from mmitp.engine.window import whole_units
+from mmitp.engine.window import run_window
 from mmitp.models.slim_config import is_masked, type_name
 from mmitp.values import is_count, is_number, unlike
 
@@ -114,13 +114,10 @@ class RunRecord:
         """The pruning window in steps, or None where it is not known."""
         if self.hook is None:
             return None
-        length = self.cfg.train_cfg.get("max_epochs" if self.by_epoch else "max_iters")
-        unit = self.steps_an_epoch() if self.by_epoch else 1.0
-        if length is None or unit is None:
+        epoch = self.steps_an_epoch() if self.by_epoch else 1.0
+        if epoch is None or not {"max_epochs", "max_iters"} & self.cfg.train_cfg.keys():
             return None
-        if not self.hook.get("by_epoch", True):
-            length, unit = round(length * unit), 1.0
-        begin, end = (whole_units(self.hook.get(*bound), length) for bound in (("begin", 20), ("end", 240)))
+        begin, end, unit = run_window(self.hook, self.cfg.train_cfg, epoch)
         return begin * unit, end * unit
 
     def phases(self) -> list[tuple[str, list[dict[str, Any]]]]:

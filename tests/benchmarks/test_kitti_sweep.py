@@ -170,7 +170,7 @@ def test_a_pruned_run_is_compared_with_the_dense_one_and_its_control(
         (tmp_path / run.name / "results").mkdir(parents=True)
         (tmp_path / f"{run.name}.json").write_text(json.dumps(dict(state="finished", config=run.config)))
     driver.compare(sweep.Sweep([*started, driver.start_of("")], tmp_path, tmp_path, configs=CONFIGS, figure="ap"))
-    assert {pair for pair in asked} == {
+    assert set(asked) == {
         ("started_prune50_s0", "started_dense_s0"),
         ("started_prune50_s0", "started_narrow50_s0"),
         ("started_narrow50_s0", "started_dense_s0"),
