@@ -220,6 +220,8 @@ class Metrics(Hook):
         checkpoint["measured"].update(fingerprint=self.fingerprint, commit=self.head["commit"])
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if not runner._resume:
+            return  # weights to start from, no part of this run
         known = checkpoint.get("measured")
         if known is None or known["fingerprint"] != self.fingerprint:
             raise ValueError(

@@ -94,6 +94,22 @@ def test_a_stopped_run_ends_as_it_would_have_in_one_piece(
         measured.train(arguments(root, tmp_path / "parts", epochs=4))
 
 
+def test_weights_to_start_from_are_no_checkpoint_of_the_run(measured: Any, root: Path, tmp_path: Path) -> None:
+    measured.train(arguments(root, tmp_path / "first"))
+    args = arguments(
+        root,
+        tmp_path / "second",
+        cfg_options=[*arguments(root, tmp_path).cfg_options, "optim_wrapper.optimizer.lr=0.0"],
+    )
+    cfg = measured.configured(args, args.config)
+    cfg.param_scheduler = []
+    cfg.optim_wrapper.optimizer.weight_decay = 0.0
+    cfg.load_from, cfg.resume = str(tmp_path / "first/weights.pth"), False
+    measured.measured_run(cfg, measured.metrics_file(args, cfg), measured.head_of(args, cfg, args.config))
+    first, second = (torch.load(tmp_path / n / "weights.pth", weights_only=True) for n in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first if name.endswith("conv1.weight"))
+
+
 def test_a_random_structure_meets_the_operations_and_is_the_seeds_own(
     measured: Any, root: Path, tmp_path: Path
 ) -> None:
