@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmengine.dist import get_world_size
+from mmengine.runner import set_random_seed
 from torch.utils.data import Sampler
 
 from mmitp.registry import DATA_SAMPLERS
@@ -44,6 +45,9 @@ class EvenSubset(Sampler):
 class FewSamples(EvenSubset):
     """``images`` of a data set, spread evenly over it, or all of a smaller one: for a trial of a config.
 
+    Python's, numpy's and torch's generators are seeded by each index, so that the random augmentation of a batch is the
+    same every time and in a resumed trial.
+
     Args:
         dataset: the data set.
         images: how many at most.
@@ -55,3 +59,8 @@ class FewSamples(EvenSubset):
 
     def __init__(self, dataset: Any, images: int, seed: int | None = None) -> None:
         super().__init__(dataset, min(images, len(dataset)), seed)
+
+    def __iter__(self) -> Iterator[int]:
+        for index in self.indices:
+            set_random_seed(index)
+            yield index

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from mmengine import Config
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmitp.engine.checkpoint import read_checkpoint
 from mmitp.engine.hooks import AdversarialHook, PruneHook
@@ -145,8 +145,19 @@ class _Seen(Hook):
         self.validated = metrics
 
 
+class _CatchUp(Hook):
+    """Loads the batches of the epochs before a resume: a data set may keep their images, as mmdet's CachedMosaic."""
+
+    def before_train(self, runner: Runner) -> None:
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            for _ in range(runner.epoch):
+                for _ in runner.train_loop.dataloader:
+                    pass
+
+
 def _trained(cfg: Config, trust: bool, seen: _Seen) -> Runner:
     runner = build_runner(cfg, trust)
+    runner.register_hook(_CatchUp())
     runner.register_hook(seen)
     runner.train()
     return runner

@@ -123,10 +123,17 @@ def mask_layout(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def layout_of_state(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """:func:`mask_layout` as far as a model's state dict shows it."""
-    end = ".prune_mask"
-    return {key[: -len(end)]: dict(shape=list(v.shape)) for key, v in state_dict.items() if key.endswith(end)}
+def layout_of_state(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """:func:`mask_layout` as far as a model's state dict shows it.
+
+    Args:
+        state_dict: has an entry for every name of a layer.
+        model: says which names mean one layer, as RTMDet's heads of several levels do: such a layer counts once.
+    """
+    every, end = dict(model.named_modules(remove_duplicate=False)), ".prune_mask"
+    again = every.keys() - dict(model.named_modules()).keys()
+    masks = {key[: -len(end)]: value for key, value in state_dict.items() if key.endswith(end)}
+    return {name: dict(shape=list(mask.shape)) for name, mask in masks.items() if name not in again}
 
 
 def require_same_layout(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -3,20 +3,40 @@
 import copy
 import importlib.util
 import os
+import random
 import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from mmengine.registry import DATASETS
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toy_config import VALIDATION, tiny_config
+from toy_config import VALIDATION, TinyData, tiny_config
 
 from mmitp.engine.dry_run import dry_run, shortened
 from mmitp.engine.hooks import PruneHook
 
 ATTACK = dict(type="mmitp.AdversarialHook", eps=8, alpha=10, begin=3, end=250, warmup=5)
 ITERS = dict(train_cfg=dict(type="IterBasedTrainLoop", max_iters=40_000, val_interval=4_000))
+
+
+@DATASETS.register_module()
+class AugmentedTinyData(TinyData):
+    """Images are changed by all three generators in use, and mixed with one before them where these are kept."""
+
+    def __init__(self, keep, **kwargs):
+        super().__init__(**kwargs)
+        self.keep, self.before = keep, [self.x[0]]
+
+    def __getitem__(self, i):
+        item = super().__getitem__(i)
+        image = item["inputs"] * np.random.uniform(0.5, 1.5) + 10 * torch.randn(3, 8, 8)  # noqa: NPY002
+        if self.keep:
+            self.before.append(image)
+        return dict(item, inputs=(image + random.choice(self.before)) / 2)
 
 
 def long(work_dir, **more):
@@ -61,6 +81,18 @@ def test_loops_by_iterations_and_poor_configs(tmp_path, monkeypatch):
         "validated (no val_dataloader)"
     )
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("by_epoch", [True, False])
+def test_random_augmentation_is_the_same_in_the_resumed_trial(tmp_path, monkeypatch, by_epoch):
+    monkeypatch.setattr("mmengine.runner.loops.time.sleep", lambda seconds: None)
+    cfg = long(tmp_path / "work") if by_epoch else tiny_config(tmp_path / "work", log_processor=dict(by_epoch=False))
+    if not by_epoch:
+        cfg.train_cfg = ITERS["train_cfg"]
+        cfg.custom_hooks[0].update(begin=2_000, end=30_000)
+    # a loop by iterations passes by the batches before a resume without loading them
+    cfg.train_dataloader.dataset = dict(type="AugmentedTinyData", keep=by_epoch)
+    assert "resumed from the checkpoint of step 1: the same network to the last bit" in dry_run(cfg).splitlines()
 
 
 def test_what_would_stop_the_run_in_its_last_hours_stops_the_trial(tmp_path, monkeypatch):

@@ -47,6 +47,14 @@ class Residual(toy.Toy):
         return list(x.argmax(1))
 
 
+class Levels(Residual):
+    """A layer under several names, as RTMDet's head has for the levels of its pyramid."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.levels = nn.ModuleList([self.body, self.body2])
+
+
 class Losses(Hook):
     """Keeps the loss of every iteration."""
 
@@ -167,6 +175,16 @@ def test_checkpoints_before_at_and_after_the_freeze_resume_exactly(tmp_path, epo
         for name, value in first[key].items():
             torch.testing.assert_close(second[key][name], value, rtol=0, atol=0, msg=name)
     assert first["mmitp_prune_hook"] == second["mmitp_prune_hook"]
+    assert hook.slimmed is not None
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 4])
+def test_a_layer_under_several_names_resumes_exactly(tmp_path, epoch):
+    options = dict(default_hooks=CHECKPOINT, optim=ADAM, make=Levels)
+    _, _, losses = run(tmp_path / "a", True, **options)
+    path = str(tmp_path / "a" / f"epoch_{epoch}.pth")
+    _, hook, rest = run(tmp_path / "b", True, load_from=path, resume=True, seed=0, **options)
+    assert rest == losses[4 * epoch :]
     assert hook.slimmed is not None
 
 

@@ -669,7 +669,8 @@ class PruneHook(Hook):
         if resume and not slim:
             # Before the Runner loads them: what does not fit is said in its own words.
             saved = {re.sub(r"^module\.", "", key): value for key, value in checkpoint["state_dict"].items()}
-            require_same_layout(layout_of_state(saved), mask_layout(self._model(runner)))
+            model = self._model(runner)
+            require_same_layout(layout_of_state(saved, model), mask_layout(model))
         if resume and state:
             if "pruner" not in state:
                 raise ValueError(
