@@ -32,6 +32,7 @@ class EvenSubset(Sampler):
             raise ValueError(f"cannot take {images} of {len(dataset)} test images")
         if get_world_size() > 1:
             raise ValueError("a subset of the test images is tested by one process: leave the launcher out")
+        self.dataset = dataset  # mmdet's batch samplers ask it for the images' sizes
         self.indices = [i * len(dataset) // images for i in range(images)]
 
     def __iter__(self) -> Iterator[int]:

@@ -2,7 +2,8 @@
 
 A ``main`` decorated with :func:`command` may raise ``ValueError`` (or :class:`UserError`, the tools' own) wherever our
 code checks something. Files and folders that are missing, protected or full count too, and so does what mmengine says
-of a config's ``type`` or arguments when it builds them, and a package that is not installed. The options that several
+of a config's ``type`` or arguments when it builds them, a package that is not installed, and an address that cannot be
+reached. The options that several
 commands share are here. Nothing heavy is imported.
 """
 
@@ -13,6 +14,7 @@ import functools
 import math
 import sys
 import traceback
+import urllib.error
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,7 +170,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _explains_itself(error: BaseException, tools: Path) -> bool:
     if isinstance(error, OSError):
-        return error.filename is not None or _is_ours(error, tools)
+        return error.filename is not None or isinstance(error, urllib.error.URLError) or _is_ours(error, tools)
     if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
         return True
     return isinstance(error, (ValueError, RuntimeError, ImportError)) and _is_ours(error, tools)
@@ -203,7 +205,24 @@ def _raised_in(error: BaseException) -> Path:
     return Path(place.tb_frame.f_code.co_filename if place is not None else "")
 
 
+def _unreachable(error: urllib.error.URLError) -> str:
+    """What was to be fetched, why it was not, and what helps without a network."""
+    url, place = None, error.__traceback__
+    while place is not None and url is None:
+        url, place = place.tb_frame.f_locals.get("url"), place.tb_next  # torch.hub's, and urllib's own
+    # torch.hub looks there for the file's name before it asks the network; torch is there if it was at work
+    hub = sys.modules.get("torch.hub")
+    folder = f"{hub.get_dir()}/checkpoints" if hub is not None else "torch's cache"
+    return (
+        f"{getattr(url, 'full_url', url)} cannot be fetched ({error.reason}). Weights that a config names by an "
+        f"address are downloaded as the run starts. Without a network put the file into {folder}, or leave it out: "
+        "--cfg-options model.backbone.init_cfg=None, or load_from=None, whichever names it (docs/faq.md)"
+    )
+
+
 def _text(error: BaseException) -> str:
+    if isinstance(error, urllib.error.URLError):
+        return _unreachable(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:

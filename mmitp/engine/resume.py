@@ -23,7 +23,8 @@ def settle_start(cfg: Config, trust: bool = False) -> None:
     """Makes sure, before data sets are built, that a run can start from where its config says, and from where that is.
 
     With ``resume`` and no ``load_from``, the latter becomes :func:`newest_good`; if there is none, ``resume`` is taken
-    back.
+    back. A config without ``randomness.seed`` gets the checkpoint's: mmengine restores it after it has built the data
+    sets and samplers, which would go on with other draws.
 
     Args:
         cfg: the run's; ``load_from`` and ``resume`` are set.
@@ -32,14 +33,18 @@ def settle_start(cfg: Config, trust: bool = False) -> None:
     Raises:
         ValueError: the checkpoint cannot be read, or cannot be resumed.
     """
+    state = None
     if cfg.get("resume") and not cfg.get("load_from"):
-        cfg.load_from = newest_good(cfg, trust)
+        cfg.load_from, state = _newest(cfg, trust)
         cfg.resume = cfg.load_from is not None
     elif cfg.get("load_from") and "://" not in cfg.load_from:  # what lies elsewhere is fetched when it is needed
         if cfg.get("resume"):
-            read_training_state(cfg.load_from, cfg, trust)
+            state = read_training_state(cfg.load_from, cfg, trust)
         else:
             read_checkpoint(cfg.load_from, trust)
+    randomness = cfg.get("randomness") or {}
+    if state is not None and randomness.get("seed") is None and isinstance(seed := state["meta"].get("seed"), int):
+        cfg.randomness = dict(randomness, seed=seed)
 
 
 def newest_good(cfg: Config, trust: bool = False) -> str | None:
@@ -57,23 +62,28 @@ def newest_good(cfg: Config, trust: bool = False) -> str | None:
     Raises:
         ValueError: there are some, but none is good: a run from the beginning would overwrite them.
     """
+    return _newest(cfg, trust)[0]
+
+
+def _newest(cfg: Config, trust: bool) -> tuple[str | None, dict[str, Any] | None]:
+    """:func:`newest_good`, and what it holds."""
     skipped = []
     for path in _candidates(cfg):
         try:
-            read_training_state(str(path), cfg, trust)
+            state = read_training_state(str(path), cfg, trust)
         except ValueError as error:
             skipped.append(str(error))
             continue
         for reason in skipped:
             print_log(f"--resume passes over {reason}", logger="current", level=30)
-        return str(path)
+        return str(path), state
     if skipped:
         raise ValueError(
             f"--resume: none of the {len(skipped)} checkpoints in {cfg.work_dir} can be resumed, and a run from the "
             f"beginning would overwrite them (move them away, or take another --work-dir): {'; '.join(skipped)}"
         )
     print_log(f"--resume: no checkpoints in {cfg.work_dir}, the run starts from the beginning", logger="current")
-    return None
+    return None, None
 
 
 def read_training_state(path: str, cfg: Config, trust: bool = False) -> dict[str, Any]:

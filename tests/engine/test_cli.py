@@ -55,6 +55,20 @@ def test_traceback_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> No
     assert text.endswith("test_cli.py: no such option: take another\n")
 
 
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/net.pth", "https://no.such.host.invalid/net.pth"])
+def test_weights_that_cannot_be_fetched_are_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    from mmengine.runner.checkpoint import load_checkpoint
+    from torch import nn
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    status, text = answer(lambda: load_checkpoint(nn.Linear(1, 1), address) and None, capsys)
+    assert (status, text.count("\n")) == (2, 1)
+    assert text.startswith(f"test_cli.py: {address} cannot be fetched (")
+    assert f"put the file into {tmp_path}/hub/checkpoints, or leave it out: --cfg-options" in text
+
+
 def test_a_failed_check_is_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     def differs() -> None:
         raise RuntimeError("the file differs from torch")

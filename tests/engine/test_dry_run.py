@@ -31,6 +31,9 @@ class AugmentedTinyData(TinyData):
         super().__init__(**kwargs)
         self.keep, self.before = keep, [self.x[0]]
 
+    def get_data_info(self, i):
+        return dict(width=8, height=8)
+
     def __getitem__(self, i):
         item = super().__getitem__(i)
         image = item["inputs"] * np.random.uniform(0.5, 1.5) + 10 * torch.randn(3, 8, 8)  # noqa: NPY002
@@ -93,6 +96,15 @@ def test_random_augmentation_is_the_same_in_the_resumed_trial(tmp_path, monkeypa
     # a loop by iterations passes by the batches before a resume without loading them
     cfg.train_dataloader.dataset = dict(type="AugmentedTinyData", keep=by_epoch)
     assert "resumed from the checkpoint of step 1: the same network to the last bit" in dry_run(cfg).splitlines()
+
+
+def test_batches_of_like_images_and_no_seed(tmp_path):
+    pytest.importorskip("mmdet")
+    cfg = long(tmp_path / "work")
+    cfg.pop("randomness")
+    cfg.train_dataloader.dataset = dict(type="AugmentedTinyData", keep=True)
+    cfg.train_dataloader.batch_sampler = dict(type="mmdet.AspectRatioBatchSampler")
+    assert dry_run(cfg).splitlines()[-1] == "resumed from the checkpoint of step 1: the same network to the last bit"
 
 
 def test_what_would_stop_the_run_in_its_last_hours_stops_the_trial(tmp_path, monkeypatch):

@@ -59,6 +59,23 @@ DAMAGE = {
 }
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_run_without_a_seed_goes_on_with_its_own(tmp_path, named):
+    """The data sets' draws are as torch's initial seed says, the samplers' as the Runner's."""
+
+    def run(epochs, **more):
+        cfg = tiny_config(tmp_path, epochs=epochs, **more)
+        cfg.pop("randomness")
+        (runner := build_runner(cfg)).train()
+        sampler = runner.train_dataloader.sampler
+        return runner.seed, sampler.seed, load(tmp_path / f"epoch_{epochs}.pth")["meta"]["seed"]
+
+    first = run(5)
+    again = run(6, resume=True, load_from=str(tmp_path / "epoch_5.pth") if named else None)
+    assert {*first} == {*again}
+    assert len({*again}) == 1
+
+
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(work, damage, monkeypatch):
     said = []
