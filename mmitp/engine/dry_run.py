@@ -150,7 +150,8 @@ class _CatchUp(Hook):
 
     def before_train(self, runner: Runner) -> None:
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            for _ in range(runner.epoch):
+            for epoch in range(runner.epoch):
+                runner.message_hub.update_info("epoch", epoch)  # FastCIFAR10 draws by it
                 for _ in runner.train_loop.dataloader:
                     pass
 

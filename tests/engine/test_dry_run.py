@@ -1,5 +1,6 @@
 """A trial of a config: every phase once, nothing left behind, and what would stop the run hours later stops it now."""
 
+import collections
 import copy
 import importlib.util
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine import MessageHub
 from mmengine.registry import DATASETS
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -25,18 +27,22 @@ ITERS = dict(train_cfg=dict(type="IterBasedTrainLoop", max_iters=40_000, val_int
 
 @DATASETS.register_module()
 class AugmentedTinyData(TinyData):
-    """Images are changed by all three generators in use, and mixed with one before them where these are kept."""
+    """Images are changed by all three generators in use, and, where those before are kept, by how often they were read
+    in the Runner's epoch and by one before."""
 
     def __init__(self, keep, **kwargs):
         super().__init__(**kwargs)
-        self.keep, self.before = keep, [self.x[0]]
+        self.keep, self.before, self.reads = keep, [self.x[0]], collections.Counter()
 
     def get_data_info(self, i):
         return dict(width=8, height=8)
 
     def __getitem__(self, i):
         item = super().__getitem__(i)
+        read = MessageHub.get_current_instance().get_info("epoch", 0), i
+        self.reads[read] += 1
         image = item["inputs"] * np.random.uniform(0.5, 1.5) + 10 * torch.randn(3, 8, 8)  # noqa: NPY002
+        image *= self.reads[read] if self.keep else 1
         if self.keep:
             self.before.append(image)
         return dict(item, inputs=(image + random.choice(self.before)) / 2)

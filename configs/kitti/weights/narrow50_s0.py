@@ -1,2 +1,0 @@
-# control: built narrower, seed 0: the network of narrow50_s0.pth.
-_base_ = ["../centernet_dla34x025_kitti1348_short_narrow50.py"]
