@@ -242,7 +242,7 @@ def publish(sweep: Sweep, chosen: list[Run], out: Path) -> None:
             spec = Config.fromfile(str(slimmed)).model.slim.to_dict()
             config, model = DENSE, f'\nmodel = dict(type="mmitp.SlimModel", of="mmdet.CenterNet", slim={spec!r})\n'
         base = os.path.relpath(sweep.configs / f"{config}.py", out)
-        text = f'# {run.row}, seed {run.seed}: the network of {run.name}.pth.\n_base_ = ["{base}"]\n{model}'
+        text = f'# {run.row}, seed {run.seed}:\n# the network of {run.name}.pth.\n_base_ = ["{base}"]\n{model}'
         state = torch.load(folder / "weights.pth", weights_only=True)
         half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
         if wrong := [name for name, value in half.items() if not bool(torch.isfinite(value).all())]:

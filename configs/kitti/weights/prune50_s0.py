@@ -1,4 +1,5 @@
-# pruned, default (early freeze, slimmed on the way), seed 0: the network of prune50_s0.pth.
+# pruned, default (early freeze, slimmed on the way), seed 0:
+# the network of prune50_s0.pth.
 _base_ = ["../centernet_dla34x025_kitti1348_short.py"]
 
 model = dict(
