@@ -3,8 +3,7 @@
 A ``main`` decorated with :func:`command` may raise ``ValueError`` (or :class:`UserError`, the tools' own) wherever our
 code checks something. Files and folders that are missing, protected or full count too, and so does what mmengine says
 of a config's ``type`` or arguments when it builds them, a package that is not installed, and an address that cannot be
-reached. The options that several
-commands share are here. Nothing heavy is imported.
+reached. The options that several commands share are here. Nothing heavy is imported.
 """
 
 from __future__ import annotations
