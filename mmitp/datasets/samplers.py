@@ -1,4 +1,4 @@
-"""Samplers for test sets."""
+"""Samplers of parts of a data set: for tests and for a trial of a config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 
 from mmitp.registry import DATA_SAMPLERS
 
-__all__ = ["EvenSubset"]
+__all__ = ["EvenSubset", "FewSamples"]
 
 
 @DATA_SAMPLERS.register_module()
