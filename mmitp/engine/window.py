@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mmitp.values import is_count, is_number
+
 
 def is_part(value: float) -> bool:
     """Whether a bound is a part of the run, and no number of epochs or iterations."""
@@ -14,6 +16,26 @@ def is_part(value: float) -> bool:
 def whole_units(bound: float, length: int) -> int:
     """A bound in whole epochs or iterations of a run of so many; a part of the run is at least one."""
     return max(round(bound * length), 1) if is_part(bound) else int(bound)
+
+
+def check_window(begin: float, end: float, slim_every: float | None) -> None:
+    """Refuses what no run's window can be.
+
+    Raises:
+        ValueError: a bound or an interval out of range.
+    """
+    if not (is_number(begin, 0) and is_number(end, 0)) or is_part(begin) == is_part(end) and begin >= end:
+        raise ValueError(f"PruneHook needs 0 <= begin < end, got begin={begin!r}, end={end!r}")
+    for name, value in (("begin", begin), ("end", end)):
+        if value != int(value) and not is_part(value):
+            raise ValueError(f"PruneHook {name} must be whole, or a part of the run below 1, got {value}")
+    if slim_every is None:
+        return
+    if not (is_number(slim_every) and slim_every > 0 and (is_part(slim_every) or is_count(slim_every))):
+        raise ValueError(
+            "PruneHook slim_every must be a whole number of epochs (or iterations), or a part of the window below 1, "
+            f"got {slim_every!r}"
+        )
 
 
 def run_window(hook: Mapping[str, Any], loop: Mapping[str, Any], epoch_steps: float) -> tuple[int, int, float]:

@@ -19,6 +19,7 @@ from .convert import fold_masks, mask_model, share_masks
 from .deploy import fold_norms
 from .distill import distillation_loss, open_masks
 from .freeze import freeze_masks, project
+from .freeze_report import FreezeReport
 from .graph import register_op
 from .layers import (
     MaskedConv2d,
@@ -30,7 +31,7 @@ from .layers import (
     register_kind,
 )
 from .masks import MaskedLayer
-from .pruner import FreezeReport, InTrainPruner
+from .pruner import InTrainPruner
 from .slim import SlimPlan, apply_plan, slim
 
 __all__ = [

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,10 +20,11 @@ from torch import Tensor, nn
 
 from .cost import Cost, CostRatio, MacCost
 from .graph import ChannelGraph, LayerRecord, record_graph
-from .layers import Conv2dKind, masked_layers
+from .graph_check import layers_that_move
+from .layers import masked_layers
 from .masks import MaskedLayer, binarize_rows, first_maxima, ste_derivative, weights_of
 from .needs import KeptChannels, Needs, channel_masked, solve_needs
-from .verify import compare, frozen_at, outputs, tensors_in
+from .tables import Copies, Tables, kernel_size, tables_of
 
 if TYPE_CHECKING:
     from .slim import SlimPlan
@@ -42,117 +41,6 @@ class LayerRow(NamedTuple):
     out_channels: int
     out_kept: int
     note: str
-
-
-@dataclass
-class Tables:
-    """Index vectors of the budget, all on one device.
-
-    Mask entries and reader sets (of channels that the same entries keep) are those of
-    :class:`~mmitp.pruning.needs.Needs`. Rows are layers, in the order of :attr:`MacBudget.layers`: ``L`` of them, with
-    ``N`` entries.
-
-    Attributes:
-        pair: ``(L,)`` float64, MACs that an (input, output) pair of channels costs.
-        inp: ``(L,)`` float64, MACs that an input costs besides, while the layer computes any output at all.
-        fixed: ``(L,)`` float64, MACs that stay in any case.
-        in_const: ``(L,)`` float64, inputs that no mask can drop.
-        out_const: ``(L,)`` float64, outputs that are always needed.
-        entry_row: ``(N,)`` int64, the row an entry is counted under (the first of those that share its mask).
-        entry_part: ``(N,)`` int64, the number of its mask, or of the part of a tied one that the same layers read: none
-            of these loses its last entry.
-        in_row, in_entry: ``(I,)`` int64, row and entry of every masked input (of every row that shares a mask).
-        set_of, set_row: ``(K,)`` int64, reader set and row of every reader set that a row computes channels of.
-        set_weight: ``(K,)`` float64, how many outputs of that row they are.
-        pair_set, pair_entry: ``(P,)`` int64, every reader set with every entry in it.
-        entry_count: ``(L,)`` int64, mask entries that are counted under each row, those cut off since included.
-        node_set: ``(n_nodes,)`` int64, every node's reader set, ``n_sets`` for those that are always needed.
-        n_sets: number of reader sets.
-        n_parts: number of masks and of parts of tied ones.
-    """
-
-    pair: Tensor
-    inp: Tensor
-    fixed: Tensor
-    in_const: Tensor
-    out_const: Tensor
-    entry_row: Tensor
-    entry_part: Tensor
-    in_row: Tensor
-    in_entry: Tensor
-    set_of: Tensor
-    set_row: Tensor
-    set_weight: Tensor
-    pair_set: Tensor
-    pair_entry: Tensor
-    node_set: Tensor
-    entry_count: Tensor
-    n_sets: int
-    n_parts: int
-
-    def without(self, keep: Tensor) -> Tables:
-        """The tables once the entries not in ``keep`` (``(N,)`` bool) are off for good and no more in the vectors."""
-        number = keep.long().cumsum(0) - 1
-        inputs, pairs = keep[self.in_entry], keep[self.pair_entry]
-        return replace(
-            self,
-            entry_row=self.entry_row[keep],
-            entry_part=self.entry_part[keep],
-            in_row=self.in_row[inputs],
-            in_entry=number[self.in_entry[inputs]],
-            pair_set=self.pair_set[pairs],
-            pair_entry=number[self.pair_entry[pairs]],
-        )
-
-    def to(self, device: torch.device) -> Tables:
-        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return Tables(**moved)
-
-    def needs(self, on: Tensor) -> tuple[Tensor, Tensor]:
-        """How many entries of each reader set are on, and whether any is: ``(n_sets,)`` in the type of ``on``.
-
-        ``on``: ``(N,)``, the entries as floats of 0 and 1.
-        """
-        readers = on.new_zeros(self.n_sets).index_add_(0, self.pair_set, on[self.pair_entry])
-        return readers, (readers > 0).to(on.dtype)
-
-    def channels(self, on: Tensor, needed: Tensor) -> tuple[Tensor, Tensor]:
-        """Kept inputs and needed outputs of every layer: ``(L,)`` float64 each, from :meth:`needs`."""
-        n_in = self.in_const.index_add(0, self.in_row, on[self.in_entry])
-        n_out = self.out_const.index_add(0, self.set_row, needed[self.set_of] * self.set_weight)
-        return n_in, n_out
-
-
-@dataclass
-class Copies:
-    """The masks of all layers, one after the other, and the entries of the flat vectors they are copies of.
-
-    Attributes:
-        entry: ``(M,)`` int64, the entry of every mask value.
-        first: ``(N,)`` int64, the first mask value of every entry.
-    """
-
-    entry: Tensor
-    first: Tensor
-
-    @classmethod
-    def of(cls, entry: Tensor, n: int) -> Copies:
-        first = torch.full((n,), len(entry)).scatter_reduce(0, entry, torch.arange(len(entry)), "amin")
-        return cls(entry, first)
-
-    def without(self, keep: Tensor) -> Copies:
-        """Once the entries not in ``keep`` (``(N,)`` bool) are cut off."""
-        number = keep.long().cumsum(0) - 1
-        return Copies.of(number[self.entry[keep[self.entry]]], int(keep.sum()))
-
-    def summed(self, values: Tensor) -> Tensor:
-        """``(N,)``: the sum over every entry's copies."""
-        return values.new_zeros(len(self.first)).index_add(0, self.entry, values)
-
-    def one_of_each(self, values: Tensor) -> Tensor:
-        """``(N,)``: copies are equal; the gradient of an entry is that of each of them."""
-        picked = values.detach()[self.first]
-        return picked + self.summed(values - values.detach()) if values.requires_grad else picked
 
 
 class MacBudget:
@@ -257,7 +145,7 @@ class MacBudget:
             self._copies[torch.device("cpu")] = Copies.of(torch.cat(held), self.n_entries)
         self.dense_macs = sum(record.dense_macs for record in self.layers)
         self._tables: dict[torch.device, Tables] = {}
-        self._tables[torch.device("cpu")] = self._build_tables()
+        self._tables[torch.device("cpu")] = tables_of(self.layers, self.needs)
 
     def hold_masks(self) -> None:
         """Freezes the masks that do not count with every channel on.
@@ -269,73 +157,6 @@ class MacBudget:
         for layer in self._held:
             if not layer.mask_frozen:
                 layer.freeze_mask(torch.ones_like(layer.prune_pattern))
-
-    def _build_tables(self) -> Tables:
-        pair, inp, fixed, in_const, out_const = [], [], [], [], []
-        entry_row: list[Tensor] = []
-        entry_part = torch.zeros(self.n_entries, dtype=torch.long)
-        parts: dict[int, int] = {}  # the first entry of every part -> its number
-        in_row: list[Tensor] = []
-        in_entry: list[Tensor] = []
-        set_of, set_row, set_weight = [], [], []
-        for row, (record, entries) in enumerate(zip(self.layers, self.needs.layer_entries, strict=True)):
-            masked = entries is not None and record.mask is not None
-            per_weight = masked and not channel_masked(record)
-            pair.append(record.pair_macs // (1 if not per_weight else self._kernel_size(record)))
-            # Single weights are masked in the product alone; what costs an input besides (offsets) stays dense.
-            inp.append(0 if per_weight else record.input_macs)
-            fixed.append(record.own_macs + (record.input_macs * record.n_in if per_weight else 0))
-            if masked:
-                assert entries is not None
-                in_row.append(torch.full_like(entries, row))
-                in_entry.append(entries)
-                new = int(entries.max()) + 1 - sum(map(len, entry_row)) if len(entries) else 0
-                entry_row.append(torch.full((max(new, 0),), row))
-                assert record.mask is not None
-                for part in _parts_of(entries, record.mask.mask_parts):
-                    entry_part[part] = parts.setdefault(int(part.min()), len(parts))
-            in_const.append(0 if masked else record.n_in // record.groups)
-            if per_weight:
-                out_const.append(1)
-                continue
-            nodes, width = record.output_nodes()
-            sets, counts = self.needs.node_set[nodes].unique(return_counts=True)
-            out_const.append(int(counts[sets < 0].sum()) * width)
-            set_of.append(sets[sets >= 0])
-            set_weight.append(counts[sets >= 0] * width)
-            set_row.append(torch.full_like(set_of[-1], row))
-
-        def ints(chunks: Sequence[Tensor]) -> Tensor:
-            return torch.cat([*chunks, torch.empty(0, dtype=torch.long)])
-
-        def floats(values: Sequence[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float64)
-
-        return Tables(
-            floats(pair),
-            floats(inp),
-            floats(fixed),
-            floats(in_const),
-            floats(out_const),
-            ints(entry_row),
-            entry_part,
-            ints(in_row),
-            ints(in_entry),
-            ints(set_of),
-            ints(set_row),
-            ints(set_weight).double(),
-            self.needs.pairs[0],
-            self.needs.pairs[1],
-            torch.where(self.needs.node_set < 0, self.needs.n_sets, self.needs.node_set),
-            torch.bincount(ints(entry_row), minlength=len(self.layers)),
-            self.needs.n_sets,
-            len(parts),
-        )
-
-    @staticmethod
-    def _kernel_size(record: LayerRecord) -> int:
-        assert record.mask is not None
-        return record.mask.weight[0, 0].numel()
 
     # -- a network that is cut while its masks train (mmitp.pruning.progressive)
 
@@ -594,7 +415,7 @@ class MacBudget:
         for i, (record, entries) in enumerate(zip(self.layers, self.needs.layer_entries, strict=True)):
             in_kept, out_kept, note = int(n_in[i]), int(n_out[i]), record.note
             if entries is not None and not channel_masked(record):
-                note = f"{in_kept} of {record.n_in * record.n_out * self._kernel_size(record)} weights kept"
+                note = f"{in_kept} of {record.n_in * record.n_out * kernel_size(record)} weights kept"
                 in_kept, out_kept = record.n_in, record.n_out
             elif record.groups > 1:
                 in_kept = out_kept * record.n_in // record.n_out
@@ -626,7 +447,8 @@ class MacBudget:
         # Half of the masks show what a usual pattern drops; next to none, what has many readers and seldom drops.
         for keep in (0.5, 0.0):
             pattern = self.binarize(keep - torch.rand(self.n_entries, generator=generator))
-            moved = self._layers_that_move(model, examples, pattern)
+            needed = self.node_needs(pattern)
+            moved = layers_that_move(model, examples, self.layers, self.patterns(pattern), needed)
             for index in moved:
                 record = self.layers[index]
                 self.graph.always[record.out_nodes] = True
@@ -635,104 +457,3 @@ class MacBudget:
                 self._prepare()
                 if not self.n_entries:
                     return
-
-    @torch.no_grad()
-    def _layers_that_move(self, model: nn.Module, examples: Sequence[Any], pattern: Tensor) -> list[int]:
-        needed = self.node_needs(pattern)
-        candidates = [
-            i for i, r in enumerate(self.layers) if r.module is not None and not bool(needed[r.out_nodes].all())
-        ]
-        moved: set[int] = set()
-        with frozen_at(self.patterns(pattern)), _opened(model):
-            for number, example in enumerate(examples):
-                still = self._outputs_and_work(model, example, first=number == 0)
-                if self._moves(model, example, candidates, needed, still):
-                    each = [i for i in candidates if self._moves(model, example, [i], needed, still)]
-                    moved.update(each or candidates)
-        return sorted(moved)
-
-    def _outputs_and_work(self, model: nn.Module, example_inputs: Any, first: bool) -> dict[str, Tensor]:
-        """The outputs; names the layers whose work changed with the pattern, as it does after proposals."""
-        if not first:
-            return outputs(model, example_inputs)
-        work: dict[int, int] = {}
-        with ExitStack() as hooks:
-            for i, record in enumerate(self.layers):
-                if record.module is None or record.kind is None:
-                    continue
-
-                def count(
-                    module: nn.Module, args: Any, kwargs: Any, out: Tensor, i: int = i, kind: Conv2dKind = record.kind
-                ) -> None:
-                    x = next(tensors_in((args, kwargs)))
-                    work[i] = work.get(i, 0) + kind.pair_macs(module, x, out)
-
-                hooks.enter_context(record.module.register_forward_hook(count, with_kwargs=True))
-            still = outputs(model, example_inputs)
-        for i, macs in work.items():
-            if macs != self.layers[i].pair_macs:
-                self.layers[i].note = "its work depends on the data: the recorded pass's MACs stand"
-        return still
-
-    def _moves(
-        self, model: nn.Module, example_inputs: Any, rows: list[int], needed: Tensor, still: dict[str, Tensor]
-    ) -> bool:
-        generator = torch.Generator().manual_seed(0)
-
-        def noise(like: Tensor) -> Tensor:
-            return torch.randn(like.shape, generator=generator).to(like)
-
-        with ExitStack() as hooks:
-            for i in rows:
-                record = self.layers[i]
-                assert record.module is not None
-                assert record.kind is not None
-                drop = ~needed[record.out_nodes]
-                dim = -1 if record.kind.linear else -3
-
-                def add_noise(module: nn.Module, args: Any, out: Tensor, drop: Tensor = drop, dim: int = dim) -> Tensor:
-                    if not out.numel():  # no proposals came this far
-                        return out
-                    shape = [1] * out.dim()
-                    shape[dim] = -1
-                    # of either sign and of no shape: nothing later can be blind to it
-                    return out + drop.to(out).view(shape) * (1 + out.abs().amax()) * noise(out)
-
-                hooks.enter_context(record.module.register_forward_hook(add_noise))
-            moved = outputs(model, example_inputs)
-        return bool(compare(still, moved, rtol=1e-5))
-
-
-def _parts_of(entries: Tensor, numbers: Tensor | None) -> list[Tensor]:
-    """A mask's entries, those of each part of a tied one apart."""
-    if numbers is None:
-        return [entries] if len(entries) else []
-    return [entries[numbers == number] for number in numbers.unique().tolist()]
-
-
-#: A parameter below this everywhere may hide what it multiplies: layers that training starts at zero or close to it
-#: (``zero_init_residual``, LayerScale's 1e-6, new branches).
-_CLOSED = 1e-2
-
-
-@contextmanager
-def _opened(model: nn.Module) -> Iterator[None]:
-    """The model for a while with values of ordinary size in place of parameters that are zero or close to it."""
-    generator = torch.Generator().manual_seed(0)
-    before: list[tuple[Tensor, Tensor]] = []
-    for _, p in weights_of(model):
-        if not p.is_floating_point() or not p.numel():
-            continue
-        closed = p == 0 if float(p.abs().max()) > _CLOSED else torch.ones_like(p, dtype=torch.bool)
-        if bool(closed.any()):
-            fan = max(p[0].numel(), 1) if p.dim() > 1 else 1
-            values = (0.2 + 0.8 * torch.rand(p.shape, generator=generator)) / fan**0.5
-            if fan > 1:
-                values *= torch.randint(2, p.shape, generator=generator) * 2 - 1
-            before.append((p.data, p.data.clone()))
-            p.data.copy_(torch.where(closed, values.to(p), p))
-    try:
-        yield
-    finally:
-        for now, old in before:
-            now.copy_(old)

@@ -19,8 +19,9 @@ from .masks import ste_derivative, weights_of
 from .needs import channel_masked
 
 if TYPE_CHECKING:
-    from .budget import MacBudget, Tables
+    from .budget import MacBudget
     from .graph import LayerRecord
+    from .tables import Tables
 
 
 class Cost:
@@ -77,7 +78,7 @@ class Cost:
 
 class MacCost(Cost):
     """Multiply-accumulates, exact: ``pair * n_in * n_out + inp * n_in`` a layer that computes anything, and ``fixed``
-    (see :class:`mmitp.pruning.budget.Tables`)."""
+    (see :class:`mmitp.pruning.tables.Tables`)."""
 
     what, unit = "operations", "MACs"
 

@@ -17,8 +17,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,10 +25,10 @@ from torch import Tensor, nn
 
 from mmitp.values import unlike
 
-from .budget import LayerRow, MacBudget
+from .budget import MacBudget
 from .cost import Cost, make_cost
+from .device_state import DeviceState
 from .freeze import (
-    Projection,
     cost_limit,
     floors,
     freeze_masks,
@@ -39,6 +38,7 @@ from .freeze import (
     require_finite,
     require_reachable,
 )
+from .freeze_report import Clock, FreezeReport, freeze_report
 from .latency import LatencyCost
 from .layers import masked_layers
 from .live import plan_live, require_channels, shrink_live
@@ -56,7 +56,6 @@ from .pressure import (
     task_gradient,
 )
 from .progressive import OffTimes, cut_state, entries_to_keep, note_cut, plan_cut, restore_cut
-from .report import parameter_counts
 from .settings import (
     OUTCOME,
     check_cuts,
@@ -74,57 +73,6 @@ logger = logging.getLogger(__name__)
 #: In a window the pruner reads the device so many times at most; where its length is not known, every so many steps.
 READS = 50
 READ_EVERY = 100
-
-
-class Clock(Protocol):
-    """What holds a latency budget to the clock, see :class:`mmitp.pruning.latency.Calibration`."""
-
-    clock: float
-    table: float
-
-    def observe(self) -> bool: ...
-
-    def project(self, fill: bool = False) -> Projection: ...
-
-
-@dataclass
-class FreezeReport:
-    """What :meth:`InTrainPruner.freeze` did; :meth:`to_dict` is JSON-able.
-
-    Attributes:
-        target: ``psi*``.
-        ratio: part of the cost kept under the frozen masks, not above the target unless ``on_miss='warn'``.
-        ratio_before: part kept under the masks as they were trained.
-        cost, unit: what ``ratio`` is about (``'operations'``, ``'MACs'``).
-        cost_dense, cost_kept: in the unit.
-        macs_dense, macs_kept: multiply-accumulates for the example.
-        params_dense, params_kept: parameters, as the slimmed network has them.
-        granularity: ``'channel'`` or ``'weight'``.
-        switched_off, switched_on: masks changed by the freeze, to meet the target and to fill it.
-        by_clock, by_table: latency as part of the dense one's, where it is the cost and was measured.
-        layers: a row a layer.
-    """
-
-    target: float
-    ratio: float
-    ratio_before: float
-    cost: str
-    unit: str
-    cost_dense: int
-    cost_kept: int
-    macs_dense: int
-    macs_kept: int
-    params_dense: int
-    params_kept: int
-    granularity: str
-    switched_off: int
-    switched_on: int
-    by_clock: float | None
-    by_table: float | None
-    layers: list[LayerRow]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "layers": [row._asdict() for row in self.layers]}
 
 
 class InTrainPruner:
@@ -251,7 +199,7 @@ class InTrainPruner:
         self.warn = warn
         self._task: tuple[Tensor, Tensor] | None = None
         device = next(iter(self.masks.values())).prune_mask.device
-        self._device = _DeviceState(torch.zeros(self.budget.n_entries, device=device), self.floor)
+        self._device = DeviceState(torch.zeros(self.budget.n_entries, device=device), self.floor)
         self._handles: list[Any] = []
         self._captured = False
         self._bank: MaskBank | None = None if self.frozen else MaskBank(model, self.masks.values())
@@ -573,6 +521,9 @@ class InTrainPruner:
             self._bank = None
         return self._report(before, switched_off, switched_on)
 
+    def _report(self, before: float, switched_off: int = 0, switched_on: int = 0) -> FreezeReport:
+        return freeze_report(self.model, self.budget, self.target, before, switched_off, switched_on, self.clock)
+
     @staticmethod
     def _of_main(pattern: Tensor, device: torch.device) -> Tensor:
         """The main process's pattern, in all of them."""
@@ -582,34 +533,9 @@ class InTrainPruner:
         dist.broadcast(shared, 0)
         return shared.to("cpu", torch.bool)
 
-    def _report(self, before: float, switched_off: int, switched_on: int) -> FreezeReport:
-        params_dense, params_kept = parameter_counts(self.model, self.budget)
-        return FreezeReport(
-            target=self.target,
-            ratio=self.ratio(),
-            ratio_before=before,
-            cost=self.budget.what,
-            unit=self.budget.unit,
-            cost_dense=self.budget.dense_cost,
-            cost_kept=self.budget.kept_cost(),
-            macs_dense=self.budget.dense_macs,
-            macs_kept=self.budget.kept_macs(),
-            params_dense=params_dense,
-            params_kept=params_kept,
-            granularity="weight" if self._masks_weights() else "channel",
-            switched_off=switched_off,
-            switched_on=switched_on,
-            by_clock=self.clock.clock if self.clock is not None else None,
-            by_table=self.clock.table if self.clock is not None else None,
-            layers=self.budget.table(),
-        )
-
-    def _masks_weights(self) -> bool:
-        return any(layer.mask_granularity == "weight" for layer in self.masks.values())
-
     def report(self) -> FreezeReport:
         """The figures under the masks' present patterns, frozen or not."""
-        return self._report(self.ratio(), 0, 0)
+        return self._report(self.ratio())
 
     def slim(self, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
         """The network without masks and without what they drop.
@@ -712,50 +638,3 @@ class InTrainPruner:
         if self.frozen and self._bank is not None:
             self._bank.remove()
             self._bank = None
-
-
-class _DeviceState:
-    """What :meth:`InTrainPruner.update` remembers, where the masks are: it is changed in place.
-
-    Attributes:
-        counts: ``(3,)`` int64: steps seen in the window, those of them skipped, and steps since a mask was first not
-            finite (that one counts too).
-        poisoned: flat bool, the masks that were not finite then.
-        floor: see :func:`mmitp.pruning.freeze.floors`.
-    """
-
-    def __init__(self, masks: Tensor, floor: Tensor) -> None:
-        self.counts = torch.zeros(3, dtype=torch.long, device=masks.device)
-        self.poisoned = torch.zeros_like(masks, dtype=torch.bool)
-        self.floor = floor.to(masks.device)
-
-    @property
-    def seen(self) -> Tensor:
-        return self.counts[0]
-
-    def to(self, masks: Tensor) -> None:
-        """Moves along with a model that was moved."""
-        if self.counts.device != masks.device:
-            for name in ("counts", "poisoned", "floor"):
-                setattr(self, name, getattr(self, name).to(masks.device))
-
-    def start(self, seen: int, skipped: int) -> None:
-        """Goes on after so many steps of the window."""
-        self.counts.copy_(torch.tensor([seen, skipped, 0]))
-        self.poisoned.zero_()
-
-    def note(self, masks: Tensor) -> Tensor:
-        """Remembers the first masks that are not finite; whether all are now."""
-        wrong = ~torch.isfinite(masks)
-        self.poisoned.copy_(torch.where(self.poisoned.any(), self.poisoned, wrong))
-        self.counts[2].add_(self.poisoned.any())
-        return ~wrong.any()
-
-    def keep(self, keep: Tensor) -> None:
-        """Forgets the entries not in ``keep`` (flat bool)."""
-        self.poisoned = self.poisoned[keep.to(self.poisoned.device)]
-
-    def count(self, usable: Tensor) -> None:
-        """Counts a step of the window."""
-        self.counts[0].add_(1)
-        self.counts[1].add_(~usable)

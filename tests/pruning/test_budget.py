@@ -12,10 +12,10 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from mmitp.pruning import MacBudget, mask_model, masked_layers, slim
-from mmitp.pruning.budget import _opened
 from mmitp.pruning.check import check_slimming
 from mmitp.pruning.graph import channelwise
 from mmitp.pruning.graph.ops import HANDLERS
+from mmitp.pruning.graph_check import opened
 
 STE = 0.2099871708  # dM_b/dM at M = 1
 
@@ -441,7 +441,7 @@ def test_a_tensor_that_starts_closed_in_part_is_opened_there_and_nowhere_else() 
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([0.0, 1.0, 0.5, 0.0]))
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    with _opened(net):
+    with opened(net):
         weight = net[0].weight
         assert weight[[1, 2]].tolist() == [1.0, 0.5]
         assert bool((weight[[0, 3]] >= 0.2).all())

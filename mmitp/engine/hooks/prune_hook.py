@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,22 +16,24 @@ from mmengine.hooks import CheckpointHook, EMAHook, Hook, LoggerHook
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
-from torch import Tensor, nn
+from torch import nn
 
 from mmitp.engine.attack import unwrap
+from mmitp.engine.calibrate import calibration
 from mmitp.engine.example import blank_example, example_inputs
+from mmitp.engine.prune_log import tell_freeze, tell_groups, tell_ratio
 from mmitp.engine.surgery import require_same_training, require_slimmable, slim_runner, without_runner_hooks
-from mmitp.engine.window import is_part, whole_units
+from mmitp.engine.window import check_window, is_part, whole_units
 from mmitp.files import write_whole
 from mmitp.models.slim_config import is_masked, slim_config
-from mmitp.pruning import LayerRow, MacBudget, MaskedLayer, SlimPlan, masked_layers
+from mmitp.pruning import MacBudget, MaskedLayer, SlimPlan, masked_layers
 from mmitp.pruning.cost import Cost, make_cost
 from mmitp.pruning.freeze import NotFinite
-from mmitp.pruning.latency import Calibration, LatencyCost, clock_ratio, processor
+from mmitp.pruning.latency import Calibration, LatencyCost
 from mmitp.pruning.live import plan_live
 from mmitp.pruning.masks import weights_of
 from mmitp.pruning.progressive import restore_cut
-from mmitp.pruning.pruner import FreezeReport, InTrainPruner
+from mmitp.pruning.pruner import InTrainPruner
 from mmitp.pruning.settings import (
     OUTCOME,
     check_settings,
@@ -43,7 +44,7 @@ from mmitp.pruning.settings import (
     require_same_layout,
 )
 from mmitp.registry import HOOKS
-from mmitp.values import is_count, is_number, is_size, unlike
+from mmitp.values import is_size, unlike
 
 STATE_KEY = "mmitp_prune_hook"
 
@@ -135,24 +136,14 @@ class PruneHook(Hook):
             check_settings(target, b, lr, 1, push, min_keep, divisor, on_miss)
         except ValueError as error:
             raise ValueError(f"PruneHook {error}") from None
-        if not (is_number(begin, 0) and is_number(end, 0)) or is_part(begin) == is_part(end) and begin >= end:
-            raise ValueError(f"PruneHook needs 0 <= begin < end, got begin={begin!r}, end={end!r}")
-        for name, value in (("begin", begin), ("end", end)):
-            if value != int(value) and not is_part(value):
-                raise ValueError(f"PruneHook {name} must be whole, or a part of the run below 1, got {value}")
+        check_window(begin, end, slim_every)
         if interval not in ("iter", "epoch"):
             raise ValueError(f"PruneHook interval must be 'iter' or 'epoch', got {interval!r}")
         for name, flag in (("fill", fill), ("slim_at_end", slim_at_end), ("by_epoch", by_epoch)):
             if not isinstance(flag, bool):
                 raise ValueError(f"PruneHook {name} must be True or False, got {flag!r}")
-        if slim_every is not None:
-            if not (is_number(slim_every) and slim_every > 0 and (is_part(slim_every) or is_count(slim_every))):
-                raise ValueError(
-                    "PruneHook slim_every must be a whole number of epochs (or iterations), or a part of the window "
-                    f"below 1, got {slim_every!r}"
-                )
-            if not slim_at_end:
-                raise ValueError("PruneHook slim_every needs slim_at_end=True: it slims on the way there")
+        if slim_every is not None and not slim_at_end:
+            raise ValueError("PruneHook slim_every needs slim_at_end=True: it slims on the way there")
         self.slim_every = slim_every
         if input_shape is not None and not is_size(input_shape):
             raise ValueError(f"PruneHook input_shape must be two whole numbers of pixels (H, W), got {input_shape!r}")
@@ -212,7 +203,8 @@ class PruneHook(Hook):
             require_slimmable(runner)
         self._check_window(runner)
         optimizer = self._optimizer(runner)
-        self._report_groups(optimizer)
+        require_in_optimizer(self.masks, optimizer)
+        tell_groups(self.masks, optimizer, self.logger)
         self._spare_masks_from_clipping(runner.optim_wrapper)
         before, after = self._take_gradients, self._optimizer_2
         if runner.cfg.get("compile"):  # it traces the optimizer's step too; the host's half would be traced every time
@@ -260,22 +252,6 @@ class PruneHook(Hook):
         if isinstance(wrapper, OptimWrapperDict) or not isinstance(wrapper, OptimWrapper):
             raise ValueError(f"PruneHook needs a single OptimWrapper, got {type(wrapper).__name__}")
         return wrapper.optimizer
-
-    def _report_groups(self, optimizer: torch.optim.Optimizer) -> None:
-        """Says what the optimizer does to the masks: parameter-wise options can change it unseen."""
-        require_in_optimizer(self.masks, optimizer)
-        ids = {id(layer.prune_mask) for layer in self.masks.values()}
-        seen: dict[tuple[float, float, str], int] = {}
-        for group in optimizer.param_groups:
-            if count := sum(id(p) in ids for p in group["params"]):
-                decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
-                kind = "decoupled" if decoupled else "L2"
-                key = (float(group["lr"]), float(group.get("weight_decay", 0.0)), kind)
-                seen[key] = seen.get(key, 0) + count
-        for (lr, decay, kind), count in seen.items():
-            self.logger.info(
-                f"PruneHook: {count} masks in {type(optimizer).__name__} with lr {lr:g}, {kind} weight decay {decay:g}"
-            )
 
     def _spare_masks_from_clipping(self, wrapper: OptimWrapper) -> None:
         """Clipping by norm sees the weights only: mask gradients neither count in the norm nor are scaled."""
@@ -337,7 +313,9 @@ class PruneHook(Hook):
             require_same_training(model, example, data_batch)
         if isinstance(self.cost, LatencyCost) and not self.frozen:
             blank = blank_example(model, self.input_shape, example["inputs"].shape[1], self.cost.table.get("batch", 1))
-            self.pruner.clock = self.calibration = self._calibration(model, blank, budget, self.cost)
+            divisor, min_keep = self.arguments["divisor"], self.arguments["min_keep"]
+            self.calibration = calibration(model, blank, budget, self.cost, self.target, self._warn, divisor, min_keep)
+            self.pruner.clock = self.calibration
 
     def _steps_between_cuts(self, runner: Runner) -> int | None:
         """``slim_every`` in steps of Optimizer 2."""
@@ -350,34 +328,6 @@ class PruneHook(Hook):
 
     def _warn(self, text: str) -> None:
         self.logger.warning(f"PruneHook: {text}")
-
-    def _calibration(
-        self, model: nn.Module, example: dict[str, Any], budget: MacBudget, cost: LatencyCost
-    ) -> Calibration | None:
-        table = cost.table
-        measured_on, here = table.get("machine", "an unknown machine"), processor(table.get("device", "cpu"))
-        if not self._of_main(lambda: measured_on == here):
-            self._warn(
-                f"{cost.source} was measured on {measured_on}, this is {here or 'without such a device'}: "
-                f"its times cannot be checked here. The target is met by the table, with {1 - cost.counted:.2g} of the "
-                "saving not counted on; benchmark the slimmed network on its own machine"
-            )
-            return None
-
-        def measure(pattern: Tensor) -> float:
-            with without_runner_hooks(model):
-                return self._of_main(lambda: clock_ratio(model, example, budget, pattern))
-
-        return Calibration(budget, self.target, measure, self.arguments["divisor"], self.arguments["min_keep"])
-
-    @staticmethod
-    def _of_main(value: Callable[[], float]) -> float:
-        """What the main process finds, in all of them: no two clocks agree."""
-        found = torch.zeros(1, dtype=torch.float64)
-        if is_main_process():
-            found[0] = value()
-        broadcast(found)
-        return float(found)
 
     def _ratio(self) -> float:
         if self.slimmed is not None:
@@ -527,11 +477,7 @@ class PruneHook(Hook):
             raise type(error)(f"PruneHook: {error}") from None
         self._steps_now = False
         self._sync_ema(runner)
-        self.logger.info(
-            f"PruneHook: masks frozen at {report.ratio:.4f} of the {report.cost} ({report.cost_kept} of "
-            f"{report.cost_dense} {report.unit}; {report.ratio_before:.4f} before), target {self.target}: "
-            f"{report.switched_off} masks switched off to meet it, {report.switched_on} switched on to fill it"
-        )
+        tell_ratio(report, self.logger)
         if self.calibration is not None:
             self._tell_clock()
             if self.arguments["on_miss"] == "project" and self.calibration.clock > self.target:
@@ -539,27 +485,7 @@ class PruneHook(Hook):
                     f"the target {self.target} is missed by the clock: even the cheapest network the masks "
                     f"allow takes {self.calibration.clock:.4f} of the dense latency, whatever its table says"
                 )
-        self._tell(runner, report, done)
-
-    def _tell(self, runner: Runner, report: FreezeReport, done: int) -> None:
-        """The frozen network in the log, on the visualizer, and as ``<work_dir>/pruning.json``."""
-        how = (
-            "single weights: the operations are multiplications by those not masked to zero, and slimming keeps zeros"
-            if report.granularity == "weight"
-            else "as the slimmed network has them"
-        )
-        part = report.params_kept / report.params_dense
-        self.logger.info(
-            f"PruneHook: {report.params_kept} of {report.params_dense} parameters kept ({part:.4f}), {how}"
-        )
-        self.logger.info("PruneHook: channels kept by layer\n" + format_table(report.layers))
-        if hasattr(runner, "visualizer"):
-            runner.visualizer.add_scalars(
-                {f"channels_kept/{row.name}": row.in_kept / row.in_channels for row in report.layers},
-                step=done,
-            )
-        if is_main_process():
-            write_whole(os.path.join(runner.work_dir, "pruning.json"), json.dumps(report.to_dict(), indent=1))
+        tell_freeze(report, runner, done, self.logger)
 
     def _cut(self, runner: Runner) -> None:
         """Progressive slimming, between two iterations."""
@@ -721,15 +647,3 @@ class PruneHook(Hook):
     @staticmethod
     def _model(runner: Runner) -> nn.Module:
         return unwrap(runner.model)
-
-
-def format_table(rows: Sequence[LayerRow]) -> str:
-    """The budget's rows as aligned text."""
-    width = max(len(row.name) for row in rows)
-    lines = [f"{'layer':<{width}}  {'in':>11}  {'out':>11}  {'MMACs dense':>12}  {'kept':>10}"]
-    for r in rows:
-        lines.append(
-            f"{r.name:<{width}}  {f'{r.in_kept}/{r.in_channels}':>11}  {f'{r.out_kept}/{r.out_channels}':>11}  "
-            f"{r.macs_dense / 1e6:>12.2f}  {r.macs_kept / 1e6:>10.2f}  {r.note}".rstrip()
-        )
-    return "\n".join(lines)
