@@ -73,11 +73,9 @@ ROWS = {
 #: the same from weights trained on generated scenes
 STARTED = "started_"
 ROWS |= {f"{STARTED}{name}": (ending, f"{row}, common start", target) for name, (ending, row, target) in ROWS.items()}
-ROWS[f"{STARTED}prune50"] = (
-    "_prune50_brief",
-    "pruned, default (window of two epochs, slimmed on the way), common start",
-    0.5,
-)
+BRIEF = "default (window of two epochs, slimmed on the way)"
+ROWS[f"{STARTED}prune50"] = ("_prune50_brief", f"pruned, {BRIEF}, common start", 0.5)
+ROWS[f"{STARTED}prune50_robust"] = ("_prune50_brief_robust", f"pruned, {BRIEF}, FastAT, common start", 0.5)
 #: pruned network -> the network built narrower that it has to beat
 CONTROLS = {"prune50": "narrow50", "prune50_paper": "narrow50"}
 CONTROLS |= {f"{STARTED}{name}": f"{STARTED}{control}" for name, control in CONTROLS.items()}
