@@ -132,8 +132,9 @@ def share_masks(model: nn.Module, example_inputs: Any) -> list[list[str]]:
     goes on behind zero channels, a shuffle), have masks that are *tied*: each has its own Parameter, and what stands
     for one channel in several of them is one entry of the budget. Tied entries start equal, and
     :class:`~mmitp.pruning.InTrainPruner` keeps them so (a loop of your own calls
-    :meth:`MacBudget.tie_gradients <mmitp.pruning.MacBudget.tie_gradients>`). A channel dropped goes everywhere. A layer
-    that reads a channel twice keeps a mask of its own.
+    :meth:`MacBudget.tie_gradients <mmitp.pruning.MacBudget.tie_gradients>`). A channel dropped goes everywhere. Entries
+    of one mask that stand for one channel are tied likewise: a layer may read a stream's tensors from before and after
+    a block.
 
     Args:
         model: masked model, not yet wrapped for distributed training, not yet given to an optimizer.
@@ -180,20 +181,19 @@ _Group = tuple[int, ...]
 
 
 def _tie_overlapping(groups: dict[_Group, list[tuple[str, MaskedLayer]]]) -> list[list[_Group]]:
-    """Ties the masks of layers that have some of their input channels in common; the groups that belong together then,
-    those of more than one layer.
+    """Ties the masks of layers that have some of their input channels in common, and those that have one twice; the
+    groups that belong together then, those of more than one layer.
 
     Args:
         groups: streams' channels that a layer reads, in its order -> the layers that read these.
     """
     families: list[list[_Group]] = []
     for group in groups:
-        if len(set(group)) == len(group):  # a channel read twice is a mask entry twice: such a mask is nobody else's
-            met = [f for f in families if any(not set(group).isdisjoint(other) for other in f)]
-            families = [f for f in families if f not in met]
-            families.append([*(other for f in met for other in f), group])
+        met = [f for f in families if any(not set(group).isdisjoint(other) for other in f)]
+        families = [f for f in families if f not in met]
+        families.append([*(other for f in met for other in f), group])
     for members in families:
-        if len(members) == 1:
+        if len(members) == 1 and len(set(members[0])) == len(members[0]):
             continue
         readers: dict[int, set[_Group]] = {}  # of every channel
         for group in members:
@@ -203,8 +203,7 @@ def _tie_overlapping(groups: dict[_Group, list[tuple[str, MaskedLayer]]]) -> lis
             parts: dict[frozenset[_Group], int] = {}
             numbers = [parts.setdefault(frozenset(readers[channel]), len(parts)) for channel in group]
             for _, layer in groups[group]:
-                layer.mask_ties, layer.mask_parts = torch.tensor(group), torch.tensor(numbers)
-    families += [[group] for group in groups if len(set(group)) < len(group)]
+                layer.tie_mask(torch.tensor(group), torch.tensor(numbers))
     return [members for members in families if sum(len(groups[group]) for group in members) > 1]
 
 

@@ -160,11 +160,14 @@ class MaskedLayer(nn.Module):
     #: dimension of the input that counts them, from behind (-1 in a linear layer)
     input_dim: int = -3
     #: ``(in_channels,)`` int64 where the mask is tied to those of other layers (:func:`mmitp.pruning.share_masks`):
-    #: entries of one number are one entry
+    #: entries of one number are one entry, also within the mask
     mask_ties: Tensor | None = None
     #: and which part of the mask an entry belongs to, ``(in_channels,)`` int64: the channels that the same layers read.
     #: No part loses its last channel
     mask_parts: Tensor | None = None
+    #: and which entry decides for an entry, ``(in_channels,)`` int64: the mask's first one of the same number. None
+    #: where all have numbers of their own
+    mask_firsts: Tensor | None = None
     #: ``M_b`` and ``dM_b/dM`` while a :class:`MaskBank` has them ready
     evaluated: tuple[Tensor, Tensor] | None = None
 
@@ -184,6 +187,14 @@ class MaskedLayer(nn.Module):
         self.prune_mask = nn.Parameter(torch.full(shape, float(init), device=weight.device, dtype=torch.float32))
         self.register_buffer("prune_pattern", torch.full_like(self.prune_mask, TRAINABLE, requires_grad=False))
 
+    def tie_mask(self, ties: Tensor, parts: Tensor) -> None:
+        """Ties the mask's entries to others by their numbers (``mask_ties``, ``mask_parts``)."""
+        _, number = ties.unique(return_inverse=True)
+        places = torch.arange(len(ties))
+        firsts = torch.full_like(places, len(ties)).scatter_reduce(0, number, places, "amin")[number]
+        self.mask_ties, self.mask_parts = ties, parts
+        self.mask_firsts = None if torch.equal(firsts, places) else firsts
+
     def binary_mask(self) -> Tensor:
         """The pattern in force, float {0, 1}, without gradient: the frozen one, else that of the present ``M``."""
         if self.mask_frozen:
@@ -194,7 +205,8 @@ class MaskedLayer(nn.Module):
         if self.mask_parts is None:
             return binarize(mask)
         rows = self.mask_parts.to(mask.device)
-        return binarize_rows(mask, rows, int(self.mask_parts.max()) + 1).to(mask.dtype)
+        on = binarize_rows(mask, rows, int(self.mask_parts.max()) + 1).to(mask.dtype)
+        return on if self.mask_firsts is None else on[self.mask_firsts.to(mask.device)]
 
     def masked_weight(self) -> Tensor:
         """``W~ = W * M_b`` (S2), in the weight's shape."""
@@ -309,7 +321,7 @@ class MaskedLayer(nn.Module):
         del self.prune_pattern
         for name in ("mask_granularity", "mask_init", "mask_frozen"):
             delattr(self, name)
-        for name in ("mask_ties", "mask_parts"):
+        for name in ("mask_ties", "mask_parts", "mask_firsts"):
             self.__dict__.pop(name, None)
         dense = self.dense_type
         del self.dense_type
@@ -369,7 +381,8 @@ class MaskBank:
     def __init__(self, model: nn.Module, layers: Iterable[MaskedLayer]) -> None:
         self.layers = list(layers)
         # of the present masks (device and sizes): (N,) int64, the number of every entry's mask or part of one; how many
-        self._rows: dict[tuple[torch.device, tuple[int, ...]], tuple[Tensor, int]] = {}
+        # numbers; (N,) int64, the entry that decides for an entry, None where every one does for itself
+        self._rows: dict[tuple[torch.device, tuple[int, ...]], tuple[Tensor, int, Tensor | None]] = {}
         self._handles = [
             model.register_forward_pre_hook(self._fill),
             model.register_forward_hook(self._clear, always_call=True),
@@ -395,22 +408,29 @@ class MaskBank:
         flat = torch.cat([m.reshape(-1) for m in masks])
         key = flat.device, tuple(sizes)
         if key not in self._rows:
-            rows, count = self._numbered([owners[m][0] for m in masks], sizes)
-            self._rows = {key: (rows.to(flat.device), count)}
-        on = binarize_rows(flat, *self._rows[key]).to(flat.dtype)
+            rows, count, firsts = self._numbered([owners[m][0] for m in masks], sizes)
+            self._rows = {key: (rows.to(flat.device), count, None if firsts is None else firsts.to(flat.device))}
+        rows, count, firsts = self._rows[key]
+        on = binarize_rows(flat, rows, count).to(flat.dtype)
+        on = on if firsts is None else on[firsts]
         for mask, a, b in zip(masks, on.split(sizes), ste_derivative(flat).split(sizes), strict=True):
             for layer in owners[mask]:
                 layer.evaluated = a.view(mask.shape), b.view(mask.shape)
 
     @staticmethod
-    def _numbered(layers: list[MaskedLayer], sizes: list[int]) -> tuple[Tensor, int]:
-        """Of every entry the number of its mask, or of the part of it that keeps a channel of its own; how many."""
-        rows, first = [], 0
+    def _numbered(layers: list[MaskedLayer], sizes: list[int]) -> tuple[Tensor, int, Tensor | None]:
+        """Of every entry the number of its mask, or of the part of it that keeps a channel of its own; how many; and of
+        every entry the one that decides for it."""
+        rows, count, firsts, start = [], 0, [], 0
         for layer, size in zip(layers, sizes, strict=True):
             parts = torch.zeros(size, dtype=torch.long) if layer.mask_parts is None else layer.mask_parts
-            rows.append(parts + first)
-            first += int(parts.max()) + 1
-        return torch.cat(rows), first
+            rows.append(parts + count)
+            count += int(parts.max()) + 1
+            firsts.append((torch.arange(size) if layer.mask_firsts is None else layer.mask_firsts) + start)
+            start += size
+        if all(layer.mask_firsts is None for layer in layers):
+            return torch.cat(rows), count, None
+        return torch.cat(rows), count, torch.cat(firsts)
 
     def _clear(self, model: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling():

@@ -62,7 +62,7 @@ def solve_needs(graph: ChannelGraph) -> Needs:
                     numbers_of[id(mask)] = torch.arange(n_entries, n_entries + mask.numel())
                     n_entries += mask.numel()
                 else:
-                    new = [key for key in ties.tolist() if key not in tied]
+                    new = [key for key in dict.fromkeys(ties.tolist()) if key not in tied]
                     tied.update(zip(new, range(n_entries, n_entries + len(new)), strict=True))
                     n_entries += len(new)
                     numbers_of[id(mask)] = torch.tensor([tied[key] for key in ties.tolist()])

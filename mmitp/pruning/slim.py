@@ -263,7 +263,7 @@ def _cut_masks(model: nn.Module, plan: SlimPlan) -> None:
         layer.prune_pattern = layer.prune_pattern[keep]
         if layer.mask_ties is not None:
             assert layer.mask_parts is not None
-            layer.mask_ties, layer.mask_parts = layer.mask_ties[cut.in_keep], layer.mask_parts[cut.in_keep]
+            layer.tie_mask(layer.mask_ties[cut.in_keep], layer.mask_parts[cut.in_keep])
         if id(layer.prune_mask) not in done:
             done.add(id(layer.prune_mask))
             layer.prune_mask.data = layer.prune_mask.data[keep]

@@ -165,6 +165,107 @@ def test_overlaps_and_permutations_are_tied(prove):
     assert not any(isinstance(m, SlimLayer) for m in slim(net, x).modules())
 
 
+class Rooted(nn.Module):
+    """As in DLA: a layer reads a stream from before and after it was added to, one tensor behind the other."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.stem, self.more = nn.Conv2d(3, width, 1), nn.Conv2d(3, width, 1)
+        self.between, self.root = nn.Conv2d(width, 3, 1), nn.Conv2d(2 * width, 2, 1)
+
+    def forward(self, x):
+        y = self.stem(x)
+        z = F.relu(y + self.more(x))
+        return self.root(torch.cat([z, y], 1)), self.between(y)
+
+
+def rooted(width=8):
+    """The network with tied masks and its budget."""
+    net, x = mask_model(Rooted(width), exclude=["stem", "more"]), torch.randn(1, 3, 2, 2)
+    assert share_masks(net, x) == [["root", "between"]]
+    return net, MacBudget(net, x), x
+
+
+def test_a_layer_that_reads_a_stream_at_two_places_has_one_entry_for_both(prove, counted_macs):
+    net, budget, x = rooted()
+    assert budget.n_entries == 8
+    parts = budget.split(torch.arange(8))
+    assert parts["root"].tolist() == [*parts["between"].tolist()] * 2
+    net.between.prune_mask.data[[1, 4, 6]] = -1.0
+    net.root.prune_mask.data[[1, 4, 6, 9, 12, 14]] = -1.0
+    budget.require_tied()
+    assert budget.kept_macs() == 4 * 5 * (3 + 3 + 2 * 2 + 3)
+    small = slim(net, x, budget)
+    assert counted_macs(small, x) == budget.kept_macs()
+    assert not any(isinstance(m, SlimLayer) for m in small.modules())
+    assert (small.stem.out_channels, small.root.in_channels) == (5, 10)
+    for now, before in zip(small(x), net.eval()(x), strict=True):
+        torch.testing.assert_close(now, before)
+    budget.ratio().backward()
+    slope = 0.5 * (1 - torch.tanh(torch.tensor(1.0)) ** 2)
+    for gradient in (net.between.prune_mask.grad[0], net.root.prune_mask.grad[0], net.root.prune_mask.grad[8]):
+        assert float(gradient / slope) == pytest.approx(4 * (3 + 3 + 2 * 2 + 3) / budget.dense_macs)
+    prove(Rooted(), x, share=True)
+
+
+def test_both_places_of_a_stream_drop_the_same_channels_even_if_all_masks_are_off():
+    """The mask's first maximum stays on: channel 2, at both places, with and without the pruner's bank."""
+    net, budget, x = rooted()
+    values = torch.tensor([-2.0, -2.0, -1.0, -3.0, -1.0, -2.0, -2.0, -2.0])
+    net.between.prune_mask.data.copy_(values)
+    net.root.prune_mask.data.copy_(torch.cat([values, values]))
+    assert net.root.binary_mask().tolist() == [0, 0, 1, 0, 0, 0, 0, 0] * 2
+    budget.require_tied()
+    before = net.eval()(x)
+    banked = InTrainPruner(net, x, 0.4, steps=4, budget=budget)
+    for now, old in zip(net(x), before, strict=True):
+        torch.testing.assert_close(now, old)
+    banked.detach()
+    for now, old in zip(slim(net, x, budget)(x), before, strict=True):
+        torch.testing.assert_close(now, old)
+
+
+def test_a_layer_that_alone_reads_a_stream_twice_is_tied_within_itself():
+    class Alone(Rooted):
+        def forward(self, x):
+            y = self.stem(x)
+            return self.root(torch.cat([F.relu(y + self.more(x)), y], 1))
+
+    net, x = mask_model(Alone(), exclude=["stem", "more"]), torch.randn(1, 3, 2, 2)
+    assert share_masks(net, x) == []
+    assert MacBudget(net, x).n_entries == 8
+
+
+def test_training_slimming_and_resuming_hold_both_places_of_a_stream_together():
+    torch.manual_seed(0)
+    net, budget, x = rooted()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    pruner = InTrainPruner(net, x, 0.4, steps=40, budget=budget, slim_every=10)
+    pruner.attach(optimizer)
+    pruner.active = True
+    cuts = 0
+    for _ in range(40):
+        optimizer.zero_grad()
+        sum(out.square().mean() for out in net(torch.randn(4, 3, 2, 2))).backward()
+        optimizer.step()
+        width = len(net.between.prune_mask)
+        assert torch.equal(net.root.prune_mask[:width], net.root.prune_mask[width:])
+        optimizer.zero_grad()
+        cuts += pruner.cut(optimizer)
+    assert cuts
+    assert len(net.root.mask_firsts) == len(net.root.prune_mask) < 16
+    assert 0.3 < pruner.freeze().ratio <= 0.4
+
+
+@pytest.mark.parametrize(("on", "step", "kept"), [(9, 4, 8), (9, 3, 9), (9, 2, 10), (10, 8, 8), (11, 8, 16)])
+def test_multiples_count_a_stream_at_both_places(on, step, kept):
+    """Of 9 channels the root reads 18, two above a multiple of 4: one channel goes. Stem and 'between' have 9."""
+    budget = rooted(24)[1]
+    masks = torch.arange(24.0).flip(0) + 1
+    divisor = Divisor(budget, step)
+    assert divisor.up(masks, divisor.nearest(masks, masks > 24 - on)).tolist() == [i < kept for i in range(24)]
+
+
 class Crossing(nn.Module):
     """A layer that reads a half of each of two tensors, with readers of their own."""
 
