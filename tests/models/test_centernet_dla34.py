@@ -8,6 +8,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmitp  # noqa: F401
+from mmitp.pruning import MacBudget, masked_layers, randomize_masks, share_masks
+from mmitp.pruning.check import check_slimming
 from mmitp.registry import MODELS
 
 CONFIGS = ("centernet_dla34.py", "centernet_dla34_plain.py")
@@ -154,3 +156,20 @@ def test_a_few_steps_lower_the_loss_and_prediction_finds_the_box(models_dir, nam
     overlap = (torch.minimum(corners[2:], box[0, 2:]) - torch.maximum(corners[:2], box[0, :2])).clamp(min=0).prod()
     union = (corners[2:] - corners[:2]).prod() + 36 * 24 - overlap
     assert overlap / union > 0.5
+
+
+def test_with_tied_masks_a_root_drops_the_same_channels_before_and_after_a_block(models_dir):
+    config = small(Config.fromfile(models_dir / "centernet_dla34_plain.py").model)
+    model = MODELS.build(ConfigDict(config, type="mmitp.MaskedModel", of=config.type)).eval()
+    x = torch.randn(1, 3, 64, 96)
+    share_masks(model, x)
+    randomize_masks(model, 0.5, torch.Generator().manual_seed(0))
+    budget = MacBudget(model, x)
+    budget.require_tied()
+    masks = {name: layer.binary_mask() for name, layer in masked_layers(model).items()}
+    for level, width in (("level2", 16), ("level3.tree1", 32), ("level4.tree1", 64), ("level5", 128)):
+        root, between = masks[f"backbone.{level}.root.conv"], masks[f"backbone.{level}.tree2.conv1"]
+        assert torch.equal(root[:width], root[width : 2 * width])
+        assert torch.equal(root[:width], between)
+    outcome = check_slimming(model, x, 0.5)
+    assert outcome.passed, outcome
