@@ -76,6 +76,7 @@ def bootstrap(
     detections: Sequence[Detections],
     times: Int64Array,
     classes: Sequence[str] = CLASSES,
+    overlap: float | None = None,
 ) -> dict[str, Draws | None]:
     """AP of every draw, equal to :func:`mmitp.evaluation.kitti_ap.evaluate` of the drawn multiset of frames.
 
@@ -84,6 +85,7 @@ def bootstrap(
         detections: one entry a frame, in the same order of frames.
         times: (draws, frames) from :func:`draw_frames`. The same for two detectors makes their figures paired.
         classes: as in :func:`mmitp.evaluation.kitti_ap.evaluate`.
+        overlap: as in :func:`mmitp.evaluation.kitti_ap.evaluate`.
 
     Returns:
         Class name -> figures, or ``None`` for a class that is not evaluated on the whole set.
@@ -94,7 +96,7 @@ def bootstrap(
     names = [kitti_ap._canonical(name) for name in classes]
     if times.ndim != 2 or times.shape[1] != len(ground_truth):
         raise ValueError(f"times must have shape (draws, {len(ground_truth)}), a column a frame, got {times.shape}")
-    scene = kitti_ap._flatten(ground_truth, detections)
+    scene = kitti_ap._flatten(ground_truth, detections, overlap)
     result: dict[str, Draws | None] = {}
     for name in names:
         own = kitti_ap._is_evaluated(scene, name.lower())

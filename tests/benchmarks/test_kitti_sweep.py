@@ -158,8 +158,11 @@ def test_a_pruned_run_is_compared_with_the_dense_one_and_its_control(
     asked = []
 
     def evaluate(words: list[str]) -> None:
-        asked.append((Path(words[1]).parent.name, Path(words[3]).parent.name))
-        Path(words[-1]).write_text(json.dumps(dict(difference=figures(len(asked)))))
+        loose = 20 if "--overlap" in words else 0
+        if "--versus" in words and not loose:
+            asked.append((Path(words[1]).parent.name, Path(words[words.index("--versus") + 1]).parent.name))
+        out = Path(words[words.index("--out") + 1])
+        out.write_text(json.dumps(dict(figures(50 + loose), difference=figures(len(asked) + loose))))
 
     monkeypatch.setattr("mmitp.commands.eval_kitti.main", evaluate)
     driver.compare(sweep.Sweep(runs, tmp_path, tmp_path, configs=CONFIGS, figure="ap"))
@@ -177,6 +180,20 @@ def test_a_pruned_run_is_compared_with_the_dense_one_and_its_control(
     }
     pruned = json.loads((tmp_path / "prune50_s0.json").read_text())
     assert [pruned[key]["Car"]["R40"][1] for key in ("minus_dense", "minus_control")] == [1, 2]
+    assert [pruned["loose"][key]["R40"][1] for key in ("Car", "minus_dense", "minus_control")] == [70, 21, 22]
+    give_figures(tmp_path, "dense_s0", "prune50_s0")
+    lines = driver.table(runs[:2], tmp_path).splitlines()
+    assert "at an overlap of 0.5" in lines[5]
+    dense, pruned_row = (line.split(" | ") for line in lines[7:9])
+    assert dense[2:] == ["70.00 (69.00 to 71.00)", "-", "- |"]
+    assert pruned_row[2:] == ["70.00 (69.00 to 71.00)", "+21.00 (+20.00 to +22.00)", "+22.00 (+21.00 to +23.00) |"]
+
+
+def give_figures(folder: Path, *names: str) -> None:
+    for name in names:
+        known = json.loads((folder / f"{name}.json").read_text())
+        known.update(figures=figures(30.0), ops_kept=0.5, params_kept=0.5, train_seconds=1.0)
+        (folder / f"{name}.json").write_text(json.dumps(known))
 
 
 @pytest.mark.parametrize("config", sorted((CONFIGS / "weights").glob("*.py")), ids=lambda path: path.stem)

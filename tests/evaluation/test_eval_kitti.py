@@ -200,6 +200,25 @@ def test_bootstrap_and_a_second_detector(folders, tmp_path):
     assert any(line.startswith("Car") and "+27.50 (+" in line for line in done.stdout.splitlines())
 
 
+def test_loose_boxes_count_from_a_lower_overlap_on(folders, tmp_path):
+    """Boxes of 100 by 100 moved by 25 pixels overlap by 75 / 125 = 0.6."""
+    gt_dir, dt_dir = folders
+    for path in dt_dir.glob("*.txt"):
+        path.write_text(path.read_text().replace("-10 0.00 0.00 100.00", "-10 25.00 0.00 125.00"))
+    figures = []
+    for overlap in ((), ("--overlap", 0.5), ("--overlap", 0.6)):
+        done = run(gt_dir, dt_dir, *overlap, "--classes", "Car", "--bootstrap", 5, "--out", tmp_path / "ap.json")
+        assert done.returncode == 0, done.stderr
+        assert ("not the official figures" in done.stdout) == bool(overlap)
+        written = json.loads((tmp_path / "ap.json").read_text())
+        assert written["run"].get("overlap") == (overlap[1] if overlap else None)
+        figures.append((written["Car"]["R40"][1], written["Car"]["R40_interval"][1]))
+    assert figures == [(0, [0, 0]), (pytest.approx(100), [pytest.approx(100)] * 2), (0, [0, 0])]
+    done = run(gt_dir, dt_dir, "--overlap", 1)
+    assert done.returncode != 0
+    assert "overlap must be at least 0 and below 1, got 1" in done.stderr
+
+
 def test_the_second_detector_needs_the_same_frames(folders, tmp_path):
     other = tmp_path / "other"
     other.mkdir()

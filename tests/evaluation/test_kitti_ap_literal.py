@@ -175,6 +175,20 @@ def test_equals_the_literal_rules(frames):
             assert (ap.r11[level], ap.r40[level]) == pytest.approx(expected, abs=1e-9, nan_ok=True)
 
 
+@settings(max_examples=100, deadline=None)
+@given(FRAMES, st.sampled_from([0.0, 0.3, 0.5, 0.8]))
+def test_equals_the_literal_rules_at_another_overlap(frames, overlap):
+    official = dict(OVERLAP)
+    try:
+        OVERLAP.update(dict.fromkeys(OVERLAP, overlap))
+        expected = {name: [literal_ap(frames, name.lower(), level) for level in range(3)] for name in CLASSES}
+    finally:
+        OVERLAP.update(official)
+    for name, ap in evaluate(*as_arrays(frames), overlap=overlap).items():
+        for level in range(3) if ap is not None else ():
+            assert (ap.r11[level], ap.r40[level]) == pytest.approx(expected[name][level], abs=1e-9, nan_ok=True)
+
+
 @settings(max_examples=50, deadline=None)
 @given(FRAMES, st.randoms(use_true_random=False))
 def test_neither_the_order_of_frames_nor_the_scale_of_scores_matters(frames, random):

@@ -36,15 +36,15 @@ def random_frames(seed, count=20):
     return truth, found
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_each_draw_is_the_official_evaluation_of_its_frames(seed):
+@pytest.mark.parametrize(("seed", "overlap"), [(0, None), (1, None), (2, None), (3, 0.4)])
+def test_each_draw_is_the_official_evaluation_of_its_frames(seed, overlap):
     truth, found = random_frames(seed)
     times = draw_frames(len(truth), 25, seed)
-    drawn = bootstrap(truth, found, times)
+    drawn = bootstrap(truth, found, times, overlap=overlap)
     some = 0
     for draw, often in enumerate(times):
         chosen = np.repeat(np.arange(len(truth)), often)
-        expected = evaluate([truth[i] for i in chosen], [found[i] for i in chosen])
+        expected = evaluate([truth[i] for i in chosen], [found[i] for i in chosen], overlap=overlap)
         for name, ap in expected.items():
             r11, r40 = ((0.0,) * 3, (0.0,) * 3) if ap is None else (ap.r11, ap.r40)
             np.testing.assert_allclose(drawn[name].r11[draw], r11, rtol=1e-12)
