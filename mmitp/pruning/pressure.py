@@ -212,7 +212,8 @@ class PathFollower:
             push: flat, what of ``dratio/dM_b`` counts (:func:`balanced`), positive where a mask costs anything.
             step: optimizer steps done since the window began.
             floor: entries that each layer keeps at least, see :func:`mmitp.pruning.freeze.floors`.
-            worth: flat significance that the push is divided by, if any.
+            worth: flat significance that the push is divided by, if any. Relative to the layer's mean it does more than
+                order the layer's channels: one whose loss depends on few of them loses more than its balanced part.
         """
         if not self.looks(step):
             return
