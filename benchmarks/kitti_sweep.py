@@ -5,6 +5,7 @@
     python benchmarks/kitti_sweep.py cost [--only PATTERN ...] [--rounds 12]
     python benchmarks/kitti_sweep.py latency [--only PATTERN ...] [--rounds 100]
     python benchmarks/kitti_sweep.py compare
+    python benchmarks/kitti_sweep.py fit [--only PATTERN ...]
     python benchmarks/kitti_sweep.py robust [--only PATTERN ...] [--images 64]
     python benchmarks/kitti_sweep.py publish [--only PATTERN ...]
     python benchmarks/kitti_sweep.py table [--write | --check]
@@ -14,8 +15,8 @@
 network's and to the control's of the same seed, with the interval of paired draws of the frames, where the detections
 of both lie in ``--work``, and the cars' figures at an overlap of 0.5; ``compare`` does that alone. ``table`` makes the
 README's tables of the metrics files alone. Cost stands for processor time of training over the dense run's, from paired
-steps (``cost``; ``metrics/costs.json``). ``latency`` times the networks left, ``robust`` tests them under attack,
-``publish`` puts the small ones into configs/kitti/weights, for ``mmitp test``.
+steps (``cost``; ``metrics/costs.json``). ``latency`` times the networks left, ``fit`` tests them on their training
+frames and ``robust`` under attack, ``publish`` puts the small ones into configs/kitti/weights, for ``mmitp test``.
 
 The rows with a common start (``started_...``) begin with weights trained on generated scenes, the published
 ``start_s0.pth``, and the narrow control with ``start_narrow50_s0.pth``. ``run --only start_s0 start_narrow50_s0`` and
@@ -30,7 +31,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweep import (
     ROOT,
@@ -49,6 +50,9 @@ from sweep import (
     seconds,
     selected,
 )
+
+if TYPE_CHECKING:
+    from mmengine import Config
 
 CONFIGS = ROOT / "configs/kitti"
 METRICS = CONFIGS / "metrics"
@@ -173,6 +177,41 @@ def evaluated(results: Path, *words: str) -> dict[str, Any]:
         return rounded(json.loads(out.read_text(encoding="utf-8")))
 
 
+def config_of(sweep: Sweep, run: Run, folder: str) -> Config:
+    """Config and weights of the network that a finished run left: the slimmed one where masks were cut out."""
+    from mmitp.engine.config import load_config
+
+    work = sweep.work / run.name
+    slimmed = work / "slim/config.py"
+    config = slimmed if slimmed.is_file() else sweep.configs / f"{run.config}.py"
+    cfg = load_config(str(config), work_dir=str(work / folder))
+    cfg.load_from = str(work / "weights.pth")
+    return cfg
+
+
+def fit(sweep: Sweep, chosen: list[Run]) -> None:
+    """Tests finished networks on their training frames, for their metrics files (``training_frames``, AP R40 moderate).
+
+    Args:
+        sweep: where metrics, work folders and configs are.
+        chosen: the runs.
+    """
+    import torch
+    from measured import write_json
+
+    from mmitp.engine.run import build_runner
+
+    torch.set_num_threads(1)
+    for run in (run for run in chosen if run.shown and sweep.finished(run)):
+        cfg = config_of(sweep, run, "fit")
+        cfg.test_dataloader.dataset.ann_file = cfg.train_dataloader.dataset.ann_file
+        cfg.experiment_name = f"{run.name}_fit"
+        figures = build_runner(cfg).test()
+        entry = {name: round(figures.get(f"kitti/{name}_R40_moderate", 0.0), 2) for name in CLASSES}
+        write_json(sweep.out / f"{run.name}.json", {**(read(sweep.out, run.name) or {}), "training_frames": entry})
+        say(f"{run.name}: on the training frames {entry}")
+
+
 def robust(sweep: Sweep, chosen: list[Run], images: int) -> None:
     """Tests finished networks under PGD of the training loss, for their metrics files (``robust``).
 
@@ -187,21 +226,17 @@ def robust(sweep: Sweep, chosen: list[Run], images: int) -> None:
     import torch
     from measured import write_json
 
-    from mmitp.engine.config import load_config
     from mmitp.engine.robust_eval import EvalAttack, build_test_runner, evaluate
 
     torch.set_num_threads(1)
     for run in (run for run in chosen if run.shown and sweep.finished(run)):
-        folder = sweep.work / run.name
-        slimmed = folder / "slim/config.py"
-        config = slimmed if slimmed.is_file() else sweep.configs / f"{run.config}.py"
         for steps in PGD:
             known = read(sweep.out, run.name) or {}
             entry = known.get("robust", {})
             if entry.get(f"PGD-{steps}", {}).get("images") == images:
                 continue
-            cfg = load_config(str(config), work_dir=str(folder / "robust"))
-            cfg.load_from, cfg.experiment_name = str(folder / "weights.pth"), f"{run.name}_pgd{steps}"
+            cfg = config_of(sweep, run, "robust")
+            cfg.experiment_name = f"{run.name}_pgd{steps}"
             report = evaluate(build_test_runner(cfg, images), EvalAttack("pgd", steps=steps), EPS)
             aps = [round(figures[FIGURE], 2) for figures in (report.clean, *report.attacked)]
             entry[f"PGD-{steps}"] = dict(images=report.images, eps=EPS, clean=aps[0], attacked=aps[1:])
@@ -307,13 +342,13 @@ def table(runs: list[Run], out: Path) -> str:
             seconds(known),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    if loose := [(run, known["loose"]) for run, known in finished if "loose" in known]:
-        lines += ["", f"| Car, moderate, at an overlap of {LOOSE:g} (official: 0.7) | seed | AP R40 | minus dense | "]
-        lines[-1] += "minus the control |"
-        lines += ["|" + "---|" * 5]
-    for run, entry in loose:
-        cells = [run.row, str(run.seed), cell(entry, "Car", 1)]
-        cells += [cell(entry, key, 1, "+") for key in ("minus_dense", "minus_control")]
+    if loose := [(run, known) for run, known in finished if "loose" in known]:
+        titles = (f"at an overlap of {LOOSE:g}", "minus dense", "minus the control", "on the training frames (0.7)")
+        lines += ["", f"| Car, moderate, AP R40 | seed | {' | '.join(titles)} |", "|" + "---|" * 6]
+    for run, known in loose:
+        cells = [run.row, str(run.seed), cell(known["loose"], "Car", 1)]
+        cells += [cell(known["loose"], key, 1, "+") for key in ("minus_dense", "minus_control")]
+        cells.append(f"{known['training_frames']['Car']:.2f}" if "training_frames" in known else "-")
         lines.append(f"| {' | '.join(cells)} |")
     against = [(run, known["minus_control"]) for run, known in finished if "minus_control" in known]
     if against:
@@ -325,7 +360,8 @@ def table(runs: list[Run], out: Path) -> str:
 
 
 def main() -> None:
-    parser, arguments = command_line(__doc__, METRICS, "work_dirs/kitti1348", 12, more=("compare", "publish", "robust"))
+    more = ("compare", "fit", "publish", "robust")
+    parser, arguments = command_line(__doc__, METRICS, "work_dirs/kitti1348", 12, more=more)
     arguments["robust"].add_argument("--images", type=int, default=64, help="of the validation set, spread evenly")
     args = parser.parse_args()
     runs = declared()
@@ -342,6 +378,9 @@ def main() -> None:
         return
     if args.command == "compare":
         compare(sweep)
+        return
+    if args.command == "fit":
+        fit(sweep, chosen)
         return
     if args.command == "robust":
         robust(sweep, chosen, args.images)

@@ -90,6 +90,10 @@ def test_a_measured_detector_run_is_slimmed_and_judged_with_intervals(
             maps.append(published(x)[0][0])
     torch.testing.assert_close(*maps, rtol=0.02, atol=0.02)
 
+    kitti_sweep.fit(sweep.Sweep([run], tmp_path, tmp_path, configs=CONFIGS), [run])
+    seen = json.loads((tmp_path / "run.json").read_text())["training_frames"]
+    assert list(seen) == ["Car", "Pedestrian", "Cyclist"]
+
     monkeypatch.setattr(kitti_sweep, "PGD", (1,))
     monkeypatch.setattr(kitti_sweep, "EPS", [2.0])
     kitti_sweep.robust(sweep.Sweep([run], tmp_path, tmp_path, configs=CONFIGS), [run], 1)
@@ -185,14 +189,17 @@ def test_a_pruned_run_is_compared_with_the_dense_one_and_its_control(
     lines = driver.table(runs[:2], tmp_path).splitlines()
     assert "at an overlap of 0.5" in lines[5]
     dense, pruned_row = (line.split(" | ") for line in lines[7:9])
-    assert dense[2:] == ["70.00 (69.00 to 71.00)", "-", "- |"]
-    assert pruned_row[2:] == ["70.00 (69.00 to 71.00)", "+21.00 (+20.00 to +22.00)", "+22.00 (+21.00 to +23.00) |"]
+    assert dense[2:] == ["70.00 (69.00 to 71.00)", "-", "-", "71.50 |"]
+    changes = ["+21.00 (+20.00 to +22.00)", "+22.00 (+21.00 to +23.00)"]
+    assert pruned_row[2:] == ["70.00 (69.00 to 71.00)", *changes, "71.50 |"]
 
 
 def give_figures(folder: Path, *names: str) -> None:
     for name in names:
         known = json.loads((folder / f"{name}.json").read_text())
-        known.update(figures=figures(30.0), ops_kept=0.5, params_kept=0.5, train_seconds=1.0)
+        known.update(
+            figures=figures(30.0), training_frames=dict(Car=71.5), ops_kept=0.5, params_kept=0.5, train_seconds=1.0
+        )
         (folder / f"{name}.json").write_text(json.dumps(known))
 
 
