@@ -421,16 +421,16 @@ class MaskBank:
     def _numbered(layers: list[MaskedLayer], sizes: list[int]) -> tuple[Tensor, int, Tensor | None]:
         """Of every entry the number of its mask, or of the part of it that keeps a channel of its own; how many; and of
         every entry the one that decides for it."""
-        rows, count, firsts, start = [], 0, [], 0
+        rows, count, start = [], 0, 0
+        firsts = torch.arange(sum(sizes)) if any(layer.mask_firsts is not None for layer in layers) else None
         for layer, size in zip(layers, sizes, strict=True):
             parts = torch.zeros(size, dtype=torch.long) if layer.mask_parts is None else layer.mask_parts
             rows.append(parts + count)
             count += int(parts.max()) + 1
-            firsts.append((torch.arange(size) if layer.mask_firsts is None else layer.mask_firsts) + start)
+            if firsts is not None and layer.mask_firsts is not None:
+                firsts[start : start + size] = layer.mask_firsts + start
             start += size
-        if all(layer.mask_firsts is None for layer in layers):
-            return torch.cat(rows), count, None
-        return torch.cat(rows), count, torch.cat(firsts)
+        return torch.cat(rows), count, firsts
 
     def _clear(self, model: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling():
