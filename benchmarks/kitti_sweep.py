@@ -4,7 +4,7 @@
     python benchmarks/kitti_sweep.py status [--only PATTERN ...]
     python benchmarks/kitti_sweep.py cost [--only PATTERN ...] [--rounds 12]
     python benchmarks/kitti_sweep.py latency [--only PATTERN ...] [--rounds 100]
-    python benchmarks/kitti_sweep.py compare
+    python benchmarks/kitti_sweep.py compare [--only PATTERN ...]
     python benchmarks/kitti_sweep.py fit [--only PATTERN ...]
     python benchmarks/kitti_sweep.py robust [--only PATTERN ...] [--images 64]
     python benchmarks/kitti_sweep.py publish [--only PATTERN ...]
@@ -64,7 +64,7 @@ WEIGHTS = CONFIGS / "weights"
 SHAPE = (160, 512)
 CLASSES = ("Car", "Pedestrian", "Cyclist")
 FIGURE, EPS, PGD = "kitti/Car_R40_moderate", [2.0, 4.0, 8.0], (10, 20)
-#: cars are evaluated from this overlap on, too (official: 0.7): how much of a difference are loose boxes
+#: cars are evaluated above this overlap, too (official: 0.7): how much of a difference are loose boxes
 LOOSE = 0.5
 LABELS, SPLIT = "data/kitti/training/label_2", "data/kitti/ImageSets/val.txt"
 
@@ -138,26 +138,27 @@ def mean_ap(run: dict[str, Any]) -> float:
     return sum(run["figures"][name]["R40"][1] if run["figures"].get(name) else 0.0 for name in CLASSES) / len(CLASSES)
 
 
-def compare(sweep: Sweep) -> None:
+def compare(sweep: Sweep, chosen: list[Run]) -> None:
     """Adds ``minus_dense`` and ``minus_control`` to the metrics files of finished runs whose detections lie there, and
     ``loose``: the same for cars, and their figures, at an overlap of :data:`LOOSE`."""
     from measured import write_json
 
-    for run in (run for run in sweep.runs.values() if run.shown and sweep.finished(run)):
+    for run in (run for run in chosen if run.shown and sweep.finished(run)):
         name, results = run.name.rpartition("_")[0], sweep.work / run.name / "results"
         if not results.is_dir():
             continue
         dense = f"{STARTED}dense" if name.startswith(STARTED) else "dense"
         others = {"minus_dense": dense, "minus_control": CONTROLS.get(name)}
         more: dict[str, Any] = {}
-        loose: dict[str, Any] = {"overlap": LOOSE, "Car": evaluated(results, "Car", "--overlap", str(LOOSE))["Car"]}
+        cars = ("Car", "--overlap", str(LOOSE))
+        loose: dict[str, Any] = {"overlap": LOOSE, "Car": evaluated(results, *cars)["Car"]}
         for key, other in others.items():
             theirs = sweep.work / f"{other}_s{run.seed}" / "results"
             if other in (None, name) or not theirs.is_dir():
                 continue
             versus = ("--versus", str(theirs))
             more[key] = evaluated(results, *CLASSES, *versus)["difference"]
-            loose[key] = evaluated(results, "Car", *versus, "--overlap", str(LOOSE))["difference"]["Car"]
+            loose[key] = evaluated(results, *cars, *versus)["difference"]["Car"]
             say(f"{run.name}: Car moderate R40 {cell(more[key], 'Car', 1, '+')} against {other}_s{run.seed}")
         known = read(sweep.out, run.name)
         assert known is not None
@@ -377,7 +378,7 @@ def main() -> None:
         latency(sweep, chosen, args.rounds, DENSE, SHAPE)
         return
     if args.command == "compare":
-        compare(sweep)
+        compare(sweep, chosen)
         return
     if args.command == "fit":
         fit(sweep, chosen)
@@ -390,7 +391,7 @@ def main() -> None:
         return
     status = run_or_tell(args, sweep, chosen)
     if args.command == "run":
-        compare(sweep)
+        compare(sweep, list(sweep.runs.values()))
     raise SystemExit(status)
 
 

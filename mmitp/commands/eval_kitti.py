@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--overlap",
         type=float,
         metavar="IOU",
-        help="overlap from which a detection counts, for every class; official: 0.7 for cars, 0.5 for the others",
+        help="overlap that a detection has to exceed, for every class; official: 0.7 for cars, 0.5 for the others",
     )
     options.add_argument("--seed", type=int, default=0, help="of the draws, default 0")
     args = options.parse_args(argv)
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     print(f"{len(frames)} frames" + (f" of split {args.split}" if args.split else ""))
     if args.overlap is not None:
-        print(f"not the official figures: boxes count from an overlap of {args.overlap:g} on, for every class")
+        print(f"not the official figures: boxes count above an overlap of {args.overlap:g}, for every class")
     evaluated = [kitti_ap.evaluate(ground_truth, detections, args.classes, args.overlap) for detections in results]
     figures = [kitti_ap.as_json(result) for result in evaluated]
     written: dict = dict(figures[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from logging import Logger
 
 import torch
@@ -57,9 +57,8 @@ def tell_freeze(report: FreezeReport, runner: Runner, done: int, logger: Logger)
         write_whole(os.path.join(runner.work_dir, "pruning.json"), json.dumps(report.to_dict(), indent=1))
 
 
-def layer_table(rows: Iterable[LayerRow]) -> str:
+def layer_table(rows: Sequence[LayerRow]) -> str:
     """The budget's rows as aligned text."""
-    rows = list(rows)
     width = max(len(row.name) for row in rows)
     lines = [f"{'layer':<{width}}  {'in':>11}  {'out':>11}  {'MMACs dense':>12}  {'kept':>10}"]
     for r in rows:

@@ -255,7 +255,8 @@ class MacBudget:
             raise ValueError(
                 f"the masks of {', '.join(apart[:3])} ({len(apart)} in all) drop other channels than the masks that "
                 "they are tied to (share_masks): train them by InTrainPruner, or call the budget's tie_gradients() "
-                "between the backward pass and the optimizer's step"
+                "between the backward pass and the optimizer's step. A checkpoint whose masks trained untied slims "
+                "as it is: leave the sharing out (model.prune.share=None)"
             )
 
     @property

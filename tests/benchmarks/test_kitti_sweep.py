@@ -169,14 +169,17 @@ def test_a_pruned_run_is_compared_with_the_dense_one_and_its_control(
         out.write_text(json.dumps(dict(figures(50 + loose), difference=figures(len(asked) + loose))))
 
     monkeypatch.setattr("mmitp.commands.eval_kitti.main", evaluate)
-    driver.compare(sweep.Sweep(runs, tmp_path, tmp_path, configs=CONFIGS, figure="ap"))
+    driver.compare(sweep.Sweep(runs, tmp_path, tmp_path, configs=CONFIGS, figure="ap"), runs[:0])
+    assert asked == []
+    driver.compare(sweep.Sweep(runs, tmp_path, tmp_path, configs=CONFIGS, figure="ap"), runs)
     assert asked == [("prune50_s0", "dense_s0"), ("prune50_s0", "narrow50_s0"), ("narrow50_s0", "dense_s0")]
     asked.clear()
     started = [driver.run_of(f"started_{name}", 0) for name in ("dense", "prune50", "narrow50")]
     for run in (*started, driver.start_of("")):
         (tmp_path / run.name / "results").mkdir(parents=True)
         (tmp_path / f"{run.name}.json").write_text(json.dumps(dict(state="finished", config=run.config)))
-    driver.compare(sweep.Sweep([*started, driver.start_of("")], tmp_path, tmp_path, configs=CONFIGS, figure="ap"))
+    all_ = [*started, driver.start_of("")]
+    driver.compare(sweep.Sweep(all_, tmp_path, tmp_path, configs=CONFIGS, figure="ap"), all_)
     assert set(asked) == {
         ("started_prune50_s0", "started_dense_s0"),
         ("started_prune50_s0", "started_narrow50_s0"),

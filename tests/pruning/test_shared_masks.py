@@ -236,25 +236,60 @@ def test_a_layer_that_alone_reads_a_stream_twice_is_tied_within_itself():
     assert MacBudget(net, x).n_entries == 8
 
 
-def test_training_slimming_and_resuming_hold_both_places_of_a_stream_together():
+def test_training_cuts_and_resuming_hold_both_places_of_a_stream_together():
     torch.manual_seed(0)
+    data = torch.randn(40, 4, 3, 2, 2)
+
+    def start():
+        torch.manual_seed(1)
+        net, budget, _ = rooted()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        pruner = InTrainPruner(net, data[0], 0.4, steps=40, budget=budget, slim_every=10)
+        pruner.attach(optimizer)
+        pruner.active = True
+        return net, optimizer, pruner
+
+    def train(net, optimizer, pruner, batches):
+        for batch in batches:
+            optimizer.zero_grad()
+            sum(out.square().mean() for out in net(batch)).backward()
+            optimizer.step()
+            width = len(net.between.prune_mask)
+            assert torch.equal(net.root.prune_mask[:width], net.root.prune_mask[width:])
+            optimizer.zero_grad()
+            pruner.cut(optimizer)
+
+    one = start()
+    train(*one, data[:30])
+    net, optimizer, pruner = one
+    assert len(net.root.mask_firsts) == len(net.root.prune_mask) < 16  # cut by now
+    saved = copy.deepcopy([part.state_dict() for part in (pruner, net, optimizer)])
+    train(*one, data[30:])
+    two = start()
+    for part, state in zip((two[2], two[0], two[1]), saved, strict=True):
+        part.load_state_dict(state)
+    train(*two, data[30:])
+    assert torch.equal(pruner.budget.flat_masks(), two[2].budget.flat_masks())
+    assert 0.3 < two[2].freeze().ratio == pruner.freeze().ratio <= 0.4
+    for a, b in zip(net.eval()(data[0]), two[2].slim().eval()(data[0]), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_checkpoint_whose_root_was_not_tied_is_refused_and_slims_without_sharing():
     net, budget, x = rooted()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    pruner = InTrainPruner(net, x, 0.4, steps=40, budget=budget, slim_every=10)
-    pruner.attach(optimizer)
-    pruner.active = True
-    cuts = 0
-    for _ in range(40):
-        optimizer.zero_grad()
-        sum(out.square().mean() for out in net(torch.randn(4, 3, 2, 2))).backward()
-        optimizer.step()
-        width = len(net.between.prune_mask)
-        assert torch.equal(net.root.prune_mask[:width], net.root.prune_mask[width:])
-        optimizer.zero_grad()
-        cuts += pruner.cut(optimizer)
-    assert cuts
-    assert len(net.root.mask_firsts) == len(net.root.prune_mask) < 16
-    assert 0.3 < pruner.freeze().ratio <= 0.4
+    apart = mask_model(Rooted(), exclude=["stem", "more"])  # as sharing left such layers before
+    apart.root.prune_mask.data[[0, 9]] = -1.0
+    pruner = InTrainPruner(apart, x, 0.99, steps=4)
+    with pytest.raises(ValueError, match="the mask of '(root|between)' is shared otherwise"):
+        InTrainPruner(net, x, 0.99, steps=4, budget=budget).load_state_dict(pruner.state_dict())
+    freeze_masks(apart)
+    net.load_state_dict(apart.state_dict())
+    with pytest.raises(ValueError, match="leave the sharing out"):
+        slim(net, x, budget)
+    alone = mask_model(Rooted(), exclude=["stem", "more"])
+    alone.load_state_dict(apart.state_dict())
+    for a, b in zip(slim(alone, x)(x), apart.eval()(x), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize(("on", "step", "kept"), [(9, 4, 8), (9, 3, 9), (9, 2, 10), (10, 8, 8), (11, 8, 16)])
