@@ -145,7 +145,7 @@ class MacBudget:
             self._copies[torch.device("cpu")] = Copies.of(torch.cat(held), self.n_entries)
         self.dense_macs = sum(record.dense_macs for record in self.layers)
         self._tables: dict[torch.device, Tables] = {}
-        self._tables[torch.device("cpu")] = tables_of(self.layers, self.needs)
+        self._tables[torch.device("cpu")] = tables_of(self.graph, self.needs)
 
     def hold_masks(self) -> None:
         """Freezes the masks that do not count with every channel on.

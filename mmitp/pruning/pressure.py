@@ -94,20 +94,25 @@ def balanced(budget: MacBudget, gradient: Tensor, on: Tensor | None = None) -> T
     its kept channels is its kept fraction: layers thin out together, and the task gradient decides which of their
     channels go. Within a layer the weights of the gradient stay, a channel that frees its producers counting for more.
 
+    Where a layer reads several tensors one behind the other (a concatenation), each of them is balanced by itself.
+    Their channels may cost very different amounts: in a tree of DLA the root alone reads the last block's output, and
+    frees a 3x3 convolution with it; the first block's has other readers. The root would drop nearly all of the last
+    block.
+
     Args:
         budget: the model's budget.
         gradient: flat ``dratio/dM`` or ``dratio/dM_b``.
         on: flat bool pattern in place of the one in force, on the gradient's device.
     """
     tables = budget.tables(gradient.device)
-    rows, n = tables.entry_row, len(budget.layers)
+    source, n = tables.entry_source, len(tables.source_count)
     on = (budget.flat_pattern() if on is None else on).to(gradient.dtype)
-    size = tables.entry_count.to(gradient.dtype)  # of the dense network: a cut changes no layer's part
-    kept = gradient.new_zeros(n).index_add_(0, rows, on)
-    total = gradient.new_zeros(n).index_add_(0, rows, gradient * on)
+    size = tables.source_count.to(gradient.dtype)  # of the dense network: a cut changes nobody's part
+    kept = gradient.new_zeros(n).index_add_(0, source, on)
+    total = gradient.new_zeros(n).index_add_(0, source, gradient * on)
     # mean push wanted: kept / size; mean push there is: total / kept
     scale = torch.where(total > 0, kept.square() / (size * total).clamp(min=1e-30), torch.zeros_like(total))
-    return gradient * scale[rows]
+    return gradient * scale[source]
 
 
 def as_strong(gradient: Tensor, like: Tensor) -> Tensor:

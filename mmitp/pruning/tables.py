@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .graph import LayerRecord
+from .graph import ChannelGraph, LayerRecord
 from .needs import Needs, channel_masked
 
 
@@ -30,11 +30,14 @@ class Tables:
         entry_row: ``(N,)`` int64, the row an entry is counted under (the first of those that share its mask).
         entry_part: ``(N,)`` int64, the number of its mask, or of the part of a tied one that the same layers read: none
             of these loses its last entry.
+        entry_source: ``(N,)`` int64, the number of the tensor that the layer reads the entry's channel from: one
+            a layer, several where it reads a concatenation.
         in_row, in_entry: ``(I,)`` int64, row and entry of every masked input (of every row that shares a mask).
         set_of, set_row: ``(K,)`` int64, reader set and row of every reader set that a row computes channels of.
         set_weight: ``(K,)`` float64, how many outputs of that row they are.
         pair_set, pair_entry: ``(P,)`` int64, every reader set with every entry in it.
         entry_count: ``(L,)`` int64, mask entries that are counted under each row, those cut off since included.
+        source_count: ``(S,)`` int64, mask entries of each source, those cut off since included.
         node_set: ``(n_nodes,)`` int64, every node's reader set, ``n_sets`` for those that are always needed.
         n_sets: number of reader sets.
         n_parts: number of masks and of parts of tied ones.
@@ -47,6 +50,7 @@ class Tables:
     out_const: Tensor
     entry_row: Tensor
     entry_part: Tensor
+    entry_source: Tensor
     in_row: Tensor
     in_entry: Tensor
     set_of: Tensor
@@ -56,6 +60,7 @@ class Tables:
     pair_entry: Tensor
     node_set: Tensor
     entry_count: Tensor
+    source_count: Tensor
     n_sets: int
     n_parts: int
 
@@ -66,6 +71,7 @@ class Tables:
         return replace(
             self,
             entry_row=self.entry_row[keep],
+            entry_source=self.entry_source[keep],
             entry_part=self.entry_part[keep],
             in_row=self.in_row[inputs],
             in_entry=number[self.in_entry[inputs]],
@@ -124,16 +130,18 @@ class Copies:
         return picked + self.summed(values - values.detach()) if values.requires_grad else picked
 
 
-def tables_of(layers: Sequence[LayerRecord], needs: Needs) -> Tables:
+def tables_of(graph: ChannelGraph, needs: Needs) -> Tables:
     """The index vectors of a recorded network, on the CPU."""
     pair, inp, fixed, in_const, out_const = [], [], [], [], []
     entry_row: list[Tensor] = []
     entry_part = torch.zeros(needs.n_entries, dtype=torch.long)
+    entry_source = torch.full((needs.n_entries,), torch.iinfo(torch.long).max)
+    n_sources = 0
     parts: dict[int, int] = {}  # the first entry of every part -> its number
     in_row: list[Tensor] = []
     in_entry: list[Tensor] = []
     set_of, set_row, set_weight = [], [], []
-    for row, (record, entries) in enumerate(zip(layers, needs.layer_entries, strict=True)):
+    for row, (record, entries) in enumerate(zip(graph.layers, needs.layer_entries, strict=True)):
         masked = entries is not None and record.mask is not None
         per_weight = masked and not channel_masked(record)
         pair.append(record.pair_macs // (1 if not per_weight else kernel_size(record)))
@@ -144,8 +152,13 @@ def tables_of(layers: Sequence[LayerRecord], needs: Needs) -> Tables:
             assert entries is not None
             in_row.append(torch.full_like(entries, row))
             in_entry.append(entries)
-            new = int(entries.max()) + 1 - sum(map(len, entry_row)) if len(entries) else 0
+            first = sum(map(len, entry_row))  # entries below it are counted under the rows before
+            new = int(entries.max()) + 1 - first if len(entries) else 0
             entry_row.append(torch.full((max(new, 0),), row))
+            source, n = _sources_of(record, entries, graph.tensors)
+            ours = entries >= first
+            entry_source.scatter_reduce_(0, entries[ours], n_sources + source[ours], "amin")
+            n_sources += n
             assert record.mask is not None
             for part in _parts_of(entries, record.mask.mask_parts):
                 entry_part[part] = parts.setdefault(int(part.min()), len(parts))
@@ -159,6 +172,8 @@ def tables_of(layers: Sequence[LayerRecord], needs: Needs) -> Tables:
         set_of.append(sets[sets >= 0])
         set_weight.append(counts[sets >= 0] * width)
         set_row.append(torch.full_like(set_of[-1], row))
+
+    entry_source = entry_source.unique(return_inverse=True)[1]
 
     def ints(chunks: Sequence[Tensor]) -> Tensor:
         return torch.cat([*chunks, torch.empty(0, dtype=torch.long)])
@@ -174,6 +189,7 @@ def tables_of(layers: Sequence[LayerRecord], needs: Needs) -> Tables:
         floats(out_const),
         ints(entry_row),
         entry_part,
+        entry_source,
         ints(in_row),
         ints(in_entry),
         ints(set_of),
@@ -182,7 +198,8 @@ def tables_of(layers: Sequence[LayerRecord], needs: Needs) -> Tables:
         needs.pairs[0],
         needs.pairs[1],
         torch.where(needs.node_set < 0, needs.n_sets, needs.node_set),
-        torch.bincount(ints(entry_row), minlength=len(layers)),
+        torch.bincount(ints(entry_row), minlength=len(graph.layers)),
+        torch.bincount(entry_source),
         needs.n_sets,
         len(parts),
     )
@@ -192,6 +209,15 @@ def kernel_size(record: LayerRecord) -> int:
     """Weights of a masked layer between one input and one output channel."""
     assert record.mask is not None
     return record.mask.weight[0, 0].numel()
+
+
+def _sources_of(record: LayerRecord, entries: Tensor, tensors: Tensor) -> tuple[Tensor, int]:
+    """The tensors that a masked layer's entries are channels of, numbered from 0, and how many they are."""
+    nodes = record.calls[0].in_ids
+    if nodes is None or not channel_masked(record):
+        return torch.zeros_like(entries), 1
+    found, number = tensors[nodes].unique(return_inverse=True)
+    return number, len(found)
 
 
 def _parts_of(entries: Tensor, numbers: Tensor | None) -> list[Tensor]:

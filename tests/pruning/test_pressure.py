@@ -85,6 +85,52 @@ def test_balanced_pushes_every_layer_by_the_part_it_still_keeps():
     assert means == pytest.approx([1.0, 0.25, 1.0])
 
 
+class Tree(nn.Module):
+    """Two blocks and a root over both outputs, as in DLA: the last block's output is read by the root alone."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.last = nn.Conv2d(width, width, 3, padding=1)
+        self.root = nn.Conv2d(2 * width, width, 1)
+        self.out = nn.Conv2d(width, 2, 1)
+
+    def forward(self, x):
+        first = torch.relu(self.first(self.stem(x)))
+        last = torch.relu(self.last(first) + first)
+        return self.out(torch.relu(self.root(torch.cat([last, first], 1))))
+
+
+def tree(width):
+    net = mask_model(Tree(width))
+    return net, MacBudget(net, torch.zeros(1, 3, 4, 4))
+
+
+def test_balanced_pushes_each_tensor_of_a_concatenation_by_the_part_that_is_kept_of_it():
+    net, budget = tree(4)
+    net.root.prune_mask.data[0] = -1.0
+    costs, push = (
+        budget.split(g)["root"] for g in (budget.marginal_costs(), balanced(budget, budget.marginal_costs()))
+    )
+    # Multiply-accumulates at a place, of 4 * (27 + 36 + 36 + 8 + 2): the root's 4 outputs, and of the last block a 3x3
+    # convolution's output. The first block's output is needed by the last block in any case.
+    assert (costs * 436).tolist() == pytest.approx([4 + 36, 40, 40, 40, 4, 4, 4, 4])
+    assert push[1:4].tolist() == pytest.approx([0.75] * 3)  # three of four are kept
+    assert push[4:].tolist() == pytest.approx([1.0] * 4)
+
+
+def test_auto_keeps_as_much_of_the_last_block_as_of_the_first():
+    net, budget = tree(32)
+    generator = torch.Generator().manual_seed(0)
+    for layer in masked_layers(net).values():
+        layer.prune_mask.data.uniform_(0.9, 1.1, generator=generator)
+    run(net, budget, 0.5, 100)
+    last, first = (net.root.prune_mask > 0).view(2, 32).float().mean(1).tolist()
+    assert abs(last - first) < 0.2
+    assert min(last, first) > 0.4
+
+
 def run(net, budget, target, steps, task=0.0, decay=0.0, drift=1.0, seed=0):
     """The path alone; the task lifts most masks, each at a pace of its own, with noise of the same size.
 

@@ -28,6 +28,7 @@ class Labels:
 
     def __init__(self, model: nn.Module) -> None:
         self.n_nodes = 0
+        self._firsts: list[int] = []  # the first node of every tensor that has nodes of its own
         self.parameters = {id(p): name for name, p in model.named_parameters()}
         self.unfollowed: dict[str, str] = {}
         self.stack: list[str] = []
@@ -96,6 +97,7 @@ class Labels:
     def new_nodes(self, *shape: int) -> Tensor:
         """New nodes as a label of this shape."""
         first = self.n_nodes
+        self._firsts.append(first)
         self.n_nodes += math.prod(shape)
         return torch.arange(first, self.n_nodes).view(shape)
 
@@ -166,6 +168,11 @@ class Labels:
     def coupled(self) -> Tensor:
         """``(2, P)`` int64."""
         return _pairs(self._coupled)
+
+    def tensors(self) -> Tensor:
+        """``(n_nodes,)`` int64."""
+        firsts = torch.tensor(self._firsts, dtype=torch.long)
+        return torch.bucketize(torch.arange(self.n_nodes), firsts, right=True)
 
     def always(self) -> Tensor:
         """``(n_nodes,)`` bool."""

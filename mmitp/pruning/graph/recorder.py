@@ -451,6 +451,7 @@ class _Recorder(TorchFunctionMode):
         return ChannelGraph(
             layers,
             self.labels.n_nodes,
+            self.labels.tensors(),
             self.labels.edges(),
             self.labels.always(),
             self.labels.fixed(),

@@ -97,6 +97,8 @@ class ChannelGraph:
     Attributes:
         layers: in order of first execution.
         n_nodes: number of nodes.
+        tensors: ``(n_nodes,)`` int64, number of the tensor that brought each node into the graph: what a concatenation
+            reads carries the numbers of its parts.
         edges: ``(2, E)`` int64; the source (row 0) is needed where the destination (row 1) is.
         always: ``(n_nodes,)`` bool, nodes that a barrier or the model's output reads: needed in any case.
         fixed: ``(n_nodes,)`` bool, nodes whose place in the tensor is fixed by code with channel numbers in it.
@@ -110,6 +112,7 @@ class ChannelGraph:
 
     layers: list[LayerRecord]
     n_nodes: int
+    tensors: Tensor
     edges: Tensor
     always: Tensor
     fixed: Tensor
