@@ -136,6 +136,14 @@ def brief(percent: int, seed: int) -> Run:
     return trained(name, row, percent / 100, seed, f"resnet20_cifar10_{name}_short")
 
 
+def fisher(percent: int, seed: int) -> Run:
+    row = "ours, as the default with push='fisher'"
+    options = ("--cfg-options", "custom_hooks.0.push=fisher")
+    return trained(
+        f"psi{percent}_fisher", row, percent / 100, seed, f"resnet20_cifar10_psi{percent}_brief_short", *options
+    )
+
+
 def tied(percent: int, seed: int) -> Run:
     row = "ours, masks tied over streams, window of one epoch"
     name = f"psi{percent}_tied"
@@ -196,6 +204,7 @@ def declared() -> list[Run]:
         *(run(percent, 2) for percent in (30, 50) for run in (control, brief)),
         *(run(30, seed) for seed in (0, 1) for run in (half, found)),
         *(longer(run, 3) for run in (brief(30, 0), control(30, 0), dense(0))),
+        *(fisher(percent, seed) for seed in (0, 1) for percent in (30, 15, 50)),
         *(tied(30, seed) for seed in (0, 1)),
         *(early(30, seed) for seed in (0, 1)),
         late(30, 0),

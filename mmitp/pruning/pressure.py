@@ -35,6 +35,9 @@ MEMORY = 0.99
 #: A mask's task gradient counts for at least this part of its layer's mean: dead channels are not sold for nothing.
 LEAST_SIGNIFICANCE = 0.1
 
+#: The same over the whole network, where it only keeps the order of what it is divided by.
+LEAST_FISHER = 1e-4
+
 
 def distance(budget: MacBudget, target: float, masks: Tensor | None = None) -> float:
     """How far the masks still have to travel (in units of ``M``) to a ratio of ``target``; 0 when it is reached.
@@ -158,6 +161,17 @@ class Significance:
         size = root.new_zeros(n).index_add_(0, rows, torch.ones_like(root))
         mean = (total / size.clamp(min=1))[rows]
         return torch.where(mean > 0, root / mean.clamp(min=1e-30), torch.ones_like(root)).clamp(min=LEAST_SIGNIFICANCE)
+
+    def fisher(self) -> Tensor | None:
+        """The mean square of ``dL_task/dM_b`` over its mean over all masks, flat; None before the first step.
+
+        It is the diagonal of the empirical Fisher information of the masks: to second order, half of it is what the
+        loss loses by switching one off (Liu et al., "Group Fisher Pruning", ICML 2021). Losses of one network, so
+        layers compare: divided by what each mask costs, the cheapest loss a MAC goes first, wherever it lies.
+        """
+        if self.mean_square is None:
+            return None
+        return (self.mean_square / self.mean_square.mean().clamp(min=1e-30)).clamp(min=LEAST_FISHER)
 
     def keep(self, keep: Tensor) -> None:
         """Forgets the entries not in ``keep`` (flat bool)."""

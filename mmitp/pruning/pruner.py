@@ -90,7 +90,8 @@ class InTrainPruner:
         steps: optimizer steps that the window will have; ``'auto'`` and the forecast need it.
         push: direction of ``b * L_HW``: ``'plain'``, the gradient itself (the paper's), or ``'balanced'`` over the
             layers (:func:`~mmitp.pruning.pressure.balanced`). By default plain for a fixed ``b``, balanced for
-            ``'auto'``.
+            ``'auto'``. ``'fisher'``, with ``'auto'`` alone: the plain gradient over what the loss loses by a mask, over
+            the whole network (:meth:`~mmitp.pruning.pressure.Significance.fisher`).
         min_keep: part of its input channels that every layer keeps at least, in [0, 1); 0 is one channel (the paper's).
         fill: the freeze switches the best dropped channels back on up to within 1 % of the target.
         divisor: at the freeze every layer keeps a multiple of so many channels, read and computed, or all it has;
@@ -334,7 +335,7 @@ class InTrainPruner:
         push = self.budget.marginal_costs()
         if self.push == "balanced":
             push = balanced(self.budget, push)
-        worth = self.significance.relative(self.budget)
+        worth = self.significance.fisher() if self.push == "fisher" else self.significance.relative(self.budget)
         self.path.hold(self.budget, push, step, self._device.floor, worth)
         self._keep_floors()
         self._as_in_main()

@@ -55,8 +55,10 @@ def check_settings(
         raise ValueError(f"steps must be a positive number of optimizer steps, got {steps!r}")
     if b == "auto" and steps is None:
         raise ValueError("b='auto' needs steps, the number of optimizer steps that the window will have")
-    if push not in (None, "plain", "balanced"):
-        raise ValueError(f"push must be 'plain' or 'balanced', got {push!r}")
+    if push not in (None, "plain", "balanced", "fisher"):
+        raise ValueError(f"push must be 'plain', 'balanced' or 'fisher', got {push!r}")
+    if push == "fisher" and b != "auto":
+        raise ValueError(f"push='fisher' is an order in which masks go, for b='auto'; b={b!r} pushes all of them")
     if not (is_number(min_keep) and 0 <= min_keep < 1):
         raise ValueError(f"min_keep must be a part of a layer's channels in [0, 1), got {min_keep!r}")
     check_divisor(divisor)

@@ -92,7 +92,8 @@ class PruneHook(Hook):
             by the clock: slimmed copies are timed beside the dense network ten times in the window and at the freeze
             (see :class:`mmitp.pruning.latency.Calibration`). On another one, where its times cannot be checked, the
             table less its margin is believed, and a warning says so.
-        push: ``'plain'`` (the paper's; the default for a fixed ``b``) or ``'balanced'`` (the default for ``'auto'``).
+        push: ``'plain'`` (the paper's; the default for a fixed ``b``), ``'balanced'`` (the default for ``'auto'``) or
+            ``'fisher'`` (with ``'auto'`` alone).
         min_keep: part of its input channels that every layer keeps at least; 0 is one channel (the paper's).
         slim_every: progressive slimming, with ``slim_at_end``: inside the window, every so many epochs (iterations with
             an iteration-based loop; below 1 with a decimal point: parts of the window), what has been off for as long
