@@ -335,7 +335,8 @@ class InTrainPruner:
         push = self.budget.marginal_costs()
         if self.push == "balanced":
             push = balanced(self.budget, push)
-        worth = self.significance.fisher() if self.push == "fisher" else self.significance.relative(self.budget)
+        fisher = self.significance.fisher() if self.push == "fisher" else None
+        worth = self.significance.relative(self.budget) if fisher is None else fisher
         self.path.hold(self.budget, push, step, self._device.floor, worth)
         self._keep_floors()
         self._as_in_main()
@@ -510,7 +511,7 @@ class InTrainPruner:
             pattern, switched_off, switched_on = self.budget.flat_pattern().cpu(), 0, 0
         else:
             if self.clock is None:
-                found = project(self.budget, self.target, self.fill, self.divisor, self.min_keep)
+                found = project(self.budget, self.target, self.fill, self.divisor, self.min_keep, self._order())
             else:
                 found = self.clock.project(self.fill)
             pattern, switched_off, switched_on = found.pattern, found.switched_off, found.switched_on
@@ -524,6 +525,15 @@ class InTrainPruner:
 
     def _report(self, before: float, switched_off: int = 0, switched_on: int = 0) -> FreezeReport:
         return freeze_report(self.model, self.budget, self.target, before, switched_off, switched_on, self.clock)
+
+    def _order(self) -> Tensor | None:
+        """With ``push='fisher'`` a flat vector of the masks' pattern, on the CPU, whose values are the order in which
+        masks go: the loss that a MAC of each holds, which their own values do not tell."""
+        fisher = self.significance.fisher() if self.push == "fisher" else None
+        if fisher is None:
+            return None
+        worth = (fisher / self.budget.marginal_costs().clamp(min=1e-30)).clamp(min=1e-30, max=1e30)
+        return torch.where(self.budget.flat_pattern(), worth, -1 / worth).cpu()
 
     @staticmethod
     def _of_main(pattern: Tensor, device: torch.device) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmitp.pruning import MacBudget, mask_model, masked_layers
+from mmitp.pruning import InTrainPruner, MacBudget, mask_model, masked_layers
 from mmitp.pruning.freeze import _switched, floors
 from mmitp.pruning.pressure import (
     HYSTERESIS,
@@ -153,6 +153,43 @@ def run(net, budget, target, steps, task=0.0, decay=0.0, drift=1.0, seed=0):
         ratios.append(float(budget.ratio().detach()))
         patterns.append(budget.flat_pattern())
     return follower, ratios, patterns
+
+
+def by_fisher(squares, target, **kwargs):
+    """A chain of 8 and 4 channels whose masks have these mean squares of ``dL_task/dM_b``, pruned by ``'fisher'``."""
+    net, budget = chain(8, 4)
+    x = torch.zeros(1, 3, 4, 4)
+    pruner = InTrainPruner(net, x, target, steps=1, push="fisher", budget=budget, min_keep=0, fill=False, **kwargs)
+    pruner.significance.mean_square = torch.tensor(squares)
+    return net, pruner
+
+
+def test_fisher_takes_the_masks_that_hold_the_least_loss_a_mac():
+    # A place costs 9 * (3 * 8 + 8 * 4 + 4 * 2) = 576: of the eight channels each 9 * (3 + 4), of the four 9 * (8 + 2).
+    # 5 over 10 goes first, 4 over 7 second; then 576 - 9 * 10 - 9 * (3 + 3) = 432 are left.
+    squares = [4.0, 7.0, 7.0, 7.0, 7.0, 7.0, 7.0, 7.0, 5.0, 90.0, 90.0, 90.0]
+    net, pruner = by_fisher(squares, target=0.75)
+    for step in range(pruner.steps):
+        pruner.position = step
+        pruner._look(step)
+    assert (net[2].prune_mask > 0).tolist() == [False, True, True, True]
+    assert (net[1].prune_mask > 0).tolist() == [False] + [True] * 7
+    assert pruner.ratio() == 0.75
+
+
+def test_fisher_orders_the_freeze_too():
+    """The masks' own values are the same everywhere: where the divisor drops and takes back, the loss a MAC decides."""
+    squares = [1.0, 9.0, 1.0, 9.0, 1.0, 9.0, 9.0, 1.0, 1.0, 9.0, 9.0, 1.0]
+    net, pruner = by_fisher(squares, target=0.5, divisor=2)
+    report = pruner.freeze()
+    assert report.ratio <= 0.5
+    assert net[1].binary_mask().tolist() == [0, 1, 0, 1, 0, 1, 1, 0]
+
+
+def test_fisher_is_an_order_for_auto():
+    net, budget = chain(4)
+    with pytest.raises(ValueError, match="push='fisher' is an order in which masks go"):
+        InTrainPruner(net, torch.zeros(1, 3, 4, 4), 0.5, b=10, push="fisher", budget=budget)
 
 
 def cheapest_channel(budget):
