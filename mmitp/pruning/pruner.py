@@ -510,10 +510,11 @@ class InTrainPruner:
             )
             pattern, switched_off, switched_on = self.budget.flat_pattern().cpu(), 0, 0
         else:
+            order = self._order()
             if self.clock is None:
-                found = project(self.budget, self.target, self.fill, self.divisor, self.min_keep, self._order())
+                found = project(self.budget, self.target, self.fill, self.divisor, self.min_keep, order)
             else:
-                found = self.clock.project(self.fill)
+                found = self.clock.project(self.fill, order)
             pattern, switched_off, switched_on = found.pattern, found.switched_off, found.switched_on
         pattern = self._of_main(pattern, masks.device)
         freeze_masks(self.model, self.budget.split(pattern))

@@ -138,6 +138,11 @@ def test_masks_already_under_the_target_stay_and_fill_brings_them_back() -> None
     assert int(calibration(30, 0.5, clock).project(fill=True).pattern.sum()) == 49
 
 
+def test_the_lowest_of_the_masks_that_are_given_go() -> None:
+    pattern = calibration(N, 0.5, Clock(lambda t: t)).project(masks=torch.arange(1.0, N + 1)).pattern
+    assert pattern.tolist() == [False] * (N - 49) + [True] * 49
+
+
 def test_multiples_of_a_divisor() -> None:
     result = calibration(N, 0.5, Clock(optimistic), divisor=8).project()
     assert int(result.pattern.sum()) == 32

@@ -74,12 +74,13 @@ class Calibration:
         self._observe(self.budget.flat_pattern().cpu())
         return len(self._known) > known
 
-    def project(self, fill: bool = False) -> Projection:
+    def project(self, fill: bool = False, masks: Tensor | None = None) -> Projection:
         """:func:`mmitp.pruning.freeze.project` to the target by the clock.
 
         Patterns cut to different ratios by the table are measured, with the line between the nearest network above the
         target and the nearest below it telling the next. Ends 1 to 3 % below the target where single channels allow,
         and with the cheapest network (``clock`` above the target) if there is none below. ``ratio`` is the clock's.
+        ``masks``: flat vector in place of the model's masks, on the CPU.
         """
         limit, near = (1 - SPREAD) * self.target, (1 - 3 * SPREAD) * self.target
         aim, lowest = (limit + near) / 2, self._lowest()
@@ -91,7 +92,7 @@ class Calibration:
             if best is None and attempt == ATTEMPTS - 1:
                 wanted = lowest
             self.cost.calibrate(max(wanted, lowest), aim)
-            found = project(self.budget, aim, fill, self.divisor, self.min_keep)
+            found = project(self.budget, aim, fill, self.divisor, self.min_keep, masks)
             if _key(found.pattern) in tried:
                 break
             tried.add(_key(found.pattern))
