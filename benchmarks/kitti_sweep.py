@@ -81,14 +81,16 @@ ROWS = {
 #: the same from weights trained on generated scenes
 STARTED = "started_"
 ROWS |= {f"{STARTED}{name}": (ending, f"{row}, common start", target) for name, (ending, row, target) in ROWS.items()}
-BRIEF = "default (window of two epochs, slimmed on the way)"
-ROWS[f"{STARTED}prune50"] = ("_prune50_brief", f"pruned, {BRIEF}, common start", 0.5)
+BRIEF = "window of two epochs, slimmed on the way"
+FISHER = f"push='fisher', {BRIEF}"
+ROWS[f"{STARTED}prune50"] = ("_prune50_brief", f"pruned, default ({BRIEF}), common start", 0.5)
+ROWS[f"{STARTED}prune50_fisher"] = ("_prune50_fisher", f"pruned, {FISHER}, common start", 0.5)
 ROWS[f"{STARTED}prune50_tied"] = ("_prune50_tied", "the same with masks tied over streams, common start", 0.5)
-ROWS[f"{STARTED}prune50_robust"] = ("_prune50_brief_robust", f"pruned, {BRIEF}, FastAT, common start", 0.5)
+ROWS[f"{STARTED}prune50_robust"] = ("_prune50_fisher_robust", f"pruned, {FISHER}, FastAT, common start", 0.5)
 #: pruned network -> the network built narrower that it has to beat
 CONTROLS = {"prune50": "narrow50", "prune50_paper": "narrow50"}
 CONTROLS |= {f"{STARTED}{name}": f"{STARTED}{control}" for name, control in CONTROLS.items()}
-CONTROLS[f"{STARTED}prune50_tied"] = f"{STARTED}narrow50"
+CONTROLS |= dict.fromkeys((f"{STARTED}prune50_fisher", f"{STARTED}prune50_tied"), f"{STARTED}narrow50")
 
 
 def run_of(name: str, seed: int) -> Run:
@@ -127,7 +129,7 @@ def declared() -> list[Run]:
     more = ("prune50_tied", "robust", "prune50_robust", "prune50_paper", "prune30")
     return [
         *(start_of(ending) for ending in ("", "_narrow50")),
-        *(run_of(STARTED + name, seed) for seed in (0, 1) for name in three),
+        *(run_of(STARTED + name, seed) for seed in (0, 1) for name in ("prune50_fisher", *three)),
         *(run_of(STARTED + name, 0) for name in more),
         *(run_of(name, seed) for seed in (0, 1) for name in three),
     ]

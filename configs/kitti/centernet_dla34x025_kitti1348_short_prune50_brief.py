@@ -2,7 +2,7 @@
 # the time of the dense network's 48.
 _base_ = ["./centernet_dla34x025_kitti1348_short_prune50.py"]
 
-custom_hooks = [dict(_base_.custom_hooks[0], begin=1, end=3, push="fisher")]
+custom_hooks = [dict(_base_.custom_hooks[0], begin=1, end=3)]
 
 max_epochs = 57
 train_cfg = dict(max_epochs=max_epochs)
