@@ -552,7 +552,8 @@ def cost(
 ) -> None:
     """Measures the configs of the chosen runs whose length is fixed in a config, and writes ``costs.json``.
 
-    What was measured before stays beside it under ``earlier``, and all of it counts (:func:`step_medians`). A finished
+    The slimmed network is the one that the first finished run of the config left, where its work folder is there. What
+    was measured before stays beside it under ``earlier``, and all of it counts (:func:`step_medians`). A finished
     run's length came of fewer: ``length_from`` says of how many, from the first.
 
     Args:
@@ -572,7 +573,9 @@ def cost(
             say(f"{config}: left out, no such config")
             continue
         files = [sweep.configs / f"{name}.py" for name in (config, dense)]
-        entry = whole_run_cost(*files, rounds, size, shape)
+        finished = [run for run in sweep.runs.values() if run.config == config and sweep.finished(run)]
+        slims = [file for run in finished if (file := sweep.work / run.name / "slim/config.py").is_file()]
+        entry = whole_run_cost(*files, rounds, size, shape, left=slims[0] if slims else None)
         about = origin()
         entry.update(machine=about["machine"], commit=about["commit"], torch=about["versions"]["torch"])
         known = read(sweep.out, "costs") or {}
@@ -580,7 +583,7 @@ def cost(
             apart = ("epochs", "dense_epochs", "earlier", "length_from")
             alone = {key: value for key, value in before.items() if key not in apart}
             entry["earlier"] = [*before.get("earlier", ()), alone]
-            if any(sweep.finished(run) for run in sweep.runs.values() if run.config == config):
+            if finished:
                 entry["length_from"] = before.get("length_from", len(entry["earlier"]))
         write_json(sweep.out / "costs.json", dict(known, **{config: entry}))
         say(f"{config}: {json.dumps(entry)}")

@@ -73,13 +73,16 @@ def stand(
     work_dir: str,
     slimming: dict[str, Any] | None = None,
     cuts: int = 0,
+    beside: list[Any] | None = None,
 ) -> tuple[Runner, Any]:
     """A Runner that stands in one phase of the run, and its batch.
 
     ``slimming`` are PruneHook's options in the window with ``slim_every`` and at its end, ``cuts`` how often the
-    network in the window has been cut.
+    network in the window has been cut, ``beside`` custom hooks in place of the config's.
     """
     cfg = load_config(str(file), work_dir=work_dir)
+    if beside is not None:
+        cfg.custom_hooks = beside
     hook = prune_hook(cfg)
     if hook is not None and not hook.get("by_epoch", True):  # what a step costs does not depend on the schedule
         _, end = window_epochs(hook, cfg.train_cfg.max_epochs)
@@ -190,12 +193,14 @@ def whole_run_cost(
     size: int = 128,
     shape: tuple[int, int] = (32, 32),
     slim_every: float | None = None,
+    left: Path | None = None,
 ) -> dict[str, Any]:
     """Processor time of a config's steps over those of a dense config's, and its schedule.
 
     Medians and quartiles of rounds: ``step`` of a network without masks, else ``before``, ``window`` and, with
     ``slim_at_end``, ``slimmed``. With ``slim_every``, a part of the window, ``window`` gives way to ``window_1`` and so
     on, one after each cut. ``epochs`` says how many of each the run has, ``dense_epochs`` how many the dense one.
+    ``left``: config of the slimmed network that such a run left, in place of one that is slimmed here.
     """
     cfg = load_config(str(file))
     hook = prune_hook(cfg)
@@ -207,7 +212,11 @@ def whole_run_cost(
             spans = {"step": epochs}
         else:
             for phase in ("before", "window", "slimmed")[: 3 if hook.get("slim_at_end") else 2]:
-                runners[phase] = stand(file, phase, size, shape, work_dir)
+                if phase == "slimmed" and left is not None:
+                    beside = [other for other in cfg.custom_hooks if other is not hook]
+                    runners[phase] = stand(left, "dense", size, shape, work_dir, beside=beside)
+                else:
+                    runners[phase] = stand(file, phase, size, shape, work_dir)
             begin, end = window_epochs(hook, epochs)
             spans = {"before": begin, "window": end - begin}
             if slim_every is not None:

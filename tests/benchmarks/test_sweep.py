@@ -82,8 +82,16 @@ def test_a_finished_runs_length_is_that_of_the_measurements_before_it(
     sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = iter([0.8, 0.7, 0.6, 0.5])
-    cost = lambda *_: dict(step=dict(median=next(measured)), epochs=dict(step=12), dense_epochs=10)  # noqa: E731
+    lefts = []
+
+    def cost(*_: Any, left: Path | None) -> dict[str, Any]:
+        lefts.append(left)
+        return dict(step=dict(median=next(measured)), epochs=dict(step=12), dense_epochs=10)
+
     monkeypatch.setattr("whole_run.whole_run_cost", cost)
+    slim = tmp_path / "a_s0/slim/config.py"
+    slim.parent.mkdir(parents=True)
+    slim.touch()
     run = sweep.trained("a", "row", 0.5, 0, "c")
     (tmp_path / "c.py").touch()
     driver = sweep.Sweep([run], tmp_path, tmp_path, configs=tmp_path)
@@ -94,6 +102,7 @@ def test_a_finished_runs_length_is_that_of_the_measurements_before_it(
     entry = sweep.read(tmp_path, "costs")["c"]
     assert sweep.step_medians(entry, "step")[1] == [0.8, 0.7, 0.6, 0.5]
     assert entry["length_from"] == 2
+    assert lefts == [None, None, slim, slim]
     assert not any("length_from" in before for before in entry["earlier"])
 
 

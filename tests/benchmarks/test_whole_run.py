@@ -41,6 +41,22 @@ def test_a_runs_phases_are_those_of_its_schedule(whole_run: Any) -> None:
     assert all(entry[phase]["median"] > 0 for phase in ("before", "window", "slimmed"))
 
 
+def test_the_network_that_a_run_left_takes_the_place_of_one_slimmed_on_noise(
+    whole_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here one of other widths, beside the hooks of the config that are not the pruner."""
+    file, dense = (CONFIGS / f"resnet20_cifar10_{n}.py" for n in ("psi30_brief_distill_short", "short"))
+    seen: dict[str, Any] = {}
+    turns = whole_run.take_turns
+    monkeypatch.setattr(whole_run, "take_turns", lambda runners, *rest: seen.update(runners) or turns(runners, *rest))
+    left = CONFIGS / "resnet20_cifar10_narrow30_short.py"
+    entry = whole_run.whole_run_cost(file, dense, rounds=2, size=2, left=left)
+    runner, _ = seen["slimmed"]
+    assert runner.model.backbone.conv1.out_channels == 9
+    assert [h.__class__.__name__ for h in runner.hooks if "Distill" in h.__class__.__name__] == ["DistillHook"]
+    assert entry["slimmed"]["median"] > 0
+
+
 def test_a_window_in_iterations_is_weighed_by_its_part_of_the_run(whole_run: Any, tmp_path: Path) -> None:
     file, dense = (CONFIGS / f"resnet20_cifar10_{n}.py" for n in ("psi30_brief_short", "short"))
     entry = whole_run.whole_run_cost(file, dense, rounds=2, size=2)
