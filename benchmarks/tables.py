@@ -144,6 +144,7 @@ def front() -> str:
         {
             "started_dense": "dense",
             "started_prune50": "pruned to 0.5, slimmed",
+            "started_prune50_fisher": "pruned to 0.5 by `push='fisher'`, slimmed",
             "started_narrow50": "control at 0.5: built narrower",
         },
         kitti_sweep.METRICS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from .budget import LayerRow, MacBudget
 from .freeze import Projection
@@ -21,7 +21,7 @@ class Clock(Protocol):
 
     def observe(self) -> bool: ...
 
-    def project(self, fill: bool = False) -> Projection: ...
+    def project(self, fill: bool = False, masks: Tensor | None = None) -> Projection: ...
 
 
 @dataclass
