@@ -181,6 +181,37 @@ def test_auto_reaches_the_target_by_itself(tmp_path):
     assert report["switched_off"] <= 2
 
 
+class Branches(Toy):
+    """Two convolutions of the same cost read the stem; the classifier weighs what the second gives by a hundredth."""
+
+    def __init__(self):
+        super().__init__(masked=False, norm=False)
+        self.faint = nn.Conv2d(8, 8, 3, padding=1)
+        mask_model(self, include=["body", "faint"])
+
+    def forward(self, inputs, data_samples=None, mode="tensor"):
+        x = self.stem(inputs).relu()
+        x = self.fc((self.body(x).relu() + 0.01 * self.faint(x).relu()).mean((2, 3)))
+        return dict(loss=nn.functional.cross_entropy(x, data_samples)) if mode == "loss" else x
+
+
+@pytest.mark.parametrize("push", ["fisher", "balanced"])
+def test_fisher_takes_the_layer_that_matters_least_and_balanced_a_part_of_each(tmp_path, push):
+    # At 64 places the stem multiplies 216 times, body and faint 576 each, the classifier 16 times altogether: 87,568. A
+    # channel of one of them costs 64 * 72. Seven of faint's leave 0.63 of it, six 0.68; the floor keeps the eighth.
+    hook = dict(type="mmitp.PruneHook", target=0.66, push=push, begin=0, end=8, min_keep=0.125, fill=False)
+    runner = make_runner(tmp_path, hook, epochs=8, model=Branches())
+    runner.train()
+    kept = {name: int(layer.prune_pattern.sum()) for name, layer in masked_layers(runner.model).items()}
+    if push == "fisher":
+        assert kept == dict(body=8, faint=1)
+    else:
+        assert all(3 <= channels <= 5 for channels in kept.values())
+    logged = [json.loads(line) for line in next(tmp_path.glob("*/vis_data/scalars.json")).read_text().splitlines()]
+    assert any("ops_path" in row for row in logged)
+    assert any("b" in row for row in logged) == (push == "balanced")
+
+
 @pytest.mark.parametrize("b", [0, "auto"])
 def test_single_weights_are_pruned_to_the_target_too(tmp_path, b):
     hook = dict(type="mmitp.PruneHook", target=0.5, b=b, begin=0, end=6)
@@ -433,10 +464,10 @@ def test_optimizer_2_takes_the_gradient_of_the_backward_pass(tmp_path):
 
 
 @pytest.mark.parametrize("window", [dict(begin=1, end=7), dict(begin=6, end=27, by_epoch=False)])
-@pytest.mark.parametrize("b", [200.0, "auto"])
+@pytest.mark.parametrize("b", [dict(b=200.0), dict(b="auto"), dict(b="auto", push="fisher")], ids=str)
 def test_resuming_in_the_window_continues_exactly(tmp_path, b, window):
     checkpoint = dict(checkpoint=dict(type="CheckpointHook", interval=1), logger=dict(type="LoggerHook", interval=1))
-    hook = dict(type="mmitp.PruneHook", target=0.4, b=b, lr=0.01, **window)
+    hook = dict(type="mmitp.PruneHook", target=0.4, lr=0.01, **b, **window)
     whole, resumed = Toy(norm=False), Toy(norm=False)
     torch.manual_seed(1)
     start = {k: v.clone() for k, v in Toy(norm=False).state_dict().items()}

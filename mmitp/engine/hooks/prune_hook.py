@@ -427,7 +427,8 @@ class PruneHook(Hook):
             seen, path = self.pruner.forecast.seen, self.pruner.path
             hub.update_scalar("train/mask_distance", seen[-1][1] if seen else 0.0)
             if path is not None:
-                hub.update_scalar("train/b", float(path.push) / self.pruner.lr)
+                if self.pruner.push != "fisher":  # an order over the network, in which masks go: no b says how far
+                    hub.update_scalar("train/b", float(path.push) / self.pruner.lr)
                 hub.update_scalar("train/ops_path", path.wanted(self.pruner.position - 1))
 
     def _tell_progress(self, done: int) -> None:
