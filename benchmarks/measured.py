@@ -48,6 +48,7 @@ from mmitp.engine.config import load_config
 from mmitp.engine.example import blank_example
 from mmitp.engine.hooks import PruneHook
 from mmitp.engine.run import build_runner
+from mmitp.engine.surgery import without_runner_hooks
 from mmitp.pruning import MacBudget, freeze_masks, masked_layers, project
 from mmitp.pruning.check import counted_macs
 from mmitp.pruning.latency import processor
@@ -84,8 +85,9 @@ def sizes(model: nn.Module, shape: tuple[int, int] = SHAPE) -> dict[str, int]:
     """MACs and parameters that a network has, or keeps under its masks, on images of (H, W)."""
     example = blank_example(model, shape)
     if masked_layers(model):
-        budget = MacBudget(model, example)
-        return dict(macs=budget.kept_macs(), params=parameter_counts(model, budget)[1])
+        with without_runner_hooks(model):  # an attack's, say
+            budget = MacBudget(model, example)
+            return dict(macs=budget.kept_macs(), params=parameter_counts(model, budget)[1])
     return dict(macs=counted_macs(model, example), params=sum(p.numel() for p in model.parameters()))
 
 
