@@ -6,7 +6,7 @@
     python benchmarks/kitti_sweep.py latency [--only PATTERN ...] [--rounds 100]
     python benchmarks/kitti_sweep.py compare [--only PATTERN ...]
     python benchmarks/kitti_sweep.py fit [--only PATTERN ...]
-    python benchmarks/kitti_sweep.py robust [--only PATTERN ...] [--images 64]
+    python benchmarks/kitti_sweep.py robust [--only PATTERN ...] [--images 128]
     python benchmarks/kitti_sweep.py publish [--only PATTERN ...]
     python benchmarks/kitti_sweep.py table [--write | --check]
 
@@ -63,7 +63,9 @@ SCENES = "centernet_dla34x025_scenes_kitti_size"
 WEIGHTS = CONFIGS / "weights"
 SHAPE = (160, 512)
 CLASSES = ("Car", "Pedestrian", "Cyclist")
-FIGURE, EPS, PGD = "kitti/Car_R40_moderate", [2.0, 4.0, 8.0], (10, 20)
+#: steps of PGD and eps in pixels/255, in the order in which they are worked off; no steps are no attack
+CLEAN = (0, 0.0)
+ATTACKS = ((20, 2.0), (10, 2.0), (20, 4.0), (20, 8.0), (10, 4.0), (10, 8.0))
 #: cars are evaluated above this overlap, too (official: 0.7): how much of a difference are loose boxes
 LOOSE = 0.5
 LABELS, SPLIT = "data/kitti/training/label_2", "data/kitti/ImageSets/val.txt"
@@ -167,7 +169,7 @@ def compare(sweep: Sweep, chosen: list[Run]) -> None:
         write_json(sweep.out / f"{run.name}.json", {**known, **more, "loose": loose})
 
 
-def evaluated(results: Path, *words: str) -> dict[str, Any]:
+def evaluated(results: Path, *words: str, split: Path = ROOT / SPLIT) -> dict[str, Any]:
     """What ``mmitp eval-kitti`` says of detections, with intervals; ``words``: classes, then options."""
     from detector_run import rounded
 
@@ -175,7 +177,7 @@ def evaluated(results: Path, *words: str) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         out = Path(folder) / "ap.json"
-        chosen = ["--split", str(ROOT / SPLIT), "--bootstrap", "--out", str(out), "--classes", *words]
+        chosen = ["--split", str(split), "--bootstrap", "--out", str(out), "--classes", *words]
         eval_kitti.main([str(ROOT / LABELS), str(results), *chosen])
         return rounded(json.loads(out.read_text(encoding="utf-8")))
 
@@ -219,7 +221,8 @@ def robust(sweep: Sweep, chosen: list[Run], images: int) -> None:
     """Tests finished networks under PGD of the training loss, for their metrics files (``robust``).
 
     The networks are those that the runs left: the slimmed ones where masks were cut out. Each is attacked through
-    itself, step eps / 4, one restart, at every size of ``EPS``; a finished attack is not repeated.
+    itself, step eps / 4, one restart, by every attack of :data:`ATTACKS`. Its detections are kept in ``--work`` and
+    every AP gets its interval. An attack that is done is not repeated.
 
     Args:
         sweep: where metrics, work folders and configs are.
@@ -229,40 +232,67 @@ def robust(sweep: Sweep, chosen: list[Run], images: int) -> None:
     import torch
     from measured import write_json
 
-    from mmitp.engine.robust_eval import EvalAttack, build_test_runner, evaluate
+    from mmitp.engine.robust_eval import EvalAttack, attacked, build_test_runner
 
     torch.set_num_threads(1)
     for run in (run for run in chosen if run.shown and sweep.finished(run)):
-        for steps in PGD:
-            known = read(sweep.out, run.name) or {}
-            entry = known.get("robust", {})
-            if entry.get(f"PGD-{steps}", {}).get("images") == images:
-                continue
-            cfg = config_of(sweep, run, "robust")
-            cfg.experiment_name = f"{run.name}_pgd{steps}"
-            report = evaluate(build_test_runner(cfg, images), EvalAttack("pgd", steps=steps), EPS)
-            aps = [round(figures[FIGURE], 2) for figures in (report.clean, *report.attacked)]
-            entry[f"PGD-{steps}"] = dict(images=report.images, eps=EPS, clean=aps[0], attacked=aps[1:])
-            write_json(sweep.out / f"{run.name}.json", dict(known, robust=entry))
-            say(f"{run.name}: PGD-{steps}, Car moderate R40 clean {aps[0]}, attacked {aps[1:]}")
+        known = read(sweep.out, run.name) or {}
+        done = known.get("robust", {})
+        if done.get("images") != images:
+            done = dict(images=images)
+        todo = [attack for attack in ATTACKS if attacked_by(*attack) not in done]
+        if not todo:
+            continue
+        folder = sweep.work / run.name / f"attacked_{images}"
+        cfg = config_of(sweep, run, "robust")
+        cfg.experiment_name = f"{run.name}_robust"
+        runner = build_test_runner(cfg, images)
+        loop = runner.test_loop
+        (metric,) = loop.evaluator.metrics
+        write_frames(frames := folder / "frames.txt", loop.dataloader)
+        for steps, eps in (CLEAN, *todo):
+            name = attacked_by(steps, eps)
+            metric.outfile_prefix = folder / name
+            largest = 0.0
+            if steps == 0:
+                runner.test()  # loads the weights
+            else:
+                with attacked(runner.model, EvalAttack("pgd", steps=steps), eps, loop.dataloader.dataset) as log:
+                    loop.run()
+                largest = log.largest
+            done[name] = {**evaluated(folder / name, *CLASSES, split=frames), "largest_change": round(largest, 3)}
+            write_json(sweep.out / f"{run.name}.json", {**(read(sweep.out, run.name) or {}), "robust": done})
+            say(f"{run.name}: {name}, Car moderate R40 {cell(done[name], 'Car', 1)}")
+
+
+def attacked_by(steps: int, eps: float) -> str:
+    """An attack's name in metrics files: PGD-20 eps 2; no steps are no attack."""
+    return f"PGD-{steps} eps {eps:g}" if steps else "clean"
+
+
+def write_frames(path: Path, loader: Any) -> None:
+    """The frames that a test's loader reads, as a split file of KITTI."""
+    from mmitp.files import write_whole
+
+    info = loader.dataset.get_data_info
+    ids = [Path(info(i)["img_path"]).stem for i in loader.sampler.indices]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, "\n".join(ids) + "\n")
 
 
 def robust_table(runs: list[Run], out: Path) -> str:
-    """The Markdown table of the networks tested under attack; "none yet" before the first."""
-    attacks, sizes = [f"PGD-{steps}" for steps in PGD], " / ".join(f"{eps:g}" for eps in EPS)
-    titles = " | ".join(f"{attack}, eps {sizes}" for attack in attacks)
+    """The Markdown table of the networks tested under attack; "Not tested yet." before the first."""
+    names = [attacked_by(*attack) for attack in (CLEAN, *ATTACKS)]
     lines = [
-        f"| KITTI-1348, Car, moderate, AP R40 | seed | images | clean | {titles} |",
-        "|---|---|---|---|" + "---|" * len(attacks),
+        f"| KITTI-1348, AP R40, moderate | seed | images | class | {' | '.join(names)} |",
+        "|---|---|---|---|" + "---|" * len(names),
     ]
     for run in runs:
-        entry = (read(out, run.name) or {}).get("robust", {})
-        tested = [entry[a] for a in attacks if a in entry]
-        if not tested:
-            continue
-        cells = [" / ".join(f"{ap:.2f}" for ap in entry[a]["attacked"]) if a in entry else "-" for a in attacks]
-        first = [f"{run.row} (`{run.config}`)", str(run.seed), str(tested[0]["images"]), f"{tested[0]['clean']:.2f}"]
-        lines.append(f"| {' | '.join([*first, *cells])} |")
+        tested = (read(out, run.name) or {}).get("robust", {})
+        for name in CLASSES if tested else ():
+            cells = [cell(tested[attack], name, 1) if attack in tested else "not tested" for attack in names]
+            first = [run.row if name == CLASSES[0] else "", str(run.seed), str(tested["images"]), name]
+            lines.append(f"| {' | '.join([*first, *cells])} |")
     return "\n".join(lines) + "\n" if len(lines) > 2 else "Not tested yet.\n"
 
 
@@ -365,7 +395,7 @@ def table(runs: list[Run], out: Path) -> str:
 def main() -> None:
     more = ("compare", "fit", "publish", "robust")
     parser, arguments = command_line(__doc__, METRICS, "work_dirs/kitti1348", 12, more=more)
-    arguments["robust"].add_argument("--images", type=int, default=64, help="of the validation set, spread evenly")
+    arguments["robust"].add_argument("--images", type=int, default=128, help="of the validation set, spread evenly")
     args = parser.parse_args()
     runs = declared()
     if args.command == "table":

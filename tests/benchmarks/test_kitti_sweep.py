@@ -35,7 +35,7 @@ def test_a_measured_detector_run_is_slimmed_and_judged_with_intervals(
     root = write_scenes(tmp_path / "scenes", 6, seed=1, size=(192, 64), val_fraction=0.34)
     parts = [f"{part}_dataloader.dataset.data_root={root}" for part in ("train", "val", "test")]
     args = argparse.Namespace(
-        config=str(CONFIGS / f"{DENSE}_prune50.py"),
+        config=str(CONFIGS / f"{DENSE}_prune50_robust.py"),  # an attack hangs on the preprocessor
         dense=str(CONFIGS / f"{DENSE}.py"),
         shape=(160, 512),
         seed=0,
@@ -68,7 +68,7 @@ def test_a_measured_detector_run_is_slimmed_and_judged_with_intervals(
     assert all(len(ap["R40_interval"]) == 3 for ap in evaluated)
 
     sweep = importlib.import_module("sweep")
-    run = sweep.Run("run", "pruned", 0.5, 0, "detector_run.py", (), f"{DENSE}_prune50")
+    run = sweep.Run("run", "pruned", 0.5, 0, "detector_run.py", (), f"{DENSE}_prune50_robust")
     sweep.latency(sweep.Sweep([run], tmp_path, tmp_path, configs=CONFIGS), [run], 3, DENSE, (160, 512))
     latency = json.loads((tmp_path / "run.json").read_text())["latency"]
     low, middle, high = latency["ratio"]
@@ -94,14 +94,23 @@ def test_a_measured_detector_run_is_slimmed_and_judged_with_intervals(
     seen = json.loads((tmp_path / "run.json").read_text())["training_frames"]
     assert list(seen) == ["Car", "Pedestrian", "Cyclist"]
 
-    monkeypatch.setattr(kitti_sweep, "PGD", (1,))
-    monkeypatch.setattr(kitti_sweep, "EPS", [2.0])
-    kitti_sweep.robust(sweep.Sweep([run], tmp_path, tmp_path, configs=CONFIGS), [run], 1)
-    entry = json.loads((tmp_path / "run.json").read_text())["robust"]["PGD-1"]
-    assert (entry["images"], entry["eps"], len(entry["attacked"])) == (1, [2.0], 1)
-    assert (
-        kitti_sweep.robust_table([run], tmp_path).splitlines()[2].startswith(f"| pruned (`{DENSE}_prune50`) | 0 | 1 |")
-    )
+    monkeypatch.setattr(kitti_sweep, "ATTACKS", ((1, 2.0), (2, 4.0)))
+    monkeypatch.setattr(kitti_sweep, "ROOT", root.parent)
+    monkeypatch.setattr(kitti_sweep, "LABELS", f"{root.name}/training/label_2")
+    sweeping = sweep.Sweep([run], tmp_path, tmp_path, configs=CONFIGS)
+    kitti_sweep.robust(sweeping, [run], 1)
+    tested = json.loads((tmp_path / "run.json").read_text())["robust"]
+    assert list(tested) == ["images", "clean", "PGD-1 eps 2", "PGD-2 eps 4"]
+    assert tested["images"] == 1
+    assert [tested[name]["largest_change"] for name in list(tested)[1:]] == pytest.approx([0, 2, 4], abs=0.01)
+    (frame,) = (tmp_path / "run/attacked_1/frames.txt").read_text().split()
+    for name in list(tested)[1:]:
+        assert [p.name for p in (tmp_path / "run/attacked_1" / name).iterdir()] == [f"{frame}.txt"]
+    row = kitti_sweep.robust_table([run], tmp_path).splitlines()[2]
+    assert row.startswith("| pruned | 0 | 1 | Car |")
+    assert row.count("|") == 8
+    kitti_sweep.robust(sweeping, [run], 1)  # nothing is left to do
+    assert json.loads((tmp_path / "run.json").read_text())["robust"] == tested
     assert kitti_sweep.robust_table([run], tmp_path / "none") == "Not tested yet.\n"
 
 
