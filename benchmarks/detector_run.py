@@ -72,6 +72,11 @@ def rounded(values: Any) -> Any:
     return round(values, 2) if isinstance(values, float) else values
 
 
+def start_name(weights: Path) -> str:
+    """The run that left these weights: its folder's name, or that of the published file."""
+    return weights.parent.name if weights.name == "weights.pth" else weights.stem
+
+
 def train(args: argparse.Namespace) -> None:
     cfg = configured(args, args.config)
     if args.start and newest_good(cfg) is None:  # a stopped run goes on from its own checkpoint
@@ -88,7 +93,7 @@ def train(args: argparse.Namespace) -> None:
         config=Path(args.config).stem,
         options=args.cfg_options,
         seed=args.seed,
-        **({"start": Path(args.start).stem} if args.start else {}),
+        **({"start": start_name(Path(args.start))} if args.start else {}),
         **origin(),
         shape=list(args.shape),
         figure=figure,

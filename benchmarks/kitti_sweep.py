@@ -1,4 +1,4 @@
-"""CenterNet-DLA34 on KITTI-1348, CPU-sized: every row of the table in configs/kitti/README.md, at equal cost.
+"""Detectors on KITTI-1348, CPU-sized: every row of the table in configs/kitti/README.md, at equal cost.
 
     python benchmarks/kitti_sweep.py run [--only PATTERN ...] [--jobs 1] [--nice 15] [--work DIR]
     python benchmarks/kitti_sweep.py status [--only PATTERN ...]
@@ -20,7 +20,8 @@ frames and ``robust`` under attack, ``publish`` puts the small ones into configs
 
 The rows with a common start (``started_...``) begin with weights trained on generated scenes, the published
 ``start_s0.pth``, and the narrow control with ``start_narrow50_s0.pth``. ``run --only start_s0 start_narrow50_s0`` and
-``publish`` of the same make them anew.
+``publish`` of the same make them anew. RTMDet's rows (``rtmdet_...``) have such starts too, but larger ones: they are
+trained first, and stay in ``--work``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import io
 import json
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +61,6 @@ METRICS = CONFIGS / "metrics"
 README = CONFIGS / "README.md"
 BEGIN, END = "<!-- kitti1348:begin -->", "<!-- kitti1348:end -->"
 DENSE = "centernet_dla34x025_kitti1348_short"
-SCENES = "centernet_dla34x025_scenes_kitti_size"
 WEIGHTS = CONFIGS / "weights"
 SHAPE = (160, 512)
 CLASSES = ("Car", "Pedestrian", "Cyclist")
@@ -69,6 +70,29 @@ ATTACKS = ((20, 2.0), (10, 2.0), (20, 4.0), (20, 8.0), (10, 4.0), (10, 8.0))
 #: cars are evaluated above this overlap, too (official: 0.7): how much of a difference are loose boxes
 LOOSE = 0.5
 LABELS, SPLIT = "data/kitti/training/label_2", "data/kitti/ImageSets/val.txt"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks that are compared with each other.
+
+    Attributes:
+        dense: config of the dense network, without ``.py``; the others' names begin with it.
+        scenes: config of the training on generated scenes that runs start from; the narrow one's name begins with it.
+        batch: images a step.
+        start: prefix of these trainings' names.
+        published: whether the weights that they leave lie in configs/kitti/weights.
+    """
+
+    dense: str
+    scenes: str
+    batch: int
+    start: str
+    published: bool
+
+
+CENTERNET = Family(DENSE, "centernet_dla34x025_scenes_kitti_size", 2, "start", published=True)
+RTMDET = Family("rtmdet_tiny_kitti1348_short", "rtmdet_tiny_scenes_kitti_size", 4, "start_rtmdet", published=False)
 
 #: name of a run, less its seed -> config's ending, row of the table, target
 ROWS = {
@@ -81,7 +105,7 @@ ROWS = {
     "prune50_robust": ("_prune50_robust", "pruned, FastAT", 0.5),
 }
 #: the same from weights trained on generated scenes
-STARTED = "started_"
+STARTED, RT = "started_", "rtmdet_"
 ROWS |= {f"{STARTED}{name}": (ending, f"{row}, common start", target) for name, (ending, row, target) in ROWS.items()}
 BRIEF = "window of two epochs, slimmed on the way"
 FISHER = f"push='fisher', {BRIEF}"
@@ -89,27 +113,48 @@ ROWS[f"{STARTED}prune50"] = ("_prune50_brief", f"pruned, default ({BRIEF}), comm
 ROWS[f"{STARTED}prune50_fisher"] = ("_prune50_fisher", f"pruned, {FISHER}, common start", 0.5)
 ROWS[f"{STARTED}prune50_tied"] = ("_prune50_tied", "the same with masks tied over streams, common start", 0.5)
 ROWS[f"{STARTED}prune50_robust"] = ("_prune50_fisher_robust", f"pruned, {FISHER}, FastAT, common start", 0.5)
+ROWS |= {
+    f"{RT}dense": ("", "RTMDet-tiny, dense, common start", 1.0),
+    f"{RT}prune50_fisher": ("_prune50_fisher", f"RTMDet-tiny, pruned, {FISHER}, common start", 0.5),
+    f"{RT}prune50": ("_prune50", f"RTMDet-tiny, pruned, default ({BRIEF}), common start", 0.5),
+    f"{RT}narrow50": ("_narrow50", "RTMDet-tiny, control: built narrower, common start", 0.5),
+}
 #: pruned network -> the network built narrower that it has to beat
 CONTROLS = {"prune50": "narrow50", "prune50_paper": "narrow50"}
 CONTROLS |= {f"{STARTED}{name}": f"{STARTED}{control}" for name, control in CONTROLS.items()}
 CONTROLS |= dict.fromkeys((f"{STARTED}prune50_fisher", f"{STARTED}prune50_tied"), f"{STARTED}narrow50")
+CONTROLS |= dict.fromkeys((f"{RT}prune50_fisher", f"{RT}prune50"), f"{RT}narrow50")
+
+
+def family_of(name: str) -> Family:
+    """The family of a run's name."""
+    return RTMDET if name.startswith((RT, RTMDET.start)) else CENTERNET
+
+
+def dense_of(name: str) -> str:
+    """Name, less its seed, of the dense run that one of this name is compared with."""
+    return next((f"{prefix}dense" for prefix in (STARTED, RT) if name.startswith(prefix)), "dense")
 
 
 def run_of(name: str, seed: int) -> Run:
     ending, row, target = ROWS[name]
-    args = detector_args(DENSE, ending)
-    if name.startswith(STARTED):
-        start = start_of("_narrow50" if ending == "_narrow50" else "")
-        args += ("--start", (WEIGHTS / f"{start.name}.pth").relative_to(ROOT).as_posix())
-    return Run(f"{name}_s{seed}", row, target, seed, "detector_run.py", args, DENSE + ending)
+    family, needs = family_of(name), None
+    args = detector_args(family.dense, ending)
+    if name.startswith((STARTED, RT)):
+        start = start_of(family, "_narrow50" if ending == "_narrow50" else "")
+        if family.published:
+            args += ("--start", (WEIGHTS / f"{start.name}.pth").relative_to(ROOT).as_posix())
+        else:
+            args, needs = (*args, "--start", f"{{work}}/{start.name}/weights.pth"), start.name
+    return Run(f"{name}_s{seed}", row, target, seed, "detector_run.py", args, family.dense + ending, needs=needs)
 
 
-def start_of(ending: str) -> Run:
-    """The training on generated scenes whose network runs start from."""
+def start_of(family: Family, ending: str) -> Run:
+    """The training on generated scenes whose network a family's runs start from."""
     target = ROWS[ending.removeprefix("_") or "dense"][2]
-    args, config = detector_args(SCENES, ending), SCENES + ending
+    args, config = detector_args(family.scenes, ending), family.scenes + ending
     return Run(
-        f"start{ending}_s0",
+        f"{family.start}{ending}_s0",
         "common start, trained on generated scenes",
         target,
         0,
@@ -130,9 +175,11 @@ def declared() -> list[Run]:
     three = ("prune50", "narrow50", "dense")
     more = ("prune50_tied", "robust", "prune50_robust", "prune50_paper", "prune30")
     return [
-        *(start_of(ending) for ending in ("", "_narrow50")),
+        *(start_of(CENTERNET, ending) for ending in ("", "_narrow50")),
         *(run_of(STARTED + name, seed) for seed in (0, 1) for name in ("prune50_fisher", *three)),
         *(run_of(STARTED + name, 0) for name in more),
+        *(start_of(RTMDET, ending) for ending in ("", "_narrow50")),
+        *(run_of(RT + name, 0) for name in ("dense", "prune50_fisher", "narrow50", "prune50")),
         *(run_of(name, seed) for seed in (0, 1) for name in three),
     ]
 
@@ -151,8 +198,7 @@ def compare(sweep: Sweep, chosen: list[Run]) -> None:
         name, results = run.name.rpartition("_")[0], sweep.work / run.name / "results"
         if not results.is_dir():
             continue
-        dense = f"{STARTED}dense" if name.startswith(STARTED) else "dense"
-        others = {"minus_dense": dense, "minus_control": CONTROLS.get(name)}
+        others = {"minus_dense": dense_of(name), "minus_control": CONTROLS.get(name)}
         more: dict[str, Any] = {}
         cars = ("Car", "--overlap", str(LOOSE))
         loose: dict[str, Any] = {"overlap": LOOSE, "Car": evaluated(results, *cars)["Car"]}
@@ -325,8 +371,9 @@ def publish(sweep: Sweep, chosen: list[Run], out: Path) -> None:
             continue
         folder, config, model = sweep.work / run.name, run.config, ""
         if (slimmed := folder / "slim/config.py").is_file():
-            spec = Config.fromfile(str(slimmed)).model.slim.to_dict()
-            config, model = DENSE, f'\nmodel = dict(type="mmitp.SlimModel", of="mmdet.CenterNet", slim={spec!r})\n'
+            config, small = family_of(run.name).dense, Config.fromfile(str(slimmed)).model
+            spec = small.slim.to_dict()
+            model = f'\nmodel = dict(type="mmitp.SlimModel", of="{small.of}", slim={spec!r})\n'
         base = os.path.relpath(sweep.configs / f"{config}.py", out)
         text = f'# {run.row}, seed {run.seed}:\n# the network of {run.name}.pth.\n_base_ = ["{base}"]\n{model}'
         state = torch.load(folder / "weights.pth", weights_only=True)
@@ -362,7 +409,8 @@ def table(runs: list[Run], out: Path) -> str:
     finished = [(run, known) for run, known in shown if known["state"] == "finished"]
     order = [f"{row} {target}" for _, row, target in ROWS.values()]
     for run, known in sorted(finished, key=lambda pair: (order.index(f"{pair[0].row} {pair[0].target}"), pair[0].seed)):
-        cost = 1.0 if known["config"] == DENSE else relative_cost(known, costs)
+        dense = known["config"] == family_of(run.name).dense
+        cost = 1.0 if dense else relative_cost(known, costs)
         cells = [
             f"{run.row} (`{known['config']}`)",
             str(run.seed),
@@ -403,11 +451,15 @@ def main() -> None:
         return
     sweep = Sweep(runs, args.out.resolve(), args.work.resolve(), configs=CONFIGS, figure="ap")
     chosen = selected(runs, args.only)
+    families = {family: [run for run in chosen if family_of(run.name) is family] for family in (CENTERNET, RTMDET)}
+    families = {family: own for family, own in families.items() if own}
     if args.command == "cost":
-        cost(sweep, chosen, args.rounds, DENSE, 2, SHAPE)
+        for family, own in families.items():
+            cost(sweep, own, args.rounds, family.dense, family.batch, SHAPE)
         return
     if args.command == "latency":
-        latency(sweep, chosen, args.rounds, DENSE, SHAPE)
+        for family, own in families.items():
+            latency(sweep, own, args.rounds, family.dense, SHAPE)
         return
     if args.command == "compare":
         compare(sweep, chosen)

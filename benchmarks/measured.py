@@ -37,7 +37,7 @@ import mmitp  # noqa: F401  isort: skip  (first: makes the stack below importabl
 
 import torch
 from mmengine import Config, ConfigDict
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -89,6 +89,12 @@ def sizes(model: nn.Module, shape: tuple[int, int] = SHAPE) -> dict[str, int]:
             budget = MacBudget(model, example)
             return dict(macs=budget.kept_macs(), params=parameter_counts(model, budget)[1])
     return dict(macs=counted_macs(model, example), params=sum(p.numel() for p in model.parameters()))
+
+
+def judged_model(runner: Runner) -> nn.Module:
+    """The network that a Runner validates: the averaged one, where a hook averages."""
+    averaged = (hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook))
+    return next(averaged, runner.model)
 
 
 def sizes_now(runner: Runner) -> dict[str, int]:
@@ -381,7 +387,7 @@ def measured_run(
     if after is not None:
         runner.model = after(runner)
         runner.val_loop.run()
-    torch.save(runner.model.state_dict(), Path(cfg.work_dir) / "weights.pth")
+    torch.save(judged_model(runner).state_dict(), Path(cfg.work_dir) / "weights.pth")
     size = sizes(runner.model, task.shape)
     return metrics.write(
         "trained",

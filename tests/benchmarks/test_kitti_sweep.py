@@ -184,15 +184,26 @@ def test_a_pruned_run_is_compared_with_the_dense_one_and_its_control(
     assert asked == [("prune50_s0", "dense_s0"), ("prune50_s0", "narrow50_s0"), ("narrow50_s0", "dense_s0")]
     asked.clear()
     started = [driver.run_of(f"started_{name}", 0) for name in ("dense", "prune50", "narrow50")]
-    for run in (*started, driver.start_of("")):
+    for run in (*started, driver.start_of(driver.CENTERNET, "")):
         (tmp_path / run.name / "results").mkdir(parents=True)
         (tmp_path / f"{run.name}.json").write_text(json.dumps(dict(state="finished", config=run.config)))
-    all_ = [*started, driver.start_of("")]
+    all_ = [*started, driver.start_of(driver.CENTERNET, "")]
     driver.compare(sweep.Sweep(all_, tmp_path, tmp_path, configs=CONFIGS, figure="ap"), all_)
     assert set(asked) == {
         ("started_prune50_s0", "started_dense_s0"),
         ("started_prune50_s0", "started_narrow50_s0"),
         ("started_narrow50_s0", "started_dense_s0"),
+    }
+    asked.clear()
+    others = [driver.run_of(f"rtmdet_{name}", 0) for name in ("dense", "prune50_fisher", "narrow50")]
+    for run in others:
+        (tmp_path / run.name / "results").mkdir(parents=True)
+        (tmp_path / f"{run.name}.json").write_text(json.dumps(dict(state="finished", config=run.config)))
+    driver.compare(sweep.Sweep(others, tmp_path, tmp_path, configs=CONFIGS, figure="ap"), others)
+    assert set(asked) == {
+        ("rtmdet_prune50_fisher_s0", "rtmdet_dense_s0"),
+        ("rtmdet_prune50_fisher_s0", "rtmdet_narrow50_s0"),
+        ("rtmdet_narrow50_s0", "rtmdet_dense_s0"),
     }
     pruned = json.loads((tmp_path / "prune50_s0.json").read_text())
     assert [pruned[key]["Car"]["R40"][1] for key in ("minus_dense", "minus_control")] == [1, 2]
@@ -245,6 +256,19 @@ def test_a_run_starts_from_published_weights_and_resumes_from_its_own(
     assert (head["start"], head["seed"]) == ("start_s0", 1)
     control = driver.run_of("started_narrow50", 0)
     assert control.args[-1] == "configs/kitti/weights/start_narrow50_s0.pth"
+
+
+def test_rtmdets_rows_start_from_a_training_that_they_need(driver: Any) -> None:
+    runs = {run.name: run for run in driver.declared()}
+    assert runs["rtmdet_prune50_fisher_s0"].args[-2:] == ("--start", "{work}/start_rtmdet_s0/weights.pth")
+    assert runs["rtmdet_narrow50_s0"].args[-1] == "{work}/start_rtmdet_narrow50_s0/weights.pth"
+    for run in runs.values():
+        if "rtmdet" in run.name:
+            assert run.config.startswith("rtmdet_tiny_")
+            assert run.needs is None or run.needs in runs
+    assert importlib.import_module("detector_run").start_name(Path("work/start_rtmdet_s0/weights.pth")) == (
+        "start_rtmdet_s0"
+    )
 
 
 def test_every_declared_run_has_its_config(driver: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 pytest.importorskip("mmpretrain")
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 
 CONFIGS = Path(__file__).parents[2] / "configs/cifar10"
 
@@ -92,6 +92,20 @@ def test_a_stopped_run_ends_as_it_would_have_in_one_piece(
     assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
     with pytest.raises(ValueError, match="checkpoints of another run"):
         measured.train(arguments(root, tmp_path / "parts", epochs=4))
+
+
+def test_a_run_leaves_the_weights_that_were_validated(
+    measured: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = measured.build_runner
+    average = EMAHook(momentum=0.3)
+    monkeypatch.setattr(measured, "build_runner", lambda cfg: (r := build(cfg)).register_hook(average) or r)
+    measured.train(arguments(root, tmp_path))
+    left = torch.load(tmp_path / "weights.pth", weights_only=True)
+    # Checkpoints hold the average as their model, and what was trained apart.
+    saved = torch.load(tmp_path / "epoch_3.pth", weights_only=False)
+    torch.testing.assert_close(left, saved["state_dict"], rtol=0, atol=0)
+    assert not torch.equal(left["head.fc.weight"], saved["ema_state_dict"]["module.head.fc.weight"])
 
 
 def test_weights_to_start_from_are_no_checkpoint_of_the_run(measured: Any, root: Path, tmp_path: Path) -> None:

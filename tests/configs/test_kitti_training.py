@@ -20,6 +20,7 @@ from mmitp.pruning import masked_layers
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "kitti"
 SHORT = "centernet_dla34x025_kitti1348_short"
+RTMDET = "rtmdet_tiny_kitti1348_short"
 # Their clean twins are these without two hooks (test_kitti_configs.py).
 TRAINED = [f"{SHORT}{suffix}" for suffix in ("_narrow50", "_robust", "_prune50_robust", "_prune50_paper")]
 
@@ -86,13 +87,22 @@ def test_the_narrow_control_costs_as_near_below_half_as_uniform_widths_do():
     assert f"{narrow:,}" in (CONFIGS / f"{SHORT}_narrow50.py").read_text()
 
 
-def test_both_starts_fit_their_networks():
-    for suffix in ("", "_narrow50"):
-        start, short = (
-            Config.fromfile(CONFIGS / f"{name}{suffix}.py").model
-            for name in ("centernet_dla34x025_scenes_kitti_size", SHORT)
-        )
-        assert start == short
+def test_both_rtmdets_have_the_operations_that_the_controls_config_states():
+    dense, narrow = macs_of(RTMDET), macs_of(f"{RTMDET}_narrow50")
+    assert 0.49 < narrow / dense <= 0.5
+    stated = (CONFIGS / f"{RTMDET}_narrow50.py").read_text()
+    assert f"{narrow:,}" in stated
+    assert f"{dense:,}" in stated
+
+
+@pytest.mark.parametrize(
+    ("scenes", "short"),
+    [("centernet_dla34x025_scenes_kitti_size", SHORT), ("rtmdet_tiny_scenes_kitti_size", RTMDET)],
+)
+@pytest.mark.parametrize("suffix", ["", "_narrow50"])
+def test_both_starts_fit_their_networks(scenes, short, suffix):
+    start, network = (Config.fromfile(CONFIGS / f"{name}{suffix}.py").model for name in (scenes, short))
+    assert start == network
 
 
 def test_a_pruned_run_takes_a_dense_start(data, tmp_path):
@@ -114,6 +124,18 @@ def test_rtmdet_trains(data, tmp_path):
     assert all(torch.isfinite(p).all() for p in runner.model.parameters())
     scales = [t for t in runner.train_dataloader.dataset.pipeline.transforms if type(t).__name__ == "ScaleShiftCrop"]
     assert [t.prob for t in scales] == [0.0]  # the second pipeline's
+
+
+def test_short_rtmdet_prunes_by_fisher_and_averages_the_small_network(data, tmp_path):
+    runner = runner_of(f"{RTMDET}_prune50_fisher", data, tmp_path)
+    runner.train()
+    assert json.loads((tmp_path / "pruning.json").read_text())["ratio"] <= 0.5
+    average = next(hook for hook in runner.hooks if type(hook).__name__ == "EMAHook").ema_model.module
+    assert sum(p.numel() for p in average.parameters()) == sum(p.numel() for p in runner.model.parameters())
+    assert not masked_layers(runner.model)
+    cfg = Config.fromfile(CONFIGS / f"{RTMDET}_prune50_fisher.py")
+    *_, prune = cfg.custom_hooks
+    assert (prune.push, prune.begin, prune.end) == ("fisher", 1, 3)
 
 
 @pytest.mark.skipif(
