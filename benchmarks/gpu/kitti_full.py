@@ -2,11 +2,12 @@
 
     python benchmarks/gpu/kitti_full.py [--minutes 10] [--epochs 60] [--data-root data/kitti/] [--no-amp]
 
-The configs are configs/kitti/centernet_dla34_kitti.py and ..._prune50.py, their 250 epochs' schedule shortened to
-``--epochs`` in proportion (drops of the learning rate, pruning window). Both parts, ``dense`` and ``pruned``, are saved
-after every epoch; when the time is over or the script is told to stop, the epoch is finished and the same command goes
-on. After the first epochs ``minutes_expected`` says how long the whole part takes; AP (KITTI-1348, R40) is taken at
-the end and at every quarter. ``OUT/kitti_full/PART`` is the work folder: copy it to go on elsewhere.
+The configs are configs/kitti/centernet_dla34_kitti.py, ..._prune50.py and ..._prune50_fisher.py, their 250 epochs'
+schedule shortened to ``--epochs`` in proportion (drops of the learning rate, pruning window). The parts, ``dense``,
+``pruned`` and ``fisher``, are saved after every epoch; when the time is over or the script is told to stop, the epoch
+is finished and the same command goes on. After the first epochs ``minutes_expected`` says how long the whole part
+takes; AP (KITTI-1348, R40) is taken at the end and at every quarter. ``OUT/kitti_full/PART`` is the work folder: copy
+it to go on elsewhere.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from cifar_full import ENDING, Told
 from evidence import ROOT, Bench, Part, Unfinished
 
 MINUTES = 10.0
-CONFIGS = dict(dense="centernet_dla34_kitti", pruned="centernet_dla34_kitti_prune50")
+CONFIGS = dict(
+    dense="centernet_dla34_kitti",
+    pruned="centernet_dla34_kitti_prune50",
+    fisher="centernet_dla34_kitti_prune50_fisher",
+)
 #: the configs' own length
 WHOLE = 250
 

@@ -31,15 +31,18 @@ def test_the_schedule_is_shortened_in_proportion() -> None:
     assert cfg.train_cfg.val_interval == 12
 
 
-def test_a_run_that_is_told_to_stop_goes_on_after_its_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["pruned", "fisher"])
+def test_a_run_that_is_told_to_stop_goes_on_after_its_epoch(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     evidence: Any = importlib.import_module("evidence")
     kitti_full: Any = importlib.import_module("kitti_full")
     args = argparse.Namespace(epochs=60, data_root="", workers=0, no_amp=False, seed=0)
-    part = next(p for p in kitti_full.parts(args) if p.name == "pruned")
+    part = next(p for p in kitti_full.parts(args) if p.name == name)
 
     def known() -> dict[str, Any]:
         evidence.work([part], tmp_path / "kitti_full.json", "cpu", dry=True)
-        return json.loads((tmp_path / "kitti_full.json").read_text())["parts"]["pruned"]
+        return json.loads((tmp_path / "kitti_full.json").read_text())["parts"][name]
 
     monkeypatch.setattr(kitti_full, "Told", lambda: SimpleNamespace(now=True))
     first = known()
