@@ -132,8 +132,10 @@ def family_of(name: str) -> Family:
 
 
 def dense_of(name: str) -> str:
-    """Name, less its seed, of the dense run that one of this name is compared with."""
-    return next((f"{prefix}dense" for prefix in (STARTED, RT) if name.startswith(prefix)), "dense")
+    """Name, less its seed, of the dense run that one of this name is compared with: of pruned and attacked ones the
+    attacked one."""
+    prefix = next((prefix for prefix in (STARTED, RT) if name.startswith(prefix)), "")
+    return prefix + ("robust" if name.removeprefix(prefix).endswith("_robust") else "dense")
 
 
 def run_of(name: str, seed: int) -> Run:

@@ -258,6 +258,22 @@ def test_a_run_starts_from_published_weights_and_resumes_from_its_own(
     assert control.args[-1] == "configs/kitti/weights/start_narrow50_s0.pth"
 
 
+@pytest.mark.parametrize(
+    ("name", "dense"),
+    [
+        ("prune50", "dense"),
+        ("started_prune50_fisher", "started_dense"),
+        ("started_robust", "started_dense"),
+        ("started_prune50_robust", "started_robust"),
+        ("prune50_robust", "robust"),
+        ("rtmdet_narrow50", "rtmdet_dense"),
+    ],
+)
+def test_a_run_has_its_dense_one(driver: Any, name: str, dense: str) -> None:
+    assert driver.dense_of(name) == dense
+    assert dense in driver.ROWS
+
+
 def test_rtmdets_rows_start_from_a_training_that_they_need(driver: Any) -> None:
     runs = {run.name: run for run in driver.declared()}
     assert runs["rtmdet_prune50_fisher_s0"].args[-2:] == ("--start", "{work}/start_rtmdet_s0/weights.pth")
