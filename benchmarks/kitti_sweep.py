@@ -330,7 +330,7 @@ def write_frames(path: Path, loader: Any) -> None:
 
 def robust_table(runs: list[Run], out: Path) -> str:
     """The Markdown table of the networks tested under attack; "Not tested yet." before the first."""
-    names = [attacked_by(*attack) for attack in (CLEAN, *ATTACKS)]
+    names = [attacked_by(*attack) for attack in (CLEAN, *sorted(ATTACKS))]
     lines = [
         f"| KITTI-1348, AP R40, moderate | seed | images | class | {' | '.join(names)} |",
         "|---|---|---|---|" + "---|" * len(names),
