@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measured import Task, configured, finish, measured_run, metrics_file, origin, sizes  # first: see there
+from measured import Task, configured, finish, measured_run, metrics_file, origin, sizes, start_from  # first: see there
 from mmengine import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmitp.commands import eval_kitti
 from mmitp.engine.config import load_config
-from mmitp.engine.resume import newest_good
 
 #: evaluator -> mmengine's name of the figure that a run is judged by, and its factor to percent
 FIGURES = {"mmitp.KittiMetric": ("kitti/Car_R40_moderate", 1.0), "CocoMetric": ("coco/bbox_mAP", 100.0)}
@@ -72,15 +71,8 @@ def rounded(values: Any) -> Any:
     return round(values, 2) if isinstance(values, float) else values
 
 
-def start_name(weights: Path) -> str:
-    """The run that left these weights: its folder's name, or that of the published file."""
-    return weights.parent.name if weights.name == "weights.pth" else weights.stem
-
-
 def train(args: argparse.Namespace) -> None:
     cfg = configured(args, args.config)
-    if args.start and newest_good(cfg) is None:  # a stopped run goes on from its own checkpoint
-        cfg.load_from, cfg.resume = args.start, False
     metric = evaluator(cfg)
     kind = metric.type.removeprefix("mmdet.")
     figure, scale = FIGURES[kind]
@@ -93,7 +85,7 @@ def train(args: argparse.Namespace) -> None:
         config=Path(args.config).stem,
         options=args.cfg_options,
         seed=args.seed,
-        **({"start": start_name(Path(args.start))} if args.start else {}),
+        **start_from(cfg, args.start),
         **origin(),
         shape=list(args.shape),
         figure=figure,

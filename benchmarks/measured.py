@@ -47,6 +47,7 @@ from torch import nn
 from mmitp.engine.config import load_config
 from mmitp.engine.example import blank_example
 from mmitp.engine.hooks import PruneHook
+from mmitp.engine.resume import newest_good
 from mmitp.engine.run import build_runner
 from mmitp.engine.surgery import without_runner_hooks
 from mmitp.pruning import MacBudget, freeze_masks, masked_layers, project
@@ -350,6 +351,20 @@ def configured(args: argparse.Namespace, config: str) -> Config:
     return cfg
 
 
+def start_from(cfg: Config, weights: str | None) -> dict[str, str]:
+    """Lets a run start from weights, if there are any; a stopped one goes on from its own checkpoint.
+
+    Returns:
+        What its metrics say: ``start``, the run that left them (its folder's name), or the published file's name.
+    """
+    if weights is None:
+        return {}
+    if newest_good(cfg) is None:
+        cfg.load_from, cfg.resume = weights, False
+    path = Path(weights)
+    return dict(start=path.parent.name if path.name == "weights.pth" else path.stem)
+
+
 def metrics_file(args: argparse.Namespace, cfg: Config) -> Path:
     return Path(args.metrics or Path(cfg.work_dir) / "metrics.json")
 
@@ -422,7 +437,7 @@ def head_of(args: argparse.Namespace, cfg: Config, config: str) -> dict[str, Any
 
 def train(args: argparse.Namespace) -> None:
     cfg = configured(args, args.config)
-    head = head_of(args, cfg, args.config)
+    head = {**head_of(args, cfg, args.config), **start_from(cfg, args.start)}
     if args.epochs or args.times > 1:
         stretch(cfg, args.epochs or args.times * cfg.train_cfg.max_epochs)
     if args.times > 1:
@@ -454,6 +469,7 @@ def drawn(cfg: Config, ratio: float, seed: int) -> dict[str, Any]:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--start", metavar="WEIGHTS", help="to start from; random ones where it is left out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work-dir", help="where logs and checkpoints go (default: work_dirs/<config name>)")
     parser.add_argument("--metrics", help="the metrics file (default: metrics.json in the work dir)")

@@ -52,6 +52,8 @@ README = ROOT / "configs/cifar10/README.md"
 BEGIN, END = "<!-- sweep:begin -->", "<!-- sweep:end -->"
 DENSE = "resnet20_cifar10_short"
 DENSE_EPOCHS = 10
+#: the public checkpoint resnet20-12fca82f (configs/cifar10/README.md) as mmitp convert-resnet-cifar writes it
+PUBLIC = "data/resnet20.pth"
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Run:
         package: module that has to be importable.
         shown: whether it has a row of its own.
         times: length over that of the config; rows of different lengths stand in different tables.
+        start: weights that it starts from, where it does, relative to the repository; such rows have a table of their
+            own.
     """
 
     name: str
@@ -83,6 +87,7 @@ class Run:
     package: str | None = None
     shown: bool = True
     times: int = 1
+    start: str | None = None
 
 
 def trained(name: str, row: str, target: float, seed: int, config: str, *options: str, shown: bool = True) -> Run:
@@ -142,6 +147,16 @@ def fisher(percent: int, seed: int) -> Run:
     return trained(
         f"psi{percent}_fisher", row, percent / 100, seed, f"resnet20_cifar10_psi{percent}_brief_short", *options
     )
+
+
+def from_trained(push: str, percent: int, seed: int) -> Run:
+    """Four epochs from the public ResNet-20, the window from a quarter of the first one to three quarters of it."""
+    row = f"ours, push='{push}' (masks tied over streams, window of half an epoch, slimmed on the way)"
+    options = ("begin=0.0625", "end=0.1875", f"push={push}")
+    words = ("--epochs", "4", "--start", PUBLIC, "--cfg-options", "param_scheduler.0.eta_max=0.05")
+    words += tuple(f"custom_hooks.0.{option}" for option in options)
+    name, config = f"trained{percent}_{push}", f"resnet20_cifar10_psi{percent}_brief_short"
+    return replace(trained(name, row, percent / 100, seed, config, *words), start=PUBLIC)
 
 
 def tied(percent: int, seed: int) -> Run:
@@ -205,6 +220,7 @@ def declared() -> list[Run]:
         *(run(30, seed) for seed in (0, 1) for run in (half, found)),
         *(longer(run, 3) for run in (brief(30, 0), control(30, 0), dense(0))),
         *(fisher(percent, seed) for seed in (0, 1) for percent in (30, 15, 50)),
+        *(from_trained(push, 30, seed) for seed in (0, 1) for push in ("fisher", "balanced")),
         *(tied(30, seed) for seed in (0, 1)),
         *(early(30, seed) for seed in (0, 1)),
         late(30, 0),
@@ -338,6 +354,8 @@ class Sweep:
         """What a run lacks to be run here; empty if nothing."""
         if not (self.configs / f"{run.config}.py").is_file():
             return f"no config {run.config}"
+        if run.start is not None and not (ROOT / run.start).is_file():
+            return f"no {run.start} (configs/cifar10/README.md says where it comes from)"
         if run.package is not None:
             code = f"import importlib.util as u, sys; sys.exit(u.find_spec({run.package!r}) is None)"
             if subprocess.run([self.python(run), "-c", code], check=False).returncode:
@@ -480,19 +498,22 @@ def tables(runs: list[Run], out: Path) -> str:
     costs = read(out, "costs") or {}
     finished = {run: known for run in runs if (known := read(out, run.name)) and known["state"] == "finished"}
     lines: list[str] = []
-    for times, target in sorted({(run.times, -run.target) for run in finished if run.shown}):
+    for start, times, target in sorted({(r.start or "", r.times, -r.target) for r in finished if r.shown}):
         target = -target
         what = "Dense" if target == 1 else f"At most {target:g} of the operations"
+        what += f", {times} times as long" if times > 1 else ", four epochs from public weights" if start else ""
         lines += [
-            f"{what}:" if times == 1 else f"{what}, {times} times as long:",
+            f"{what}:",
             "",
             "| | n | accuracy, % | standard deviation | by seed | ops | params | ms (over dense) | cost | "
             "processor time, s |",
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
-        here = {r: known for r, known in finished.items() if (r.times, r.target) == (times, target)}
+        here = {r: k for r, k in finished.items() if (r.start or "", r.times, r.target) == (start, times, target)}
         rows = dict.fromkeys(run.row for run in runs if run in here and run.shown)
-        cells = [row_cells(row, {r.seed: k for r, k in here.items() if r.row == row}, costs) for row in rows]
+        cells = [
+            row_cells(row, {r.seed: k for r, k in here.items() if r.row == row}, {} if start else costs) for row in rows
+        ]
         cells.sort(key=lambda cell: -cell[0])
         lines += [text for _, text in cells]
         lines.append("")

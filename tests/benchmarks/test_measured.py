@@ -47,6 +47,7 @@ def arguments(root: Path, work_dir: Path, **more: Any) -> argparse.Namespace:
         epochs=3,
         times=1,
         random_structure=None,
+        start=None,
     )
     return argparse.Namespace(**{**settings, **more})
 
@@ -118,7 +119,8 @@ def test_weights_to_start_from_are_no_checkpoint_of_the_run(measured: Any, root:
     cfg = measured.configured(args, args.config)
     cfg.param_scheduler = []
     cfg.optim_wrapper.optimizer.weight_decay = 0.0
-    cfg.load_from, cfg.resume = str(tmp_path / "first/weights.pth"), False
+    assert measured.start_from(cfg, None) == {}
+    assert measured.start_from(cfg, str(tmp_path / "first/weights.pth")) == dict(start="first")
     measured.measured_run(cfg, measured.metrics_file(args, cfg), measured.head_of(args, cfg, args.config))
     first, second = (torch.load(tmp_path / n / "weights.pth", weights_only=True) for n in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first if name.endswith("conv1.weight"))

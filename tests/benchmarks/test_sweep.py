@@ -256,7 +256,9 @@ def test_the_table_gives_mean_spread_and_cost_of_the_finished_runs(sweep: Any, t
         run("d", "dense", 0, 1.0),
         run("h", "hidden", 0, 1.0, shown=False),
         run("l", "ours", 0, times=3),
+        run("s", "ours", 0, start="public.pth"),
     ]
+    write(tmp_path, "s", accuracy=88.0)
     write(tmp_path, "l", accuracy=83.0)
     write(tmp_path, "a0", accuracy=80.0, ops_kept=0.48, params_kept=0.5)
     write(tmp_path, "a1", accuracy=82.0, ops_kept=0.5, seconds_with_validation=2000, train_seconds=None)
@@ -297,7 +299,26 @@ def test_the_table_gives_mean_spread_and_cost_of_the_finished_runs(sweep: Any, t
         header,
         rule,
         "| ours (`c`) | 1 | **83.00** | - | 0: 83.00 | 0.5 | 0.5 | - | 1.02 | 1,000 |",
+        "",
+        "At most 0.5 of the operations, four epochs from public weights:",
+        "",
+        header,
+        rule,
+        "| ours (`c`) | 1 | **88.00** | - | 0: 88.00 | 0.5 | 0.5 | - | - | 1,000 |",
     ]
+
+
+def test_a_run_without_the_weights_that_it_starts_from_is_left_out(
+    sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = sweep.from_trained("fisher", 30, 0)
+    assert run.args[run.args.index("--start") + 1] == run.start
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    works = sweep.Sweep([run], tmp_path, tmp_path)
+    assert works.missing(run).startswith(f"no {run.start}")
+    (tmp_path / run.start).parent.mkdir()
+    (tmp_path / run.start).touch()
+    assert works.missing(run) == ""
 
 
 def test_the_readme_holds_the_tables_of_the_committed_metrics(sweep: Any) -> None:
