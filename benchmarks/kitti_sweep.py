@@ -308,7 +308,8 @@ def robust(sweep: Sweep, chosen: list[Run], images: int) -> None:
                 with attacked(runner.model, EvalAttack("pgd", steps=steps), eps, loop.dataloader.dataset) as log:
                     loop.run()
                 largest = log.largest
-            done[name] = {**evaluated(folder / name, *CLASSES, split=frames), "largest_change": round(largest, 3)}
+            figures = evaluated(folder / name, *CLASSES, split=frames)
+            done[name] = {**{key: figures.get(key) for key in CLASSES}, "largest_change": round(largest, 3)}
             write_json(sweep.out / f"{run.name}.json", {**(read(sweep.out, run.name) or {}), "robust": done})
             say(f"{run.name}: {name}, Car moderate R40 {cell(done[name], 'Car', 1)}")
 

@@ -102,6 +102,7 @@ def test_a_measured_detector_run_is_slimmed_and_judged_with_intervals(
     tested = json.loads((tmp_path / "run.json").read_text())["robust"]
     assert list(tested) == ["images", "clean", "PGD-1 eps 2", "PGD-2 eps 4"]
     assert tested["images"] == 1
+    assert str(tmp_path) not in json.dumps(tested)  # no folder of the machine
     assert [tested[name]["largest_change"] for name in list(tested)[1:]] == pytest.approx([0, 2, 4], abs=0.01)
     (frame,) = (tmp_path / "run/attacked_1/frames.txt").read_text().split()
     for name in list(tested)[1:]:
