@@ -81,7 +81,7 @@ class Family:
         scenes: config of the training on generated scenes that runs start from; the narrow one's name begins with it.
         batch: images a step.
         start: prefix of these trainings' names.
-        published: whether the weights that they leave lie in configs/kitti/weights.
+        published: whether small networks and starts are to lie in configs/kitti/weights.
     """
 
     dense: str
@@ -350,7 +350,8 @@ def publish(sweep: Sweep, chosen: list[Run], out: Path) -> None:
 
     Args:
         sweep: where metrics and work folders are.
-        chosen: the runs; dense ones that nothing starts from are left out, and those whose masks were not cut out.
+        chosen: the runs; left out are dense ones that nothing starts from, those whose masks were not cut out, and
+            RTMDet's, which are too large.
         out: folder of ``NAME.py`` and ``NAME.pth``, beside the configs' folder.
 
     Raises:
@@ -364,7 +365,7 @@ def publish(sweep: Sweep, chosen: list[Run], out: Path) -> None:
     from mmitp.models.slim_config import is_masked
 
     for run in filter(sweep.finished, chosen):
-        if run.target == 1 and run.shown:
+        if run.target == 1 and run.shown or not family_of(run.name).published:
             continue
         if (
             is_masked(load_config(str(sweep.configs / f"{run.config}.py")).model)

@@ -52,6 +52,8 @@ README = ROOT / "configs/cifar10/README.md"
 BEGIN, END = "<!-- sweep:begin -->", "<!-- sweep:end -->"
 DENSE = "resnet20_cifar10_short"
 DENSE_EPOCHS = 10
+#: length of the runs that start from public weights
+TRAINED_EPOCHS = 4
 #: the public checkpoint resnet20-12fca82f (configs/cifar10/README.md) as mmitp convert-resnet-cifar writes it
 PUBLIC = "data/resnet20.pth"
 
@@ -150,10 +152,10 @@ def fisher(percent: int, seed: int) -> Run:
 
 
 def from_trained(push: str, percent: int, seed: int) -> Run:
-    """Four epochs from the public ResNet-20, the window from a quarter of the first one to three quarters of it."""
+    """A few epochs from the public ResNet-20, the window from a quarter of the first one to three quarters of it."""
     row = f"ours, push='{push}' (masks tied over streams, window of half an epoch, slimmed on the way)"
-    options = ("begin=0.0625", "end=0.1875", f"push={push}")
-    words = ("--epochs", "4", "--start", PUBLIC, "--cfg-options", "param_scheduler.0.eta_max=0.05")
+    options = (f"begin={0.25 / TRAINED_EPOCHS:g}", f"end={0.75 / TRAINED_EPOCHS:g}", f"push={push}")
+    words = ("--epochs", str(TRAINED_EPOCHS), "--start", PUBLIC, "--cfg-options", "param_scheduler.0.eta_max=0.05")
     words += tuple(f"custom_hooks.0.{option}" for option in options)
     name, config = f"trained{percent}_{push}", f"resnet20_cifar10_psi{percent}_brief_short"
     return replace(trained(name, row, percent / 100, seed, config, *words), start=PUBLIC)
@@ -501,7 +503,13 @@ def tables(runs: list[Run], out: Path) -> str:
     for start, times, target in sorted({(r.start or "", r.times, -r.target) for r in finished if r.shown}):
         target = -target
         what = "Dense" if target == 1 else f"At most {target:g} of the operations"
-        what += f", {times} times as long" if times > 1 else ", four epochs from public weights" if start else ""
+        what += (
+            f", {times} times as long"
+            if times > 1
+            else f", {TRAINED_EPOCHS} epochs from public weights"
+            if start
+            else ""
+        )
         lines += [
             f"{what}:",
             "",

@@ -1,5 +1,5 @@
 """Checkpoints that survive a kill at any moment: written whole or not at all, the old one deleted after the new one is
-safe, and with the gradients of an update that is half accumulated.
+safe, and with the gradients of an update that is half accumulated; and files of weights alone, taken for checkpoints.
 
 :func:`protect` puts this into a Runner; no config has to name anything.
 """
@@ -7,6 +7,7 @@ safe, and with the gradients of an update that is half accumulated.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import math
 import os
@@ -30,7 +31,7 @@ from mmitp.engine.safe_load import data_only, replaced, saved_bytes
 from mmitp.files import write_whole
 from mmitp.values import is_number
 
-__all__ = ["GRADIENTS", "PendingGradients", "protect"]
+__all__ = ["GRADIENTS", "BareWeights", "PendingGradients", "protect"]
 
 #: Where a checkpoint keeps the gradients that wait for the next optimizer step.
 GRADIENTS = "mmitp_pending_gradients"
@@ -115,6 +116,23 @@ def _keep_to_own_folder(hook: CheckpointHook) -> None:
 def _lies_in(path: Any, folder: Any) -> bool:
     """Whether a path is that of a file directly in a folder, and no link to elsewhere."""
     return isinstance(path, str) and os.path.dirname(os.path.realpath(path)) == os.path.realpath(folder)
+
+
+class BareWeights(Hook):
+    """Makes a checkpoint of a file that holds weights alone, as ``torch.save(model.state_dict(), path)`` writes them.
+
+    The Runner itself takes such files, but its hooks read ``checkpoint["state_dict"]``: mmengine's EMAHook would end
+    the run.
+    """
+
+    priority = "HIGHEST"  # before those that read it
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Moves the weights, in place, to where a checkpoint has them."""
+        if checkpoint and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
+            weights = copy.copy(checkpoint)
+            checkpoint.clear()
+            checkpoint["state_dict"] = weights
 
 
 class PendingGradients(Hook):
@@ -225,6 +243,7 @@ def protect(runner: Runner, trust: bool = False) -> Runner:
         runner: built, not yet running.
         trust: also load files that may run code.
     """
+    runner.register_hook(BareWeights())
     runner.register_hook(PendingGradients())
     runner.register_hook(EnoughRoom())
     for hook in runner.hooks:

@@ -115,6 +115,49 @@ def test_a_measured_detector_run_is_slimmed_and_judged_with_intervals(
     assert kitti_sweep.robust_table([run], tmp_path / "none") == "Not tested yet.\n"
 
 
+def test_rtmdet_starts_from_another_runs_average_and_is_tested_with_its_own(
+    driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector_run, sweep = importlib.import_module("detector_run"), importlib.import_module("sweep")
+    run = driver.run_of("rtmdet_prune50_fisher", 0)
+    start = next(first for first in driver.declared() if first.name == run.needs)
+    root = write_scenes(tmp_path / "scenes", 8, seed=1, size=(192, 64), val_fraction=0.5)
+    monkeypatch.setattr(driver, "ROOT", tmp_path)
+    monkeypatch.setattr(driver, "LABELS", "scenes/training/label_2")
+    monkeypatch.setattr(driver, "ATTACKS", ((1, 2.0),))
+    places = [f"{part}_dataloader.dataset.data_root={root}" for part in ("train", "val", "test")]
+    places += [f"{part}_evaluator.data_root={root}" for part in ("val", "test")]
+
+    def train(run: Any, *options: str) -> None:
+        words = [word.format(work=tmp_path) for word in run.args]
+        words = [str(CONFIGS.parents[1] / word) if word.startswith("configs/") else word for word in words]
+        words += ["--work-dir", str(tmp_path / run.name), "--metrics", str(tmp_path / f"{run.name}.json")]
+        options = (*places, "param_scheduler=[]", "custom_hooks.1.switch_epoch=1", *options)
+        options += (f"visualizer.name={run.name}", "train_cfg.max_epochs=2", "train_cfg.val_interval=2")
+        monkeypatch.setattr("sys.argv", ["detector_run.py", *words, "--cfg-options", *options])
+        detector_run.main()
+
+    train(start)
+    train(run, "custom_hooks.2.begin=0", "custom_hooks.2.end=1")
+    known = json.loads((tmp_path / f"{run.name}.json").read_text())
+    assert (known["start"], known["macs_dense"]) == (start.name, 1_594_955_520)
+    assert known["macs"] <= known["macs_dense"] // 2
+
+    config_of = driver.config_of
+
+    def at_toys(sweeping: Any, run: Any, folder: str) -> Any:
+        cfg = config_of(sweeping, run, folder)
+        cfg.merge_from_dict(dict(place.split("=") for place in places))
+        return cfg
+
+    monkeypatch.setattr(driver, "config_of", at_toys)
+    sweeping = sweep.Sweep([start, run], tmp_path, tmp_path, configs=CONFIGS, figure="ap")
+    driver.robust(sweeping, [run], 1)
+    assert list(json.loads((tmp_path / f"{run.name}.json").read_text())["robust"]) == ["images", "clean", "PGD-1 eps 2"]
+    driver.publish(sweeping, [start, run], tmp_path / "published")
+    assert not (tmp_path / "published").exists()  # too large
+
+
 def figures(ap: float) -> dict[str, Any]:
     rule = {"R40": [ap + 9, ap, ap - 9], "R40_interval": [[ap + i - 1, ap + i + 1] for i in (9, 0, -9)]}
     return {"Car": rule, "Pedestrian": None, "Cyclist": rule}

@@ -300,7 +300,7 @@ def test_the_table_gives_mean_spread_and_cost_of_the_finished_runs(sweep: Any, t
         rule,
         "| ours (`c`) | 1 | **83.00** | - | 0: 83.00 | 0.5 | 0.5 | - | 1.02 | 1,000 |",
         "",
-        "At most 0.5 of the operations, four epochs from public weights:",
+        "At most 0.5 of the operations, 4 epochs from public weights:",
         "",
         header,
         rule,

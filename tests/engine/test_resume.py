@@ -39,6 +39,19 @@ def work(base, tmp_path):
     return tmp_path / "work"
 
 
+def test_a_file_of_weights_alone_starts_a_run_that_averages_its_weights(base, tmp_path):
+    weights = load(base / "epoch_1.pth")["state_dict"]
+    torch.save(weights, tmp_path / "bare.pth")
+    average = dict(type="EMAHook")
+    for name, start in (("bare", tmp_path / "bare.pth"), ("whole", base / "epoch_1.pth")):
+        runner = build_runner(tiny_config(tmp_path / name, epochs=4, hooks=[average], load_from=str(start)))
+        runner.call_hook("before_run")  # as train does
+        runner.load_or_resume()
+        (hook,) = [hook for hook in runner.hooks if type(hook).__name__ == "EMAHook"]
+        for model in (runner.model, hook.ema_model.module):
+            assert same(dict(model.state_dict()), dict(weights)), name
+
+
 def resumed(work):
     return os.path.basename(newest_good(tiny_config(work)) or "")
 
