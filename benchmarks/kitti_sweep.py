@@ -113,6 +113,11 @@ ROWS[f"{STARTED}prune50"] = ("_prune50_brief", f"pruned, default ({BRIEF}), comm
 ROWS[f"{STARTED}prune50_fisher"] = ("_prune50_fisher", f"pruned, {FISHER}, common start", 0.5)
 ROWS[f"{STARTED}prune50_tied"] = ("_prune50_tied", "the same with masks tied over streams, common start", 0.5)
 ROWS[f"{STARTED}prune50_robust"] = ("_prune50_fisher_robust", f"pruned, {FISHER}, FastAT, common start", 0.5)
+ROWS[f"{STARTED}prune50_robust4"] = (
+    "_prune50_fisher_robust_eps4",
+    f"pruned, {FISHER}, FastAT at eps 4, common start",
+    0.5,
+)
 ROWS |= {
     f"{RT}dense": ("", "RTMDet-tiny, dense, common start", 1.0),
     f"{RT}prune50_fisher": ("_prune50_fisher", f"RTMDet-tiny, pruned, {FISHER}, common start", 0.5),
@@ -135,7 +140,7 @@ def dense_of(name: str) -> str:
     """Name, less its seed, of the dense run that one of this name is compared with: of pruned and attacked ones the
     attacked one."""
     prefix = next((prefix for prefix in (STARTED, RT) if name.startswith(prefix)), "")
-    return prefix + ("robust" if name.removeprefix(prefix).endswith("_robust") else "dense")
+    return prefix + ("robust" if "_robust" in name.removeprefix(prefix) else "dense")
 
 
 def run_of(name: str, seed: int) -> Run:
@@ -175,7 +180,7 @@ def detector_args(config: str, ending: str) -> tuple[str, ...]:
 def declared() -> list[Run]:
     """All runs, in the order in which they are worked off."""
     three = ("prune50", "narrow50", "dense")
-    more = ("prune50_tied", "robust", "prune50_robust", "prune50_paper", "prune30")
+    more = ("prune50_tied", "robust", "prune50_robust", "prune50_robust4", "prune50_paper", "prune30")
     return [
         *(start_of(CENTERNET, ending) for ending in ("", "_narrow50")),
         *(run_of(STARTED + name, seed) for seed in (0, 1) for name in ("prune50_fisher", *three)),

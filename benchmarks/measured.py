@@ -435,11 +435,17 @@ def head_of(args: argparse.Namespace, cfg: Config, config: str) -> dict[str, Any
     )
 
 
-def train(args: argparse.Namespace) -> None:
+def settled(args: argparse.Namespace) -> Config:
+    """The config of a run, in the run's own length."""
     cfg = configured(args, args.config)
-    head = {**head_of(args, cfg, args.config), **start_from(cfg, args.start)}
     if args.epochs or args.times > 1:
         stretch(cfg, args.epochs or args.times * cfg.train_cfg.max_epochs)
+    return cfg
+
+
+def train(args: argparse.Namespace) -> None:
+    cfg = settled(args)
+    head = {**head_of(args, cfg, args.config), **start_from(cfg, args.start)}
     if args.times > 1:
         head["times"] = args.times
     if args.random_structure:
@@ -478,14 +484,18 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE")
 
 
-def main() -> None:
+def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("--epochs", type=int, help="the config's cycle in so many epochs")
     parser.add_argument("--times", type=int, default=1, help="the config's cycle in so many times its epochs")
     parser.add_argument("--random-structure", type=float, metavar="RATIO", help="of the operations, drawn at epoch 0")
     add_run_options(parser)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = command_line().parse_args()
     torch.set_num_threads(1)
     train(args)
 

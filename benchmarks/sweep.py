@@ -40,6 +40,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -52,8 +53,8 @@ README = ROOT / "configs/cifar10/README.md"
 BEGIN, END = "<!-- sweep:begin -->", "<!-- sweep:end -->"
 DENSE = "resnet20_cifar10_short"
 DENSE_EPOCHS = 10
-#: length of the runs that start from public weights
-TRAINED_EPOCHS = 4
+#: length of our runs that start from public weights, and the time that the others have, in epochs of the dense network
+TRAINED_EPOCHS, TRAINED_TIME = 4, 2.6
 #: the public checkpoint resnet20-12fca82f (configs/cifar10/README.md) as mmitp convert-resnet-cifar writes it
 PUBLIC = "data/resnet20.pth"
 
@@ -161,6 +162,15 @@ def from_trained(push: str, percent: int, seed: int) -> Run:
     return replace(trained(name, row, percent / 100, seed, config, *words), start=PUBLIC)
 
 
+def torch_pruning_trained(ranking: str, percent: int, seed: int) -> Run:
+    """Torch-Pruning on the same weights, fine-tuned in as much time from the same rate."""
+    args = ("--dense-weights", PUBLIC, "--ratio", str(percent / 100), "--ranking", ranking)
+    args += ("--lr", "0.05", "--epochs", str(TRAINED_TIME))
+    name, row = f"trained{percent}_tp_{ranking}_s{seed}", TORCH_PRUNING[ranking]
+    package = "torch_pruning"
+    return Run(name, row, percent / 100, seed, "torch_pruning_cifar.py", args, DENSE, package=package, start=PUBLIC)
+
+
 def tied(percent: int, seed: int) -> Run:
     row = "ours, masks tied over streams, window of one epoch"
     name = f"psi{percent}_tied"
@@ -195,8 +205,15 @@ def torch_pruning_dense(seed: int) -> Run:
     return trained("tp_dense7", row, 1.0, seed, DENSE, "--epochs", "7", shown=False)
 
 
+TORCH_PRUNING = {
+    "l1": "Torch-Pruning, L1, all layers compete",
+    "uniform": "Torch-Pruning, uniform",
+    "taylor": "Torch-Pruning, Taylor, all layers compete",
+}
+
+
 def torch_pruning(ranking: str, percent: int, seed: int) -> Run:
-    row = {"l1": "Torch-Pruning, L1, all layers compete", "uniform": "Torch-Pruning, uniform"}[ranking]
+    row = TORCH_PRUNING[ranking]
     first = torch_pruning_dense(seed).name
     args = ("--dense-metrics", f"{{out}}/{first}.json", "--dense-weights", f"{{work}}/{first}/weights.pth")
     args += ("--ratio", str(percent / 100), "--ranking", ranking, "--epochs", str(DENSE_EPOCHS))
@@ -223,6 +240,7 @@ def declared() -> list[Run]:
         *(longer(run, 3) for run in (brief(30, 0), control(30, 0), dense(0))),
         *(fisher(percent, seed) for seed in (0, 1) for percent in (30, 15, 50)),
         *(from_trained(push, 30, seed) for seed in (0, 1) for push in ("fisher", "balanced")),
+        *(torch_pruning_trained(ranking, 30, seed) for seed in (0, 1) for ranking in TORCH_PRUNING),
         *(tied(30, seed) for seed in (0, 1)),
         *(early(30, seed) for seed in (0, 1)),
         late(30, 0),
@@ -473,6 +491,11 @@ def status(sweep: Sweep, chosen: list[Run]) -> None:
 # -- the tables
 
 
+def cost_key(run: Run) -> str:
+    """Name of a run's entry in ``costs.json``: the config, or the run's without its seed where options change it."""
+    return run.config if run.start is None else run.name.removesuffix(f"_s{run.seed}")
+
+
 def relative_cost(known: dict[str, Any], costs: dict[str, Any]) -> float | None:
     """Processor time of the run in those of the dense run of its length, from paired steps; None where it was not
     measured."""
@@ -506,7 +529,7 @@ def tables(runs: list[Run], out: Path) -> str:
         what += (
             f", {times} times as long"
             if times > 1
-            else f", {TRAINED_EPOCHS} epochs from public weights"
+            else f", from public weights, {TRAINED_EPOCHS} epochs or as much time"
             if start
             else ""
         )
@@ -520,12 +543,18 @@ def tables(runs: list[Run], out: Path) -> str:
         here = {r: k for r, k in finished.items() if (r.start or "", r.times, r.target) == (start, times, target)}
         rows = dict.fromkeys(run.row for run in runs if run in here and run.shown)
         cells = [
-            row_cells(row, {r.seed: k for r, k in here.items() if r.row == row}, {} if start else costs) for row in rows
+            row_cells(row, {r.seed: k for r, k in here.items() if r.row == row}, costs_of(row, here, costs))
+            for row in rows
         ]
         cells.sort(key=lambda cell: -cell[0])
         lines += [text for _, text in cells]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def costs_of(row: str, known: dict[Run, dict[str, Any]], costs: dict[str, Any]) -> dict[str, Any]:
+    """The entries of ``costs.json`` that a row's runs go by, by the configs in their metrics files."""
+    return {k["config"]: costs[key] for run, k in known.items() if run.row == row and (key := cost_key(run)) in costs}
 
 
 def row_cells(row: str, by_seed: dict[int, dict[str, Any]], costs: dict[str, Any]) -> tuple[float, str]:
@@ -597,25 +626,37 @@ def cost(
     from whole_run import whole_run_cost
 
     scripts = ("measured.py", "detector_run.py")  # the others measure their own
-    for config in dict.fromkeys(r.config for r in chosen if r.script in scripts and r.config != dense):
-        if not (sweep.configs / f"{config}.py").is_file():
-            say(f"{config}: left out, no such config")
+    for key, first in {cost_key(r): r for r in reversed(chosen) if r.script in scripts and r.config != dense}.items():
+        if not (sweep.configs / f"{first.config}.py").is_file():
+            say(f"{first.config}: left out, no such config")
             continue
-        files = [sweep.configs / f"{name}.py" for name in (config, dense)]
-        finished = [run for run in sweep.runs.values() if run.config == config and sweep.finished(run)]
+        finished = [run for run in sweep.runs.values() if cost_key(run) == key and sweep.finished(run)]
         slims = [file for run in finished if (file := sweep.work / run.name / "slim/config.py").is_file()]
-        entry = whole_run_cost(*files, rounds, size, shape, left=slims[0] if slims else None)
+        with tempfile.TemporaryDirectory() as folder:
+            files = (config_file(sweep, first, Path(folder)), sweep.configs / f"{dense}.py")
+            entry = whole_run_cost(*files, rounds, size, shape, left=slims[0] if slims else None)
         about = origin()
         entry.update(machine=about["machine"], commit=about["commit"], torch=about["versions"]["torch"])
         known = read(sweep.out, "costs") or {}
-        if (before := known.get(config)) is not None:
+        if (before := known.get(key)) is not None:
             apart = ("epochs", "dense_epochs", "earlier", "length_from")
-            alone = {key: value for key, value in before.items() if key not in apart}
+            alone = {name: value for name, value in before.items() if name not in apart}
             entry["earlier"] = [*before.get("earlier", ()), alone]
             if finished:
                 entry["length_from"] = before.get("length_from", len(entry["earlier"]))
-        write_json(sweep.out / "costs.json", dict(known, **{config: entry}))
-        say(f"{config}: {json.dumps(entry)}")
+        write_json(sweep.out / "costs.json", dict(known, **{key: entry}))
+        say(f"{key}: {json.dumps(entry)}")
+
+
+def config_file(sweep: Sweep, run: Run, folder: Path) -> Path:
+    """The config of a run; one that options change is written to ``folder``."""
+    if run.start is None:
+        return sweep.configs / f"{run.config}.py"
+    import measured
+
+    cfg = measured.settled(measured.command_line().parse_args([*run.args, "--work-dir", str(folder)]))
+    cfg.dump(path := folder / f"{run.name}.py")
+    return path
 
 
 def latency(sweep: Sweep, chosen: list[Run], rounds: int, dense: str, shape: tuple[int, int]) -> None:

@@ -79,6 +79,8 @@ def _delete_afterwards(hook: CheckpointHook, name: str) -> None:
 
     @functools.wraps(save)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        if not hasattr(hook, "file_backend"):  # before_train makes it: validation alone has nothing to save
+            return
         backend = _DeleteLater(hook.file_backend)
         with replaced(hook, "file_backend", backend):
             save(*args, **kwargs)

@@ -310,6 +310,7 @@ def test_a_run_starts_from_published_weights_and_resumes_from_its_own(
         ("started_prune50_fisher", "started_dense"),
         ("started_robust", "started_dense"),
         ("started_prune50_robust", "started_robust"),
+        ("started_prune50_robust4", "started_robust"),
         ("prune50_robust", "robust"),
         ("rtmdet_narrow50", "rtmdet_dense"),
     ],

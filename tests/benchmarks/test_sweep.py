@@ -55,10 +55,13 @@ def test_a_control_is_the_nearest_uniform_network_trained_for_the_dense_networks
         assert {**ours, **lengths} == {**whole, **lengths}
 
 
-def test_costs_are_of_the_schedules_that_the_configs_have(sweep: Any) -> None:
+def test_costs_are_of_the_schedules_that_the_runs_have(sweep: Any, tmp_path: Path) -> None:
     whole_run = importlib.import_module("whole_run")
+    runs = sweep.declared()
+    works = sweep.Sweep(runs, tmp_path, tmp_path)
     for name, entry in sweep.read(sweep.METRICS, "costs").items():
-        cfg = load_config(str(ROOT / f"configs/cifar10/{name}.py"))
+        run = next(run for run in runs if sweep.cost_key(run) == name)
+        cfg = load_config(str(sweep.config_file(works, run, tmp_path)))
         hook = next((h for h in cfg.get("custom_hooks") or [] if h.type == "mmitp.PruneHook"), None)
         epochs = cfg.train_cfg.max_epochs
         if hook is None:
@@ -104,6 +107,61 @@ def test_a_finished_runs_length_is_that_of_the_measurements_before_it(
     assert entry["length_from"] == 2
     assert lefts == [None, None, slim, slim]
     assert not any("length_from" in before for before in entry["earlier"])
+
+
+def test_the_cost_of_a_run_with_options_is_that_of_its_own_schedule(
+    sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    def cost(file: Path, *_: Any, left: Path | None) -> dict[str, Any]:
+        seen[file.stem] = load_config(str(file)), left
+        return dict(slimmed=dict(median=0.5), epochs=dict(slimmed=4), dense_epochs=10)
+
+    monkeypatch.setattr("whole_run.whole_run_cost", cost)
+    runs = [sweep.from_trained("fisher", 30, 0), sweep.brief(30, 0)]
+    left = tmp_path / "psi30_brief_s0/slim/config.py"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    write(tmp_path, "psi30_brief_s0", accuracy=80.0, config=runs[1].config)
+    write(tmp_path, "trained30_fisher_s0", accuracy=85.0, config=runs[0].config)
+    sweep.cost(sweep.Sweep(runs, tmp_path, tmp_path), runs, 2, sweep.DENSE)
+    assert seen[runs[1].config][1] == left
+    cfg, none = seen["trained30_fisher_s0"]
+    assert none is None  # the network of another run of the same config is not this one's
+    assert (cfg.train_cfg.max_epochs, cfg.custom_hooks[0].push, cfg.custom_hooks[0].begin) == (4, "fisher", 0.0625)
+    costs = sweep.read(tmp_path, "costs")
+    assert set(costs) == {"trained30_fisher", runs[1].config}
+    costs[runs[1].config]["slimmed"]["median"] = 1.0
+    known = {run: sweep.read(tmp_path, run.name) for run in runs}
+    own = [sweep.relative_cost(known[run], sweep.costs_of(run.row, known, costs)) for run in runs]
+    assert own == [pytest.approx(0.2), pytest.approx(0.4)]
+
+
+def test_others_have_as_much_time_from_public_weights_as_ours(sweep: Any) -> None:
+    costs = sweep.read(sweep.METRICS, "costs")
+    ours = sweep.whole_run(costs["trained30_fisher"]) * sweep.DENSE_EPOCHS
+    assert sweep.TRAINED_TIME == pytest.approx(ours, rel=0.03)
+    run = sweep.torch_pruning_trained("taylor", 30, 1)
+    assert run.args[run.args.index("--epochs") + 1] == str(sweep.TRAINED_TIME)
+    assert run.start == sweep.from_trained("fisher", 30, 1).start
+
+
+def test_a_rivals_dense_phase_may_be_somebody_elses(tmp_path: Path) -> None:
+    rival = importlib.import_module("torch_pruning_cifar")
+
+    def first(*words: str) -> dict[str, Any]:
+        args = ["--dense-weights", "w.pth", "--ratio", "0.3", "--ranking", "l1", "--epochs", "3", *words]
+        return rival.first_phase(rival.command_line().parse_args(args))
+
+    none = first("--seed", "1")
+    assert (none["seed"], none["epochs"], none["train_seconds"]) == (1, 0, 0.0)
+    path = tmp_path / "dense.json"
+    path.write_text(json.dumps(dict(config="c", seed=1, epochs=[dict(epoch=6), dict(epoch=7)], train_seconds=9.0)))
+    known = first("--dense-metrics", str(path))
+    assert (known["config"], known["seed"], known["epochs"], known["train_seconds"]) == ("c", 1, 7, 9.0)
+    with pytest.raises(SystemExit, match="has seed 1"):
+        first("--dense-metrics", str(path), "--seed", "0")
 
 
 def test_every_run_has_its_own_name_and_what_it_needs_is_declared(sweep: Any) -> None:
@@ -300,7 +358,7 @@ def test_the_table_gives_mean_spread_and_cost_of_the_finished_runs(sweep: Any, t
         rule,
         "| ours (`c`) | 1 | **83.00** | - | 0: 83.00 | 0.5 | 0.5 | - | 1.02 | 1,000 |",
         "",
-        "At most 0.5 of the operations, 4 epochs from public weights:",
+        "At most 0.5 of the operations, from public weights, 4 epochs or as much time:",
         "",
         header,
         rule,

@@ -191,16 +191,19 @@ def test_the_paper_schedules() -> None:
     assert (imagenet.param_scheduler.milestones, imagenet.param_scheduler.gamma) == ([30, 60, 90], 0.1)
 
 
-def test_the_recommended_recipe_stands_beside_any_dense_config(tmp_path: Path) -> None:
-    recipe, dense = CONFIGS / "_base_/pruning/early.py", CONFIGS / "cifar10/resnet20_cifar10_short.py"
-    lines = [f'_base_ = ["{dense}", "{recipe}"]']
-    lines += [line.removeprefix("#     ") for line in recipe.read_text().splitlines() if line.startswith("#     ")][1:]
-    (tmp_path / "early.py").write_text("\n".join(lines))
-    cfg = Config.fromfile(tmp_path / "early.py")
+@pytest.mark.parametrize("recipe", ["early", "trained_hook"])
+def test_a_recipe_stands_beside_any_dense_config(tmp_path: Path, recipe: str) -> None:
+    base, dense = CONFIGS / f"_base_/pruning/{recipe}.py", CONFIGS / "cifar10/resnet20_cifar10_short.py"
+    lines = [f'_base_ = ["{dense}", "{base}"]']
+    lines += [line.removeprefix("#     ") for line in base.read_text().splitlines() if line.startswith("#     ")][1:]
+    (tmp_path / "recipe.py").write_text("\n".join(lines))
+    cfg = Config.fromfile(tmp_path / "recipe.py")
     with DefaultScope.overwrite_default_scope("mmpretrain"):
         assert masked_layers(MODELS.build(cfg.model))
     hook = HOOKS.build(cfg.custom_hooks[0])
     assert (hook.target, hook.slim_at_end) == (0.5, True)
+    assert hook.arguments["push"] == {"early": None, "trained_hook": "fisher"}[recipe]
+    assert cfg.get("load_from") == {"early": None, "trained_hook": "my_dense.pth"}[recipe]
     assert cfg.optim_wrapper.paramwise_cfg.custom_keys.prune_mask.decay_mult == 0
     assert cfg.optim_wrapper.optimizer.lr == Config.fromfile(dense).optim_wrapper.optimizer.lr
 

@@ -53,6 +53,15 @@ def test_robust_config_is_the_clean_one_with_the_attack(name):
     assert robust.to_dict() == clean.to_dict()
 
 
+def test_the_stronger_attack_changes_nothing_else():
+    name = "kitti/centernet_dla34x025_kitti1348_short_prune50_fisher_robust"
+    base, strong = (Config.fromfile(CONFIGS / f"{name}{ending}.py") for ending in ("", "_eps4"))
+    attack = strong.custom_hooks[1]
+    assert (attack.eps, attack.alpha) == (4, 5)
+    attack.eps, attack.alpha = 2, 2.5
+    assert strong.to_dict() == base.to_dict()
+
+
 def test_the_main_config_masks_all_but_stem_and_dead_projections():
     cfg = Config.fromfile(CONFIGS / "kitti" / MAIN)
     with DefaultScope.overwrite_default_scope("mmdet"):

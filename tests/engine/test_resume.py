@@ -289,6 +289,14 @@ def test_the_best_checkpoint_is_kept_until_the_next_is_safe(tmp_path, monkeypatc
     assert [path.name for path in tmp_path.glob("best_*.pth")] == bests[-1:]
 
 
+@pytest.mark.parametrize("checkpoint", [{}, dict(save_best="accuracy", rule="greater")])
+def test_validation_alone_saves_nothing(tmp_path, checkpoint):
+    options = dict(VALIDATION, val_evaluator=dict(type="Rising"))
+    figures = build_runner(tiny_config(tmp_path, checkpoint=checkpoint, **options)).val()
+    assert figures.keys() == {"accuracy"}
+    assert not list(tmp_path.rglob("*.pth"))
+
+
 def test_a_resumed_file_cannot_make_the_run_delete_elsewhere(work, tmp_path):
     victim = tmp_path / "home"
     victim.mkdir()
