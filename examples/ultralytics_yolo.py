@@ -117,7 +117,7 @@ class Pruning:
         if trainer.epoch + 1 == self.end:
             with boxes_alone(model), boxes_alone(average):
                 before = average(self.example)
-                plan = plan_live(model, self.example, self.pruner.budget)
+                plan = plan_live(model, self.example, self.pruner.budget, self.pruner.more_examples)
                 shrink_live(model, plan, trainer.optimizer)
                 shrink_live(average, plan)
                 self.gap = float((average(self.example) - before).abs().max() / before.abs().max())

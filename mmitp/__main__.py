@@ -12,7 +12,7 @@ from mmitp import commands
 
 
 def main() -> int:
-    if len(sys.argv) > 1 and sys.argv[1] in commands.names():
+    if len(sys.argv) > 1 and (sys.argv[1] in commands.names() or sys.argv[1] in ("-h", "--help", "--version")):
         return commands.main()
     if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
         if len(sys.argv) > 1:

@@ -221,6 +221,7 @@ def grad_align(
     """
     if check:
         check_arguments(eps=eps)
+    _require_floating(x)
     clean = x.detach()
     noisy = clean + _uniform(clean, generator) * torch.as_tensor(eps, dtype=x.dtype, device=x.device)
     with torch.enable_grad():
@@ -260,7 +261,19 @@ def _gradient(loss_fn: LossFn, x: Tensor, create_graph: bool = False) -> Tensor:
     return torch.autograd.grad(loss.sum(), x, create_graph=create_graph)[0]
 
 
+def _require_floating(x: Tensor) -> None:
+    """Refuses a batch that has no gradient.
+
+    Raises:
+        ValueError: with its type.
+    """
+    if not x.is_floating_point():
+        raise ValueError(f"the attacked batch must be floating point, got {x.dtype}: normalise the images first")
+
+
 def _checked(loss: Tensor, x: Tensor) -> Tensor:
+    if not isinstance(loss, Tensor):
+        raise ValueError(f"loss_fn must return a tensor, got {type(loss).__name__}")
     if loss.dim() > 1 or (loss.dim() == 1 and loss.shape[0] != x.shape[0]):
         raise ValueError(
             f"loss_fn must return one loss a sample, shape ({x.shape[0]},), or a scalar; got shape {tuple(loss.shape)}"
@@ -271,8 +284,7 @@ def _checked(loss: Tensor, x: Tensor) -> Tensor:
 def _prepare(
     x: Tensor, eps: Amount, alpha: Amount, low: Amount, high: Amount
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if not x.is_floating_point():
-        raise ValueError(f"the attacked batch must be floating point, got {x.dtype}: normalise the images first")
+    _require_floating(x)
     clean = x.detach()
     amounts = [torch.as_tensor(value, dtype=x.dtype, device=x.device).detach() for value in (eps, alpha, low, high)]
     eps, alpha, low, high = amounts

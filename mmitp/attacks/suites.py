@@ -118,7 +118,7 @@ def autoattack_accuracy(
         device: where to run; the model's own by default.
 
     Raises:
-        ImportError: without the package; ``pip install "mmitp[autoattack]"``.
+        ImportError: without the package; ``pip install -e ".[autoattack]"``.
         ValueError: for images outside [0, 1], an empty batch, labels or logits of another kind, an ``eps`` in other
             units, ``attacks`` that do not fit ``version``, or a model with too few classes for the DLR loss (fewer than
             4 targeted, fewer than 3 untargeted).
@@ -126,7 +126,7 @@ def autoattack_accuracy(
     try:
         from pyautoattack import AutoAttack
     except ImportError as error:
-        raise ImportError('AutoAttack needs its authors\' package: pip install "mmitp[autoattack]"') from error
+        raise ImportError('AutoAttack needs its authors\' package: pip install -e ".[autoattack]"') from error
     _check_suite(eps, norm, version, attacks, batch_size)
     _check_data(x, y)
     if device is None:

@@ -6,7 +6,7 @@ FILE ends in .onnx, .pt2 (torch.export) or .pt (TorchScript). Dense, masked (sli
 classifiers and CenterNet, deformable convolutions included; other single-stage detectors with their head's raw outputs;
 no two-stage ones. .pt and .pt2 need torch alone to be loaded, and .pt2 takes by far the longest to write. Fails unless
 the outputs agree with torch to 1e-4 of each output's largest value, at two batch sizes (one with --batch). ONNX needs
-pip install "mmitp[export]".
+pip install -e ".[export]".
 """
 
 from collections.abc import Sequence

@@ -2,15 +2,21 @@
 
     mmitp prune-report CONFIG [--shape H W] [--linear] [--check]
 
-Lists layers, MACs and the cheapest ratio. CONFIG is a file or a packaged config such as
-mmdet::retinanet/retinanet_r50_fpn_1x_coco. --check trains three iterations on random data, switches masks off at
-random to about half of the operations, freezes, slims, and fails unless outputs (1e-5 relative) and MACs agree;
-outputs at a second image size too, where the model takes one.
+Lists layers, MACs, the cheapest ratio, and whether the config's own target can be met. CONFIG is a file or a packaged
+config such as mmdet::retinanet/retinanet_r50_fpn_1x_coco. --check trains three iterations on random data, switches
+masks off at random to about half of the operations, freezes, slims, and fails unless outputs (1e-5 relative) and MACs
+agree; outputs at a second image size too, where the model takes one. It fails as well where the target cannot be met.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mmitp.engine.cli import UserError, add_config, command, parser, positive
+
+if TYPE_CHECKING:
+    from mmitp.pruning import MacBudget
 
 
 @command
@@ -22,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=positive,
         nargs=2,
         metavar=("H", "W"),
-        help="input size; 224 224 for classifiers, 320 320 for detectors",
+        help="input size, best that of the training; by default PruneHook's input_shape, else 224 224 for classifiers "
+        "and 320 320 for detectors",
     )
     options.add_argument("--check", action="store_true", help="train, mask, freeze, slim and compare")
     options.add_argument("--linear", action="store_true", help="mask linear layers too (transformers, ConvNeXt)")
@@ -40,12 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = build_masked(cfg, args.linear)
     except ValueError as error:
         raise UserError(f"{args.config}: {error}" + ("" if args.linear else "; see --linear")) from error
-    shape = tuple(args.shape) if args.shape else (320, 320) if is_detector(model) else (224, 224)
+    pruning = next((hook for hook in cfg.get("custom_hooks") or [] if hook.get("type") == "mmitp.PruneHook"), None)
+    usual = (pruning or {}).get("input_shape") or ((320, 320) if is_detector(model) else (224, 224))
+    shape = tuple(args.shape or usual)
     example = blank_example(model, shape)
     print(f"{type(model).__name__} of {args.config} at {shape[0]}x{shape[1]}, batch 1")
     second = second_example(model, shape)
     more = [] if second is None else [second]
-    print(report_text(MacBudget(model, example, more_examples=more)))
+    budget = MacBudget(model, example, more_examples=more)
+    print(report_text(budget))
+    reachable = target_line(budget, pruning)
     if not args.check:
         return 0
     try:
@@ -61,5 +72,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("compared at this size only: the model does not run at another")
     else:
         print("compared at this size, and on two images of {}x{}".format(*second["inputs"].shape[-2:]))
-    print("passed" if outcome.passed else "FAILED")
-    return 0 if outcome.passed else 1
+    passed = outcome.passed and reachable
+    print("passed" if passed else "FAILED")
+    return 0 if passed else 1
+
+
+def target_line(budget: MacBudget, pruning: Mapping[str, Any] | None) -> bool:
+    """Prints whether a PruneHook of the config can meet its target, and returns it; nothing where it counts no MACs."""
+    from mmengine.registry import HOOKS
+
+    from mmitp.pruning.freeze import require_reachable
+
+    if pruning is None or pruning.get("cost", "macs") != "macs":
+        return True
+    hook = HOOKS.build(dict(pruning))
+    try:
+        require_reachable(budget, hook.target, hook.arguments["divisor"], hook.arguments["min_keep"])
+    except ValueError as error:
+        print(f"the config's own {error}")
+        return False
+    print(f"the config's own target {hook.target} can be met")
+    return True

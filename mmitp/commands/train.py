@@ -9,7 +9,7 @@ few images in a temporary folder. docs/reliability.md says what is promised of b
 
 from collections.abc import Sequence
 
-from mmitp.engine.cli import add_config, add_launcher, add_trust, command, parser
+from mmitp.engine.cli import UserError, add_config, add_launcher, add_trust, command, parser
 
 
 @command
@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_launcher(options)
     args = options.parse_args(argv)
 
+    from mmengine.device import get_device
+
     from mmitp.engine.config import load_config, require_keys, scale_learning_rate
     from mmitp.engine.data_paths import check_data
     from mmitp.engine.dry_run import dry_run
@@ -45,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_data(cfg, ("train_dataloader", "val_dataloader", "val_evaluator"))
     cfg.launcher = args.launcher
     if args.amp:
+        if get_device() == "cpu":
+            raise UserError("--amp: mixed precision (mmengine's AmpOptimWrapper) needs a GPU, and there is none here")
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
     if args.auto_scale_lr:

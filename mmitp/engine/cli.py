@@ -39,8 +39,8 @@ _BUILDER = ("mmengine", "registry", "build_functions.py")
 # What a user may lack, and what brings it.
 _PACKAGES = {
     **dict.fromkeys(("numpy", "torch"), "pip install torch numpy"),
-    **dict.fromkeys(("mmcv", "mmdet", "mmengine", "mmpretrain", "torchvision"), 'pip install "mmitp[mm]"'),
-    **dict.fromkeys(("onnx", "onnxruntime"), 'pip install "mmitp[export]"'),
+    **dict.fromkeys(("mmcv", "mmdet", "mmengine", "mmpretrain", "torchvision"), 'pip install -e ".[mm]"'),
+    **dict.fromkeys(("onnx", "onnxruntime"), 'pip install -e ".[export]"'),
 }
 
 
@@ -186,15 +186,19 @@ def raised_by_us(error: BaseException) -> bool:
     return _PACKAGE in _raised_in(error).resolve().parents
 
 
-def _built(error: BaseException) -> str | None:
-    """The ``type`` of the config's part that other people's code did not take, when mmengine built it."""
-    kind, place = None, error.__traceback__
+def _built(error: BaseException) -> tuple[str, str] | None:
+    """The ``type`` of the config's part that other people's code did not take, when mmengine built it, and the
+    annotation file that it names, if any."""
+    built, place = None, error.__traceback__
     while place is not None:
         frame, place = place.tb_frame, place.tb_next
         if Path(frame.f_code.co_filename).parts[-3:] == _BUILDER and isinstance(frame.f_locals.get("args"), dict):
-            found = frame.f_locals.get("obj_type", frame.f_locals["args"].get("type"))
+            args = frame.f_locals["args"]
+            found = frame.f_locals.get("obj_type", args.get("type"))
             kind = found if isinstance(found, str) else getattr(found, "__name__", str(found))
-    return kind
+            file = args.get("ann_file") or ""
+            built = kind, str(Path(args.get("data_root") or "") / file) if isinstance(file, str) and file else ""
+    return built
 
 
 def _raised_in(error: BaseException) -> Path:
@@ -227,11 +231,13 @@ def _text(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
         return f"{error.name} is not installed, which this command needs: {_PACKAGES[error.name]} (docs/faq.md)"
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    kind = _built(error)
-    if kind is None or raised_by_us(error):
+    built = _built(error)
+    if built is None or raised_by_us(error):
         return text
+    kind, file = built
     said = " ".join(text.split())  # other people's may have lines
-    return said if kind in said else f"the config's {kind!r} cannot be built: {type(error).__name__}: {said}"
+    of = f" of {file}" if file else ""
+    return said if kind in said else f"the config's {kind!r}{of} cannot be built: {type(error).__name__}: {said}"
 
 
 def positive(text: str) -> int:

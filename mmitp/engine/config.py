@@ -102,6 +102,11 @@ def load_config(source: str, options: Mapping[str, Any] | Sequence[str] = (), wo
                 f"--cfg-options {key}={_in_line(value)} does not fit the config: {error} "
                 "(dicts are set key by key, or in a file)"
             ) from error
+    if not isinstance(hooks := cfg.get("custom_hooks") or [], (list, tuple)):
+        raise ValueError(
+            f"custom_hooks must be a list of hooks, got {_in_line(hooks)}: where {source} has none, --cfg-options "
+            "cannot set one by its number; write custom_hooks = [dict(type=...)] into a file"
+        )
     name = os.path.splitext(os.path.basename(source.split("::")[-1]))[0]
     cfg.work_dir = work_dir or cfg.get("work_dir") or os.path.join("work_dirs", name)
     _check_values(cfg, source)

@@ -29,7 +29,8 @@ def check_data(cfg: Config, parts: Sequence[str]) -> None:
                 if "://" not in path and not os.path.exists(path):
                     raise ValueError(
                         f"{part}: no {what} {os.path.abspath(path)} ({node.get('type')}); data/README.md says where "
-                        "data goes, and --cfg-options sets another place"
+                        "KITTI, CIFAR-10 and ImageNet go, docs/prune.md how own data is named, and --cfg-options sets "
+                        "another place"
                     )
 
 

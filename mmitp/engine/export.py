@@ -198,7 +198,7 @@ def _onnx(network: RawOutputs, batch: int | None, cfg: Config) -> _Written:
         import onnx
         import onnxruntime
     except ImportError as error:
-        raise ValueError(f'ONNX needs more packages ({error}): pip install "mmitp[export]"') from error
+        raise ValueError(f'ONNX needs more packages ({error}): pip install -e ".[export]"') from error
     # The exporter by tracing: several times as fast as the one by torch.export, smaller files, no further packages.
     exporter: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     names = ["images", *network.names]

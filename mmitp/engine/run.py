@@ -11,6 +11,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+from mmitp.engine.classes import ClassCheck
 from mmitp.engine.ranks import bound_waiting
 from mmitp.engine.resume import settle_start
 from mmitp.engine.saving import protect
@@ -21,7 +22,8 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
 
     It resumes from the newest good checkpoint (:mod:`mmitp.engine.resume`), reads checkpoints as data, writes them
     whole, and deletes old ones after new ones are safe (:mod:`mmitp.engine.saving`). No process waits for another
-    longer than its time-out (:mod:`mmitp.engine.ranks`).
+    longer than its time-out (:mod:`mmitp.engine.ranks`). Training begins with a look at the classes of data and network
+    (:mod:`mmitp.engine.classes`).
 
     Args:
         cfg: the config; ``load_from`` becomes the checkpoint that a run with ``resume`` alone goes on from.
@@ -33,7 +35,9 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
     """
     bound_waiting(cfg)
     settle_start(cfg, trust)
-    return protect(RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg), trust)
+    runner = protect(RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg), trust)
+    runner.register_hook(ClassCheck())
+    return runner
 
 
 def check_launcher(launcher: str, local_rank: int = 0) -> None:

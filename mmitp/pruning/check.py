@@ -15,7 +15,7 @@ from .freeze import freeze_masks
 from .products import ProductCounter, unfused
 from .rng import kept_rng
 from .slim import slim_with_plan
-from .verify import call_model, difference, doubled, eval_mode, tensors_in
+from .verify import call_model, copied, difference, doubled, eval_mode, tensors_in
 
 
 @dataclass
@@ -47,9 +47,10 @@ def counted_macs(model: nn.Module, example_inputs: Any) -> int:
     Independent of the budget, which goes by the formulas of layers. Products of two activations (attention's) are left
     out here too (see :mod:`mmitp.pruning.products`).
     """
+    inputs = copied(example_inputs)
     with eval_mode(model), kept_rng(), torch.no_grad(), unfused():
-        with ProductCounter(tensors_in(example_inputs)) as counter:
-            call_model(model, example_inputs)
+        with ProductCounter(tensors_in(inputs)) as counter:
+            call_model(model, inputs)
     return sum(product.macs for product in counter.products)
 
 

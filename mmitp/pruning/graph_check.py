@@ -98,7 +98,7 @@ def _moves(
                 # of either sign and of no shape: nothing later can be blind to it
                 return out + drop.to(out).view(shape) * (1 + out.abs().amax()) * noise(out)
 
-            hooks.enter_context(record.module.register_forward_hook(add_noise))
+            hooks.enter_context(record.module.register_forward_hook(add_noise, prepend=True))
         moved = outputs(model, example_inputs)
     return bool(compare(still, moved, rtol=1e-5))
 

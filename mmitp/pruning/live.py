@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from itertools import compress
 from typing import Any
 
@@ -20,13 +21,16 @@ from .budget import MacBudget
 from .layers import masked_layers, slim_kind
 from .rng import kept_rng
 from .slim import LayerPlan, SlimLayer, SlimPlan, apply_plan, slim_with_plan
-from .verify import tensors_in
+from .verify import call_model, compare, copied, doubled, tensors_in, values_in
+
+#: how far outputs in training mode may be apart: batch statistics enlarge rounding
+TRAINING_RTOL = 1e-3
 
 
-def plan_live(model: nn.Module, example_inputs: Any, budget: MacBudget) -> SlimPlan:
+def plan_live(model: nn.Module, example_inputs: Any, budget: MacBudget, more_examples: Sequence[Any] = ()) -> SlimPlan:
     """The plan for slimming ``model`` under its present patterns and training it on.
 
-    It is :func:`slim`'s plan, checked there on the example, but for masks that do not count in the budget (of layers
+    It is :func:`slim`'s plan, checked there on every example, but for masks that do not count in the budget (of layers
     the example never ran): their pattern is cut as well, since zeros folded into weights that train on would not stay.
 
     Raises:
@@ -34,7 +38,7 @@ def plan_live(model: nn.Module, example_inputs: Any, budget: MacBudget) -> SlimP
         RuntimeError: as :func:`slim`.
     """
     require_channels(model)
-    _, plan = slim_with_plan(model, example_inputs, budget)
+    _, plan = slim_with_plan(model, example_inputs, budget, more_examples)
     for name, layer in masked_layers(model).items():
         keep = layer.binary_mask().cpu().nonzero().flatten()
         n_in, n_out = slim_kind(layer).channels(layer)  # type: ignore[union-attr]
@@ -60,6 +64,59 @@ def require_channels(model: nn.Module) -> None:
                 f"{name!r} masks single weights: they cannot be cut out, so the network cannot be slimmed while it "
                 "trains; use masks of granularity 'channel', or slim_at_end=False"
             )
+
+
+def require_same_training(model: nn.Module, plan: SlimPlan, example_inputs: Any, keep_masks: bool = False) -> None:
+    """Refuses a plan under which the network's training pass on the example gives something else.
+
+    That is so where the model trains on features that its evaluation pass does not read (auxiliary branches). Copies
+    are compared. There is nothing to compare where a training pass wants more than the example (targets), and no value
+    where it draws random numbers (dropout by modules is off).
+
+    Args:
+        model: masked model.
+        plan: from :func:`plan_live`.
+        example_inputs: as for its budget.
+        keep_masks: as for :func:`shrink_live`.
+
+    Raises:
+        ValueError: what differs.
+    """
+    masked, small = copy.deepcopy(model), copy.deepcopy(model)
+    shrink_live(small, plan, keep_masks=keep_masks)
+    try:
+        problem = _training_difference(masked, small, example_inputs)
+        if problem:  # rounding can turn the order of proposals around; in float64 it does not
+            problem = _training_difference(masked.double(), small.double(), doubled(example_inputs))
+    except Exception:  # whatever a foreign model raises on an input that its training is not made for
+        return
+    if problem:
+        raise ValueError(
+            f"{type(model).__name__} does not train the same once slimmed ({problem}): its training pass reads "
+            "features that its evaluation pass does not. Leave what it reads there dense (exclude, in mask_model), or "
+            "train on under the masks and take a slimmed copy at the end (slim() without an optimizer)"
+        )
+
+
+def _training_difference(masked: nn.Module, small: nn.Module, example_inputs: Any) -> str:
+    """Empty if both give the same in training mode, or random values, else what differs; what ``masked`` raises is
+    raised."""
+    expected, again = (_training_outputs(masked, example_inputs, seed) for seed in (0, 1))
+    try:
+        got = _training_outputs(small, example_inputs, 0)
+    except Exception as error:  # narrower tensors may break any line of a model's code
+        return f"{type(error).__name__}: {error}"
+    return "" if compare(expected, again, TRAINING_RTOL) else compare(expected, got, TRAINING_RTOL)
+
+
+@torch.no_grad()
+def _training_outputs(model: nn.Module, example_inputs: Any, seed: int) -> dict[str, Tensor]:
+    model.train()
+    for module in model.modules():
+        if all(next(things, None) is None for things in (module.children(), module.parameters(), module.buffers())):
+            module.eval()  # dropout and its like draw anew for a narrower tensor
+    with kept_rng(seed=seed):
+        return {path: value.clone() for path, value in values_in(call_model(model, copied(example_inputs)))}
 
 
 def shrink_live(

@@ -437,3 +437,12 @@ class MaskBank:
             return
         for layer in self.layers:
             layer.__dict__.pop("evaluated", None)
+
+
+def remove_banks(model: nn.Module) -> None:
+    """Takes the hooks of every :class:`MaskBank` off a model, also of one that a copy has inherited."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, call in hooks.items() if isinstance(getattr(call, "__self__", None), MaskBank)]:
+                del hooks[key]
+                module._forward_hooks_always_called.pop(key, None)

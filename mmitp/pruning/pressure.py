@@ -343,4 +343,5 @@ class Forecast:
         return dict(seen=list(self.seen))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen.clear()
         self.seen.extend((int(s), float(d)) for s, d in state["seen"])

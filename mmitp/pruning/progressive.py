@@ -95,7 +95,7 @@ def plan_cut(model: nn.Module, budget: MacBudget, examples: Sequence[Any], keep:
 def note_cut(model: nn.Module, budget: MacBudget, keep: Tensor, whole_tensors: bool) -> None:
     """Makes a budget that of the model which has been cut down to ``keep`` (:meth:`MacBudget.cut_off`)."""
     needed = budget.node_needs(keep)
-    kept = torch.ones_like(needed) if whole_tensors else budget.kept(needed)
+    kept = budget.present if whole_tensors else budget.kept(needed)
     budget.cut_off(keep, plan_of_dense(model, budget, keep, kept), kept, whole_tensors)
 
 

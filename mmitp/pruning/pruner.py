@@ -41,7 +41,7 @@ from .freeze import (
 from .freeze_report import Clock, FreezeReport, freeze_report
 from .latency import LatencyCost
 from .layers import masked_layers
-from .live import plan_live, require_channels, shrink_live
+from .live import plan_live, require_channels, require_same_training, shrink_live
 from .masks import SIDE, MaskBank, MaskedLayer
 from .pressure import (
     Forecast,
@@ -58,6 +58,7 @@ from .pressure import (
 from .progressive import OffTimes, cut_state, entries_to_keep, note_cut, plan_cut, restore_cut
 from .settings import (
     OUTCOME,
+    check_budget,
     check_cuts,
     check_settings,
     frozen_otherwise,
@@ -159,6 +160,7 @@ class InTrainPruner:
     ) -> None:
         check_settings(target, b, lr, steps, push, min_keep, divisor, on_miss)
         self.model, self.example = model, example
+        self._slimmed: FreezeReport | None = None  # the last report, once the live model has no masks
         self.target, self.b, self.lr, self.steps = float(target), b, float(lr), steps
         self.push = push or ("balanced" if b == "auto" else "plain")
         self.min_keep, self.fill, self.divisor, self.on_miss = float(min_keep), fill, divisor, on_miss
@@ -166,6 +168,8 @@ class InTrainPruner:
         if not self.masks:
             raise ValueError("the model carries no masks: see mmitp.pruning.mask_model")
         self.more_examples = list(more_examples)
+        if budget is not None:
+            check_budget(budget, cost, self.masks)
         self.cost = budget.cost if budget is not None else make_cost(cost)
         self.budget = budget or MacBudget(model, example, cost=self.cost, more_examples=self.more_examples)
         if not self.budget.n_entries:
@@ -180,6 +184,12 @@ class InTrainPruner:
         if not self.frozen:
             set_masks(self.budget, self.budget.flat_masks().detach())  # tied masks may come from a run without ties
             require_reachable(self.budget, self.target, self.divisor, self.min_keep)
+        elif self.budget.kept_cost() > cost_limit(self.budget, self.target):
+            warn(
+                f"the masks are frozen at {self.ratio():.4f} of the {self.budget.what}, above the target "
+                f"{self.target}, and stay so: to train them on, call unfreeze_mask() of each layer of "
+                "masked_layers(model) first"
+            )
         self.slim_every, self.cut_at = slim_every, 0
         self.off: OffTimes | None = None
         if slim_every is not None:
@@ -218,16 +228,36 @@ class InTrainPruner:
                 replayed or not.
 
         Raises:
-            ValueError: the optimizer does not hold all the masks.
+            ValueError: the optimizer does not hold all the masks; the pruner follows an optimizer already.
         """
+        if self._handles:
+            raise ValueError("the pruner follows an optimizer already: detach() it first")
         require_in_optimizer(self.masks, optimizer)
         self._captured = captured
         after = self.update if captured else self.step
         # Gradients are taken before Optimizer 1, which may overwrite them (Nesterov momentum, clipping of its own).
         self._handles += [
-            optimizer.register_step_pre_hook(lambda *_: self.take_gradients(optimizer)),
+            optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(lambda *_: after()),
         ]
+
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Takes the gradients, or lets ``step(closure)`` do it: there the closure makes them."""
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first is the optimizer
+        if closure is None:
+            self.take_gradients(optimizer)
+            return None
+
+        def observed() -> Any:
+            loss = closure()
+            self.take_gradients(optimizer)
+            return loss
+
+        if len(args) > 1:
+            return (args[0], observed, *args[2:]), kwargs
+        return args, {**kwargs, "closure": observed}
 
     def detach(self) -> None:
         """Leaves the optimizer alone, and takes the pruner's hooks off the model."""
@@ -376,18 +406,19 @@ class InTrainPruner:
         """
         if self.slim_every is None or self.off is None:
             raise ValueError("cut() needs to know how long a mask has to be off: InTrainPruner(..., slim_every=steps)")
-        if not self.cut_is_due:
+        if not self.cut_is_due or self.off.steps is None:  # no step has been seen, where a run goes on without a past
             return 0
         if self._captured:
             raise ValueError("a step captured in a CUDA graph has fixed sizes: progressive slimming cannot change them")
         self.cut_at = self.position
-        steps = self.off.steps
-        assert steps is not None
-        keep = entries_to_keep(self.budget, steps >= self.slim_every, self.target, self.divisor, self.min_keep)
-        keep = self._of_main(keep, steps.device)
+        off = self.off.steps
+        keep = entries_to_keep(self.budget, off >= self.slim_every, self.target, self.divisor, self.min_keep)
+        keep = self._of_main(keep, off.device)
         gone = int((~keep).sum())
         if gone:
             plan, whole_tensors = plan_cut(self.model, self.budget, (self.example, *self.more_examples), keep)
+            if shrink is None:
+                require_same_training(self.model, plan, self.example, keep_masks=True)
             self._tell_restarted(shrink(plan) if shrink else shrink_live(self.model, plan, optimizer, keep_masks=True))
             note_cut(self.model, self.budget, keep, whole_tensors)
             self._keep_entries(keep)
@@ -477,21 +508,31 @@ class InTrainPruner:
 
     def ratio(self) -> float:
         """Part of the dense network's cost that the present masks keep."""
-        return self.budget.kept_cost() / self.budget.dense_cost
+        return self.budget.kept_cost() / self.budget.dense_cost if self._slimmed is None else self._slimmed.ratio
 
     def hw_loss(self) -> Tensor:
-        """``L_HW = max(ratio - psi*, 0)`` (S2), 0-dim float64, differentiable in the masks."""
+        """``L_HW = max(ratio - psi*, 0)`` (S2), 0-dim float64, differentiable in the masks.
+
+        Raises:
+            ValueError: the model was slimmed, and has no masks any more.
+        """
+        if self._slimmed is not None:
+            raise ValueError("the model was slimmed: it has no masks that a loss could move")
         return self.budget.hw_loss(self.target)
 
     # -- the end of the window
 
     def freeze(self) -> FreezeReport:
-        """Fixes the masks at or under the target; from now on only the weights train.
+        """Fixes the masks at or under the target; from now on only the weights train. Masks that are frozen stay as
+        they are.
 
         Raises:
             RuntimeError: the masks lie above the target and ``on_miss='error'``.
             ValueError: a mask is not finite. Nothing is frozen then.
         """
+        if all(layer.mask_frozen for layer in self.masks.values()):
+            self._end()
+            return self.report()
         masks = self.budget.flat_masks().detach()
         require_finite(self.budget, self._read())
         if self.clock is not None:
@@ -518,11 +559,14 @@ class InTrainPruner:
             pattern, switched_off, switched_on = found.pattern, found.switched_off, found.switched_on
         pattern = self._of_main(pattern, masks.device)
         freeze_masks(self.model, self.budget.split(pattern))
+        self._end()
+        return self._report(before, switched_off, switched_on)
+
+    def _end(self) -> None:
         self.frozen, self.active = True, False
         if self._bank is not None:
             self._bank.remove()
             self._bank = None
-        return self._report(before, switched_off, switched_on)
 
     def _report(self, before: float, switched_off: int = 0, switched_on: int = 0) -> FreezeReport:
         return freeze_report(self.model, self.budget, self.target, before, switched_off, switched_on, self.clock)
@@ -546,8 +590,8 @@ class InTrainPruner:
         return shared.to("cpu", torch.bool)
 
     def report(self) -> FreezeReport:
-        """The figures under the masks' present patterns, frozen or not."""
-        return self._report(self.ratio())
+        """The figures under the masks' present patterns, frozen or not; of a network slimmed since, its last ones."""
+        return self._report(self.ratio()) if self._slimmed is None else self._slimmed
 
     def slim(self, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
         """The network without masks and without what they drop.
@@ -556,11 +600,19 @@ class InTrainPruner:
             optimizer: none: returns a copy (:func:`mmitp.pruning.slim`). The one that trains the model: shrinks the
                 model itself and the optimizer's state with it, and training goes on (:mod:`mmitp.pruning.live`); the
                 pruner has done its work then.
+
+        Raises:
+            ValueError: the network trains on what its evaluation pass does not compute, so that the slimmed one would
+                not train the same (the live model alone); nothing has changed then.
+            RuntimeError: as :func:`mmitp.pruning.slim`.
         """
         if optimizer is None:
             return slim(self.model, self.example, self.budget, self.more_examples)
-        plan = plan_live(self.model, self.example, self.budget)
+        plan = plan_live(self.model, self.example, self.budget, self.more_examples)
+        require_same_training(self.model, plan, self.example)
+        report = self.report()
         self._tell_restarted(shrink_live(self.model, plan, optimizer))
+        self._slimmed = report
         self.detach()
         return self.model
 
@@ -647,6 +699,5 @@ class InTrainPruner:
         self.cut_at = state["cut_at"]
         if self.off is not None and state.get("off") is not None:
             self.off.load_state_dict(state["off"], device)
-        if self.frozen and self._bank is not None:
-            self._bank.remove()
-            self._bank = None
+        if self.frozen:
+            self._end()

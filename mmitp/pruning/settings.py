@@ -10,6 +10,7 @@ from torch import nn
 
 from mmitp.values import is_count, is_number
 
+from .budget import MacBudget
 from .cost import Cost
 from .divisor import check_divisor
 from .latency import LatencyCost
@@ -66,13 +67,31 @@ def check_settings(
         raise ValueError(f"on_miss must be 'project', 'error' or 'warn', got {on_miss!r}")
 
 
+def check_budget(budget: Any, cost: Any, masks: Mapping[str, MaskedLayer]) -> None:
+    """Refuses a budget that is not that of the model, or of another cost than is asked for.
+
+    Raises:
+        ValueError: what does not fit.
+    """
+    if not isinstance(budget, MacBudget):
+        raise ValueError(f"budget must be a MacBudget of the model, got {budget!r}")
+    if cost not in ("macs", budget.cost):
+        raise ValueError(
+            f"the budget counts {budget.what}, and cost={cost!r} is asked for besides: give the cost to the budget "
+            "(MacBudget(..., cost=...)) and leave it out here"
+        )
+    layers = {id(layer) for layer in masks.values()}
+    if any(id(record.mask) not in layers for record in budget.layers if record.mask is not None):
+        raise ValueError("the budget was recorded on another model (a copy is another one, too)")
+
+
 def check_cuts(slim_every: Any, cost: Cost | None) -> None:
     """Refuses progressive slimming that cannot be.
 
     Raises:
         ValueError: ``slim_every`` is no number of steps; the budget is one of latency.
     """
-    if not (isinstance(slim_every, int) and not isinstance(slim_every, bool) and slim_every > 0):
+    if not is_count(slim_every):
         raise ValueError(f"slim_every must be a positive number of optimizer steps, got {slim_every!r}")
     if isinstance(cost, LatencyCost):
         raise ValueError(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .budget import MacBudget
 from .layers import ChannelPad, Conv2dKind, bare_type, kind_of, masked_layers, slim_type
-from .masks import NOT_FINITE
+from .masks import NOT_FINITE, remove_banks
 from .needs import channel_masked
 from .reparam import guard_reparameterization
 from .slim_layers import SlimLayer
@@ -127,8 +127,8 @@ def plan_slim(
     Args:
         model: the model ``budget`` was recorded on.
         budget: its budget.
-        whole_tensors: let every tensor keep its full width (gathers and scatters everywhere). MACs are the same; this
-            is the way for models whose code does not bear narrower tensors.
+        whole_tensors: let every tensor keep its present width (gathers and scatters everywhere). MACs are the same;
+            this is the way for models whose code does not bear narrower tensors.
         pattern: flat bool pattern in place of the masks'.
 
     Raises:
@@ -138,7 +138,7 @@ def plan_slim(
         budget.require_tied()
         pattern = budget.flat_pattern()
     needed = budget.node_needs(pattern)
-    plan = plan_of_dense(model, budget, pattern, torch.ones_like(needed) if whole_tensors else budget.kept(needed))
+    plan = plan_of_dense(model, budget, pattern, budget.present if whole_tensors else budget.kept(needed))
     return plan if budget.cut is None else plan.within(budget.cut)
 
 
@@ -214,6 +214,7 @@ def apply_plan(model: nn.Module, plan: SlimPlan, keep_masks: bool = False) -> nn
     if keep_masks:
         _cut_masks(model, plan)
     else:
+        remove_banks(model)
         _drop_masks(model, plan)
     for name, entry in plan.layers.items():
         layer = modules[name]
@@ -338,15 +339,15 @@ def checked(
         RuntimeError: it does not compute the same with whole tensors either.
     """
     problem = ""
-    # A network that was cut cannot get wider tensors again, and need not try narrower ones than it could bear.
-    for whole_tensors in (False, True) if budget.cut is None else (budget.whole_tensors,):
+    # A network that did not bear narrower tensors when it was cut need not try them again.
+    for whole_tensors in (True,) if budget.whole_tensors else (False, True):
         plan = plan_slim(model, budget, whole_tensors, pattern)
         small = apply_plan(copy.deepcopy(model), plan, keep_masks=pattern is not None)
         problems = [_real_difference(model, small, example) for example in examples]
         if not any(problems):
             return small, plan, whole_tensors
         problem = next(filter(None, problems))
-        if not whole_tensors and budget.cut is None:
+        if not whole_tensors:
             logger.warning("narrow tensors do not suit %s (%s): keeping their widths", type(model).__name__, problem)
     raise RuntimeError(f"the slimmed {type(model).__name__} does not compute what the masked one does: {problem}")
 

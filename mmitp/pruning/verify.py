@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,7 +102,7 @@ def outputs(model: nn.Module, example_inputs: Any) -> dict[str, Tensor]:
     A network that draws random numbers draws the same at every call.
     """
     with eval_mode(model), kept_rng(seed=0):
-        return {path: value.clone() for path, value in values_in(call_model(model, example_inputs))}
+        return {path: value.clone() for path, value in values_in(call_model(model, copied(example_inputs)))}
 
 
 def compare(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], rtol: float) -> str:
@@ -191,12 +191,21 @@ def difference_in_double(model: nn.Module, other: nn.Module, example_inputs: Any
 
 def doubled(inputs: Any) -> Any:
     """Inputs with every floating-point tensor in containers as float64."""
+    return _mapped(inputs, lambda t: t.double() if t.is_floating_point() else t)
+
+
+def copied(inputs: Any) -> Any:
+    """Inputs with every tensor in containers as a copy: a model may write into what it is given."""
+    return _mapped(inputs, torch.clone)
+
+
+def _mapped(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(inputs, Tensor):
-        return inputs.double() if inputs.is_floating_point() else inputs
+        return change(inputs)
     if isinstance(inputs, dict):
-        return {key: doubled(value) for key, value in inputs.items()}
+        return {key: _mapped(value, change) for key, value in inputs.items()}
     if isinstance(inputs, tuple) and hasattr(inputs, "_fields"):
-        return type(inputs)(*map(doubled, inputs))
+        return type(inputs)(*(_mapped(value, change) for value in inputs))
     if isinstance(inputs, (list, tuple)):
-        return type(inputs)(doubled(value) for value in inputs)
+        return type(inputs)(_mapped(value, change) for value in inputs)
     return inputs

@@ -54,6 +54,13 @@ def test_what_it_says_to_a_wrong_name(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == f"mmitp {mmitp.__version__}\n"
 
 
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_the_module_answers_as_the_command_does(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main([option]) == 0
+    done = subprocess.run([sys.executable, "-m", "mmitp", option], capture_output=True, text=True, check=True)
+    assert done.stdout == capsys.readouterr().out
+
+
 def test_a_users_mistake_is_named_after_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="2"):
         commands.main(["eval-kitti", str(tmp_path / "none"), "."])
@@ -127,7 +134,7 @@ def test_where_results_go_is_said_once(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize(
     ("package", "how"),
-    [("torch", "torch numpy"), ("mmdet", '"mmitp[mm]"'), ("onnxruntime", '"mmitp[export]"')],
+    [("torch", "torch numpy"), ("mmdet", '-e ".[mm]"'), ("onnxruntime", '-e ".[export]"')],
 )
 def test_a_package_that_is_not_installed_is_named_with_what_brings_it(
     package: str, how: str, capsys: pytest.CaptureFixture[str]

@@ -42,6 +42,16 @@ def test_the_learning_rate_is_scaled_by_the_batch_size(
     assert rates == [rate, pytest.approx(rate / 4)]
 
 
+def test_mixed_precision_without_a_gpu_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mmengine.device.get_device", lambda: "cpu")
+    tiny_config(tmp_path, epochs=3).dump(str(tmp_path / "tiny.py"))
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "tiny.py"), "--amp"])
+    assert "--amp: mixed precision" in capsys.readouterr().err
+
+
 def test_drawing_is_refused_where_nothing_draws(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--show-dir draws for configs of mmdet and mmpretrain"):
         draw_predictions(tiny_config(tmp_path, epochs=3), str(tmp_path / "drawn"))

@@ -90,6 +90,30 @@ def test_the_files_are_kittis_layout(tmp_path):
         np.testing.assert_array_equal(image, expected.image)
 
 
+@pytest.mark.parametrize("there", ["training/image_2/000000.png", "training/label_2/000007.txt", "ImageSets/train.txt"])
+def test_somebody_elses_data_set_is_not_overwritten(tmp_path, there):
+    own = tmp_path / there
+    own.parent.mkdir(parents=True)
+    own.write_text("real")
+    with pytest.raises(ValueError, match="is no set of generated scenes"):
+        write_scenes(tmp_path, 2, size=SMALL)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [own]
+    assert own.read_text() == "real"
+
+
+def test_own_scenes_are_written_anew_also_where_writing_was_ended(tmp_path):
+    def stop(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_scenes(tmp_path, 2, size=SMALL, progress=stop)
+    assert not (tmp_path / "scenes.json").exists()
+    write_scenes(tmp_path, 2, size=SMALL)
+    write_scenes(tmp_path, 1, seed=1, size=SMALL)
+    assert json.loads((tmp_path / "scenes.json").read_text())["seed"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ImageSets", "scenes.json", "training"]
+
+
 def test_every_fourth_frame_is_for_validation():
     assert [i for i in range(8) if is_validation_frame(i, 0.25)] == [3, 7]
     assert not any(is_validation_frame(i, 0.0) for i in range(100))

@@ -191,6 +191,11 @@ CIFAR = str(Path(__file__).parents[2] / "configs" / "cifar10" / "resnet20_cifar1
         ("train", [CIFAR, "--cfg-options", "optim_wraper.x=1"], "the nearest is 'optim_wrapper'"),
         ("train", [CIFAR, "--launcher", "pytorch"], "RANK, WORLD_SIZE, MASTER_ADDR not set"),
         ("train", ["empty.py"], "there is nothing to train on"),
+        (
+            "train",
+            [CIFAR, "--cfg-options", "custom_hooks.0.type=mmitp.PruneHook"],
+            "custom_hooks must be a list of hooks",
+        ),
         ("train", [CIFAR, "--cfg-options", "train_dataloader.batch_size=0"], "batch_size must be a whole number of at"),
         ("slim", ["empty.py", "text.txt", "out"], "empty.py has no model: there is nothing to slim"),
         ("export", ["empty.py", "text.txt", "out.pt"], "empty.py has no model: there is nothing to export"),

@@ -60,6 +60,30 @@ def test_check_passes_on_stock_configs(
     assert text.endswith("passed\n")
 
 
+PRUNED = """
+_base_ = ["mmpretrain::resnet/resnet18_8xb16_cifar10.py"]
+model = dict(type="mmitp.MaskedModel", of=_base_.model.type)
+custom_hooks = [dict(type="mmitp.PruneHook", target={target}, begin=1, end=2, input_shape=(32, 32))]
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "says", "status"),
+    [
+        (0.5, "the config's own target 0.5 can be met", 0),
+        (0.00001, "the config's own target 1e-05 cannot be reached", 1),
+    ],
+)
+def test_it_says_whether_the_configs_own_target_can_be_met(
+    target: float, says: str, status: int, run: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "pruned.py").write_text(PRUNED.format(target=target))
+    assert run(str(tmp_path / "pruned.py"), "--check") == status
+    text = capsys.readouterr().out
+    assert says in text
+    assert "at 32x32, batch 1" in text  # PruneHook's
+
+
 SPARSE = """
 _base_ = ["mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py"]
 heads = _base_.model.roi_head

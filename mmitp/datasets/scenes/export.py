@@ -33,7 +33,7 @@ def write_scenes(
     and ``trainval.txt``, and ``OUT/scenes.json`` with the arguments.
 
     Args:
-        out: folder, made when missing. Files of the same names are overwritten.
+        out: folder, made when missing. Scenes that this function wrote there before are overwritten.
         frames: number of frames, 1 to 1,000,000.
         seed, size: see :func:`render_scene`.
         val_fraction: share of the frames that goes to the validation split, in [0, 1).
@@ -43,7 +43,7 @@ def write_scenes(
         ``out`` as a path.
 
     Raises:
-        ValueError: for a number of frames or a fraction out of range.
+        ValueError: for a number of frames or a fraction out of range; ``out`` holds a data set that was not generated.
     """
     if not 1 <= frames <= 1_000_000:
         raise ValueError(f"frames must be in 1..1000000 (file names have six digits), got {frames}")
@@ -51,8 +51,16 @@ def write_scenes(
         raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
     root = Path(out)
     images, labels, splits = root / "training" / "image_2", root / "training" / "label_2", root / "ImageSets"
-    stamp = root / "scenes.json"
-    stamp.unlink(missing_ok=True)  # it says of whole sets how they were made
+    # The one says of whole sets how they were made; the other, an empty folder, is there while they are not whole.
+    stamp, unfinished = root / "scenes.json", root / "scenes.unfinished"
+    there = [folder for folder in (images, labels, splits) if folder.is_dir() and any(folder.iterdir())]
+    if there and not (stamp.is_file() or unfinished.is_dir()):
+        raise ValueError(
+            f"{there[0]} holds files, and {root} has no {stamp.name}: it is no set of generated scenes, and writing "
+            "one would overwrite it. Take another folder"
+        )
+    unfinished.mkdir(parents=True, exist_ok=True)
+    stamp.unlink(missing_ok=True)
     for folder in (images, labels, splits):
         folder.mkdir(parents=True, exist_ok=True)
     for index in range(frames):
@@ -73,4 +81,5 @@ def write_scenes(
         write_whole(splits / f"{name}.txt", ids)
     arguments = {"frames": frames, "seed": seed, "size": list(size), "val_fraction": val_fraction}
     write_whole(stamp, json.dumps(arguments) + "\n")
+    unfinished.rmdir()
     return root

@@ -509,7 +509,7 @@ class PruneHook(Hook):
         model, budget = self._model(runner), self.pruner.budget
         params = budget.dense_params
         with without_runner_hooks(model):
-            plan = plan_live(model, self.pruner.example, budget)
+            plan = plan_live(model, self.pruner.example, budget, self.pruner.more_examples)
         macs = dict(macs_dense=budget.dense_macs, macs_kept=budget.kept_macs())
         slim = dict(spec=plan.spec(), ratio=self._ratio(), **macs)
         self._become(runner, plan, slim)

@@ -71,7 +71,7 @@ def _check_kind(runner: Runner, attack: EvalAttack) -> None:
     if attack.name != "autoattack" and attack.objective == "truth":
         return
     if attack.name == "autoattack" and find_spec("pyautoattack") is None:
-        raise ValueError('AutoAttack needs its authors\' package: pip install "mmitp[autoattack]"')
+        raise ValueError('AutoAttack needs its authors\' package: pip install -e ".[autoattack]"')
     dataset = runner.test_loop.dataloader.dataset
     if not len(dataset):
         return

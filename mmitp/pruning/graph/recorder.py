@@ -22,7 +22,7 @@ from ..layers import ChannelPad, Conv2dKind, is_channelwise, kind_of
 from ..masks import MaskedLayer, weights_of
 from ..products import Product, ProductCounter, unfused
 from ..rng import kept_rng
-from ..verify import call_model, eval_mode, tensors_in
+from ..verify import call_model, copied, eval_mode, tensors_in
 from .labels import Labels, is_matrix, only_dim
 from .ops import FACTORIES, METADATA, Call, follow
 from .records import ChannelGraph, LayerCall, LayerRecord
@@ -73,7 +73,7 @@ def _require_runs(model: nn.Module, examples: Sequence[Any], seen: Exception) ->
     with eval_mode(model), kept_rng(), torch.no_grad():
         for example in examples:
             try:
-                call_model(model, example)
+                call_model(model, copied(example))
             except Exception as error:  # whatever a foreign model raises
                 shapes = " and ".join(str(tuple(t.shape)) for t in tensors_in(example)) or "this input"
                 reason = (str(error).splitlines() or [""])[0]
@@ -106,6 +106,7 @@ class _Recorder(TorchFunctionMode):
 
     def run(self, example: Any) -> Any:
         self.clear()
+        example = copied(example)
         self._counter = ProductCounter(tensors_in(example))
         self.labels.start_at(tensors_in(example))
         with self._counter, self:
@@ -178,7 +179,8 @@ class _Recorder(TorchFunctionMode):
             )
             before, after = (enter_atom, leave_atom) if atom else (enter, leave)
             hooks.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
-            hooks.enter_context(module.register_forward_hook(after, with_kwargs=True))
+            # Before the user's hooks: what they make of a layer's output is the network's code, not the layer's.
+            hooks.enter_context(module.register_forward_hook(after, with_kwargs=True, prepend=True))
         return hooks
 
     def on_atom(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

@@ -1,0 +1,103 @@
+"""Classes of the data and of the network: too few outputs end in an index error, missing names lose boxes silently."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import nn
+
+from mmitp.engine.attack import unwrap
+
+#: mmpretrain's head, mmdet's of one stage and of two
+HEAD = re.compile(r"head|(.*\.)?bbox_head(\.\d+)?")
+
+
+class ClassCheck(Hook):
+    """Compares the training data's classes with the network's before the first step."""
+
+    priority = "HIGHEST"
+
+    def before_train(self, runner: Runner) -> None:
+        """Refuses fewer outputs than classes, and names that no annotation has; tells of more outputs.
+
+        Raises:
+            ValueError: names the key and what it should be.
+        """
+        dataset = getattr(getattr(runner.train_loop, "dataloader", None), "dataset", None)
+        classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
+        if not isinstance(classes, (list, tuple)) or not classes:
+            return
+        for problem in fewer_outputs(unwrap(runner.model), classes):
+            raise ValueError(problem)
+        for told in [*more_outputs(unwrap(runner.model), classes), *missing_names(dataset)]:
+            runner.logger.warning(told)
+
+
+def heads(model: nn.Module) -> dict[str, int]:
+    """Modules that have one output a class, and how many classes they were made for."""
+    if hasattr(model, "language_model"):  # classes are words there
+        return {}
+    named = ((name, getattr(module, "num_classes", None)) for name, module in model.named_modules())
+    return {name: count for name, count in named if HEAD.fullmatch(name) and isinstance(count, int)}
+
+
+def fewer_outputs(model: nn.Module, classes: Sequence[str]) -> list[str]:
+    """What is wrong with heads that have fewer outputs than the data has classes."""
+    named = ", ".join(map(str, classes[:5])) + (", ..." if classes[5:] else "")
+    return [
+        f"the data has {len(classes)} classes ({named}), and model.{name}.num_classes is {count}: they have to be as "
+        "many (or name fewer classes in the data's metainfo)"
+        for name, count in heads(model).items()
+        if count < len(classes)
+    ]
+
+
+def more_outputs(model: nn.Module, classes: Sequence[str]) -> list[str]:
+    """What is odd about heads that have more outputs than the data has classes."""
+    return [
+        f"the data has {len(classes)} classes, and model.{name}.num_classes is {count}: {count - len(classes)} outputs "
+        "are trained for nothing"
+        for name, count in heads(model).items()
+        if count > len(classes)
+    ]
+
+
+def missing_names(dataset: Any) -> list[str]:
+    """Which classes of a data set in COCO's format its annotation file does not have: mmdet leaves these boxes out.
+
+    Raises:
+        ValueError: it has none of them.
+    """
+    found = []
+    for part in _parts(dataset):
+        classes, ids = (part.metainfo or {}).get("classes", ()), getattr(part, "cat_ids", None)
+        if not isinstance(ids, list) or len(ids) >= len(classes):
+            continue
+        with open(part.ann_file, encoding="utf-8") as file:
+            names = [str(category.get("name")) for category in json.load(file).get("categories", ())]
+        lost = [name for name in classes if name not in names]
+        if not lost:
+            continue
+        near = difflib.get_close_matches(lost[0], names, 1)
+        text = (
+            f"{part.ann_file} has no class {', '.join(map(repr, lost))}, which metainfo.classes names: boxes of it are "
+            f"not there. The file's classes are {', '.join(names)}" + (f"; the nearest is {near[0]!r}" if near else "")
+        )
+        if not ids:
+            raise ValueError(text)
+        found.append(text)
+    return found
+
+
+def _parts(dataset: Any) -> list[Any]:
+    """The data sets inside wrappers (repeated, concatenated, mixed)."""
+    inner = getattr(dataset, "datasets", None) or getattr(dataset, "dataset", None)
+    if inner is None:
+        return [dataset]
+    return [part for each in (inner if isinstance(inner, (list, tuple)) else [inner]) for part in _parts(each)]

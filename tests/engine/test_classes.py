@@ -1,0 +1,129 @@
+"""Classes of the data and of the network, before the first step."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mmengine import Config
+from mmengine.registry import MODELS, DefaultScope
+
+sys.path.append(str(Path(__file__).parent))
+from toy_detectors import RETINANET
+
+import mmitp  # noqa: F401
+from mmitp.commands.train import main
+from mmitp.engine.classes import heads
+from mmitp.engine.run import build_runner
+
+NAMES = ("cup", "plate", "fork")
+
+
+def annotations(path: Path, names: tuple[str, ...] = NAMES) -> None:
+    images = [dict(id=i, file_name=f"{i}.png", width=64, height=64) for i in range(2)]
+    boxes = [
+        dict(id=i, image_id=i % 2, category_id=i % len(names), bbox=[4, 4, 30, 30], area=900, iscrowd=0)
+        for i in range(6)
+    ]
+    categories = [dict(id=i, name=name) for i, name in enumerate(names)]
+    path.write_text(json.dumps(dict(images=images, annotations=boxes, categories=categories)))
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> Config:
+    import cv2
+
+    for i in range(2):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((64, 64, 3), 90 * i, np.uint8))
+    annotations(tmp_path / "train.json")
+    pipeline = [
+        dict(type="LoadImageFromFile"),
+        dict(type="LoadAnnotations", with_bbox=True),
+        dict(type="PackDetInputs"),
+    ]
+    dataset = dict(
+        type="CocoDataset",
+        data_root=str(tmp_path),
+        ann_file="train.json",
+        data_prefix=dict(img=""),
+        metainfo=dict(classes=NAMES),
+        pipeline=pipeline,
+    )
+    loader = dict(batch_size=2, num_workers=0, sampler=dict(type="DefaultSampler", shuffle=False), dataset=dataset)
+    return Config(
+        dict(
+            default_scope="mmdet",
+            model=copy.deepcopy(RETINANET),
+            train_dataloader=loader,
+            train_cfg=dict(by_epoch=True, max_epochs=1),
+            optim_wrapper=dict(optimizer=dict(type="SGD", lr=1e-4)),
+            work_dir=str(tmp_path / "work"),
+            experiment_name=tmp_path.name,
+        )
+    )
+
+
+def said(cfg: Config) -> str:
+    build_runner(cfg).train()
+    (log,) = Path(cfg.work_dir).glob("*/*.log")
+    return log.read_text()
+
+
+def test_as_many_outputs_as_classes_pass_without_a_word(cfg: Config) -> None:
+    text = said(cfg)
+    assert "num_classes" not in text.split("Checkpoints will be saved")[-1]
+    assert "has no class" not in text
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_fewer_outputs_than_classes_are_refused(cfg: Config, wrapped: bool) -> None:
+    cfg.model.bbox_head.num_classes = 2
+    if wrapped:
+        cfg.train_dataloader.dataset = dict(type="RepeatDataset", times=2, dataset=cfg.train_dataloader.dataset)
+    with pytest.raises(ValueError, match=r"3 classes \(cup, plate, fork\), and model\.bbox_head\.num_classes is 2"):
+        build_runner(cfg).train()
+
+
+def test_more_outputs_than_classes_are_told_of(cfg: Config) -> None:
+    cfg.model.bbox_head.num_classes = 8
+    assert "model.bbox_head.num_classes is 8: 5 outputs are trained for nothing" in said(cfg)
+
+
+def test_names_that_the_annotation_file_lacks_are_told_of(cfg: Config, tmp_path: Path) -> None:
+    annotations(tmp_path / "train.json", ("cups", "plate", "fork"))
+    assert "has no class 'cup', which metainfo.classes names" in (text := said(cfg))
+    assert "the nearest is 'cups'" in text
+
+
+def test_an_annotation_file_with_none_of_the_names_is_refused(cfg: Config, tmp_path: Path) -> None:
+    annotations(tmp_path / "train.json", ("a", "b", "c"))
+    cfg.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=False)
+    with pytest.raises(ValueError, match="has no class 'cup', 'plate', 'fork'"):
+        build_runner(cfg).train()
+
+
+@pytest.mark.parametrize("lost", ["categories", "images"])
+def test_a_broken_annotation_file_is_named(
+    cfg: Config, lost: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content: dict[str, Any] = json.loads((tmp_path / "train.json").read_text())
+    del content[lost]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    cfg.dump(str(tmp_path / "cfg.py"))
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "cfg.py"), "--work-dir", str(tmp_path / "work")])
+    assert f"'CocoDataset' of {tmp_path}/train.json cannot be built" in capsys.readouterr().err
+
+
+def test_heads_of_two_stages_count_and_those_of_proposals_do_not() -> None:
+    model = Config.fromfile(
+        Path(mmitp.__file__).parents[1] / "configs/coco/faster-rcnn_r50_fpn_prune50_8xb2-1x_coco.py"
+    ).model
+    model.backbone.init_cfg = None
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        assert heads(MODELS.build(model)) == {"roi_head.bbox_head": 80}
