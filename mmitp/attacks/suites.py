@@ -225,7 +225,7 @@ def _fit_targets(suite: Any, classes: int) -> list[str]:
     if classes < needed:
         raise ValueError(
             f"{sorted(names)} need a classifier of at least {needed} classes (DLR loss), got {classes}: "
-            "use version='custom' with attacks=['apgd-ce', 'fab', 'square']"
+            "use version='custom' with attacks=['apgd-ce', 'fab', 'square'] of autoattack_accuracy, or take PGD"
         )
     flags = []
     for attack, name in ((suite.apgd_targeted, "apgd-t"), (suite.fab, "fab-t")):

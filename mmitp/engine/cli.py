@@ -9,12 +9,16 @@ reached. The options that several commands share are here. Nothing heavy is impo
 from __future__ import annotations
 
 import argparse
+import difflib
 import functools
+import inspect
 import math
+import re
 import sys
 import traceback
 import urllib.error
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -186,19 +190,59 @@ def raised_by_us(error: BaseException) -> bool:
     return _PACKAGE in _raised_in(error).resolve().parents
 
 
-def _built(error: BaseException) -> tuple[str, str] | None:
-    """The ``type`` of the config's part that other people's code did not take, when mmengine built it, and the
-    annotation file that it names, if any."""
+@dataclass
+class _Part:
+    """The part of a config that other people's code did not take, when mmengine built it.
+
+    Attributes:
+        kind: its ``type``.
+        file: the annotation file that it names, or nothing.
+        known: names that would have been taken in place of the wrong one.
+    """
+
+    kind: str
+    file: str
+    known: list[str]
+
+
+def _built(error: BaseException) -> _Part | None:
+    """The innermost part that was being built."""
     built, place = None, error.__traceback__
     while place is not None:
         frame, place = place.tb_frame, place.tb_next
         if Path(frame.f_code.co_filename).parts[-3:] == _BUILDER and isinstance(frame.f_locals.get("args"), dict):
-            args = frame.f_locals["args"]
-            found = frame.f_locals.get("obj_type", args.get("type"))
+            here = frame.f_locals
+            args, made = here["args"], here.get("obj_cls")
+            found = here.get("obj_type", args.get("type"))
             kind = found if isinstance(found, str) else getattr(found, "__name__", str(found))
             file = args.get("ann_file") or ""
-            built = kind, str(Path(args.get("data_root") or "") / file) if isinstance(file, str) and file else ""
+            file = str(Path(args.get("data_root") or "") / file) if isinstance(file, str) and file else ""
+            built = _Part(kind, file, _registered(here.get("registry")) if made is None else _accepted(made))
     return built
+
+
+def _registered(registry: Any) -> list[str]:
+    """The names in a registry and in those below it, with their scopes."""
+    if registry is None:
+        return []
+    below = [name for child in registry.children.values() for name in _registered(child)]
+    return [f"{registry.scope}.{name}" for name in registry.module_dict] + list(registry.module_dict) + below
+
+
+def _accepted(made: Any) -> list[str]:
+    try:
+        return list(inspect.signature(made).parameters)
+    except (TypeError, ValueError):
+        return []
+
+
+def _nearest(part: _Part, error: BaseException, text: str) -> str:
+    """Which name was probably meant, where one is unknown."""
+    wrong = re.search(r"unexpected keyword argument '(\w+)'", text)
+    if wrong is None and not isinstance(error, KeyError):
+        return ""
+    near = difflib.get_close_matches(part.kind if wrong is None else wrong[1], part.known, 1)
+    return f" (the nearest name is {near[0]!r})" if near else ""
 
 
 def _raised_in(error: BaseException) -> Path:
@@ -234,10 +278,12 @@ def _text(error: BaseException) -> str:
     built = _built(error)
     if built is None or raised_by_us(error):
         return text
-    kind, file = built
     said = " ".join(text.split())  # other people's may have lines
-    of = f" of {file}" if file else ""
-    return said if kind in said else f"the config's {kind!r}{of} cannot be built: {type(error).__name__}: {said}"
+    said += _nearest(built, error, said)
+    of = f" of {built.file}" if built.file else ""
+    if built.kind in said:
+        return said
+    return f"the config's {built.kind!r}{of} cannot be built: {type(error).__name__}: {said}"
 
 
 def positive(text: str) -> int:

@@ -99,9 +99,10 @@ def load_data(file: str | os.PathLike[str] | IO[bytes], map_location: Any = None
 
 
 def _damaged(name: str, error: Exception) -> str:
-    said = re.sub(r"Weights only load failed\..*", "it does not begin as one", str(error), flags=re.DOTALL)
+    said = "" if isinstance(error, KeyError) else str(error)  # of a byte that is no instruction its number
+    said = re.sub(r"Weights only load failed\..*", "it does not begin as one", said, flags=re.DOTALL)
     reason = re.split(r"[.] |\n", said)[0]
-    return f"{name} is not a checkpoint, or a damaged one: {reason or type(error).__name__}"
+    return f"{name} is not a checkpoint, or a damaged one: {reason or 'it does not begin as one'}"
 
 
 def _wanted(error: Exception) -> str:

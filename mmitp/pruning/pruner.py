@@ -180,6 +180,11 @@ class InTrainPruner:
                 "reaches them, or let other layers carry masks (mask_model's include and exclude)"
             )
         require_trainable(self.masks)  # those that cannot count are held open by now
+        if halves := {m.prune_mask.dtype for m in self.masks.values()} & {torch.float16, torch.bfloat16}:
+            warn(
+                f"masks are {halves.pop()}, in which small steps are lost in rounding: put masks on after the cast "
+                "(mask_model(model.bfloat16())); they are float32 then"
+            )
         self.frozen = all(layer.mask_frozen for layer in self.masks.values())
         if not self.frozen:
             set_masks(self.budget, self.budget.flat_masks().detach())  # tied masks may come from a run without ties

@@ -92,9 +92,11 @@ def test_what_mmengine_says_of_a_config_is_the_users(capsys: pytest.CaptureFixtu
     status, text = answer(lambda: HOOKS.build(dict(type="mmitp.PruneHok")), capsys)
     assert (status, text.count("\n")) == (2, 1)
     assert "PruneHok is not in the" in text
+    assert text.endswith("(the nearest name is 'mmitp.PruneHook')\n")
+    assert "nearest" not in answer(lambda: HOOKS.build(dict(type="Zzzz")), capsys)[1]
     status, text = answer(lambda: HOOKS.build(dict(type="mmitp.PruneHook", targett=0.5)), capsys)
     assert (status, text.count("\n")) == (2, 1)
-    assert "unexpected keyword argument 'targett'" in text
+    assert text.endswith("unexpected keyword argument 'targett' (the nearest name is 'target')\n")
 
 
 def test_what_other_peoples_classes_say_of_a_config_is_the_users(capsys: pytest.CaptureFixture[str]) -> None:

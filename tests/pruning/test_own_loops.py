@@ -229,6 +229,16 @@ def test_figures_after_the_live_network_was_slimmed_are_its_last_ones() -> None:
         pruner.hw_loss()
 
 
+def test_masks_in_half_precision_are_told_of() -> None:
+    told: list[str] = []
+    x = X.bfloat16()
+    InTrainPruner(mask_model(Net(straight).bfloat16(), exclude=["aux"]), x, target=0.5, steps=4, warn=told.append)
+    assert told == []
+    InTrainPruner(mask_model(Net(straight), exclude=["aux"]).bfloat16(), x, target=0.5, steps=4, warn=told.append)
+    assert len(told) == 1
+    assert "masks are torch.bfloat16" in told[0]
+
+
 def test_a_second_optimizer_is_refused() -> None:
     _, optimizer, pruner = started()
     with pytest.raises(ValueError, match=r"detach\(\) it first"):

@@ -222,7 +222,7 @@ class PruneHook(Hook):
         if end > last:
             raise ValueError(
                 f"PruneHook's window ends after {end} {unit}, but the run stops at {last}. "
-                f"The paper's proportions would be begin={max(round(last / 15), 1)}, end={last * 4 // 5}"
+                f"The recommended window would be begin={max(round(last / 15), 1)}, end={max(last // 3, 2)}"
             )
         if begin >= end:
             raise ValueError(f"PruneHook's window from {begin} to {end} {unit} is empty: the run has {last} in all")
