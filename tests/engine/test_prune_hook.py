@@ -358,6 +358,22 @@ def test_pruned_networks_are_pruned_further(tmp_path):
         assert (hook.steps > 0) == trains
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({}, True), (dict(push="balanced"), False), (dict(push="fisher"), False), (dict(b=1.0), False)],
+)
+def test_a_run_from_trained_weights_hears_of_the_push_for_them(tmp_path, options, told):
+    dense = make_runner(tmp_path / "dense", None, epochs=1, default_hooks={})
+    dense.train()
+    torch.save(dense.model.state_dict(), tmp_path / "dense.pth")
+    for start, hears in ((str(tmp_path / "dense.pth"), told), (None, False)):
+        hook = dict(type="mmitp.PruneHook", target=0.5, begin=0, end=2, **options)
+        runner = make_runner(tmp_path / f"pruned{start is None}", hook, epochs=2, load_from=start)
+        runner.train()
+        text = "".join(path.read_text() for path in (tmp_path / f"pruned{start is None}").glob("*/*.log"))
+        assert ("push='fisher' in a short window" in text) == hears
+
+
 def test_resuming_states_the_budget_for_the_same_image_size(tmp_path):
     class Wide(ToyData):
         def __getitem__(self, i):

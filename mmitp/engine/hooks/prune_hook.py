@@ -220,9 +220,10 @@ class PruneHook(Hook):
         unit, last = ("iterations", runner.max_iters) if self.by_iter else ("epochs", runner.max_epochs)
         begin, end = (whole_units(bound, last) for bound in self.window)
         if end > last:
+            first = max(round(last / 15), 1)
             raise ValueError(
-                f"PruneHook's window ends after {end} {unit}, but the run stops at {last}. "
-                f"The recommended window would be begin={max(round(last / 15), 1)}, end={max(last // 3, 2)}"
+                f"PruneHook's window ends after {end} {unit}, but the run stops at {last}. The recommended window would "
+                f"be begin={first}, end={max(last // 3, first + 1)}, the paper's begin={first}, end={last * 4 // 5}"
             )
         if begin >= end:
             raise ValueError(f"PruneHook's window from {begin} to {end} {unit} is empty: the run has {last} in all")
@@ -289,6 +290,12 @@ class PruneHook(Hook):
             for layer in self.masks.values():
                 layer.unfreeze_mask()
             budget.hold_masks()
+        started = runner._load_from if not getattr(runner, "_resume", False) else None
+        if started and not self.frozen and self.arguments["push"] is None and self.arguments["b"] == "auto":
+            self.logger.info(
+                f"PruneHook: the run starts from {started}. Where that is the trained dense network, push='fisher' in "
+                "a short window has lost less than the default (docs/prune.md, From a trained checkpoint)"
+            )
         cut = self._state.get("cut") if self._pending is not None else None
         if cut is not None:
             restore_cut(dense, budget, cut)
