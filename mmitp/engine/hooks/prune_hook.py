@@ -222,8 +222,8 @@ class PruneHook(Hook):
         if end > last:
             first = max(round(last / 15), 1)
             raise ValueError(
-                f"PruneHook's window ends after {end} {unit}, but the run stops at {last}. The recommended window would "
-                f"be begin={first}, end={max(last // 3, first + 1)}, the paper's begin={first}, end={last * 4 // 5}"
+                f"PruneHook's window ends after {end} {unit}, but the run stops at {last}. The recommended window is "
+                f"begin={first}, end={max(last // 3, first + 1)}, the paper's begin={first}, end={last * 4 // 5}"
             )
         if begin >= end:
             raise ValueError(f"PruneHook's window from {begin} to {end} {unit} is empty: the run has {last} in all")
