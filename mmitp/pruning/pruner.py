@@ -58,6 +58,7 @@ from .pressure import (
 from .progressive import OffTimes, cut_state, entries_to_keep, note_cut, plan_cut, restore_cut
 from .settings import (
     OUTCOME,
+    bare_optimizer,
     check_budget,
     check_cuts,
     check_settings,
@@ -227,16 +228,17 @@ class InTrainPruner:
         gradients.
 
         Args:
-            optimizer: holds all the masks.
+            optimizer: holds all the masks; one in a wrapper (Accelerate's, mmengine's) will do.
             captured: the training step is captured in a CUDA graph. What is replayed runs no hooks, so they do the
                 device's half alone (:meth:`update`), and the loop calls :meth:`advance` after every step that ran,
                 replayed or not.
 
         Raises:
-            ValueError: the optimizer does not hold all the masks; the pruner follows an optimizer already.
+            ValueError: it is no optimizer, or does not hold all the masks; the pruner follows an optimizer already.
         """
         if self._handles:
             raise ValueError("the pruner follows an optimizer already: detach() it first")
+        optimizer = bare_optimizer(optimizer)
         require_in_optimizer(self.masks, optimizer)
         self._captured = captured
         after = self.update if captured else self.step

@@ -115,6 +115,20 @@ def require_trainable(masks: Mapping[str, MaskedLayer]) -> None:
         )
 
 
+def bare_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """The torch optimizer in a wrapper around it (Accelerate's, mmengine's), whose step hooks are those that run.
+
+    Raises:
+        ValueError: there is none.
+    """
+    bare = optimizer
+    while not hasattr(bare, "_optimizer_step_pre_hooks"):
+        if not hasattr(bare, "optimizer"):
+            raise ValueError(f"attach() takes a torch optimizer, got {type(optimizer).__name__}")
+        bare = bare.optimizer
+    return bare
+
+
 def require_in_optimizer(masks: Mapping[str, MaskedLayer], optimizer: torch.optim.Optimizer) -> None:
     """Refuses an optimizer that lacks some of the masks.
 

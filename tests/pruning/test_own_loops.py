@@ -229,6 +229,28 @@ def test_figures_after_the_live_network_was_slimmed_are_its_last_ones() -> None:
         pruner.hw_loss()
 
 
+class Wrapper(torch.optim.Optimizer):
+    """As Accelerate's: an optimizer by type, without an optimizer's attributes."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def step(self, closure: Any = None) -> Any:
+        return self.optimizer.step(closure)
+
+
+def test_the_optimizer_in_a_wrapper_is_followed() -> None:
+    net, optimizer, pruner = started()
+    pruner.detach()
+    with pytest.raises(ValueError, match="takes a torch optimizer, got NoneType"):
+        pruner.attach(None)  # type: ignore[arg-type]
+    pruner.attach(Wrapper(optimizer))
+    pruner.active = True
+    loop(net, optimizer, 12, "plain")
+    assert pruner.position == 12
+    assert pruner.ratio() <= 0.5
+
+
 def test_masks_in_half_precision_are_told_of() -> None:
     told: list[str] = []
     x = X.bfloat16()
