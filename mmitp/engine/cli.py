@@ -217,8 +217,14 @@ def _built(error: BaseException) -> _Part | None:
             kind = found if isinstance(found, str) else getattr(found, "__name__", str(found))
             file = args.get("ann_file") or ""
             file = str(Path(args.get("data_root") or "") / file) if isinstance(file, str) and file else ""
-            built = _Part(kind, file, _registered(here.get("registry")) if made is None else _accepted(made))
+            built = _Part(kind, file, _registered(_root(here.get("registry"))) if made is None else _accepted(made))
     return built
+
+
+def _root(registry: Any) -> Any:
+    while getattr(registry, "parent", None) is not None:
+        registry = registry.parent
+    return registry
 
 
 def _registered(registry: Any) -> list[str]:

@@ -86,15 +86,20 @@ def test_libraries_that_wrap_our_error_do_not_hide_it(capsys: pytest.CaptureFixt
     assert answer(wrapped, capsys)[1] == "test_cli.py: no such option: take another\n"
 
 
-def test_what_mmengine_says_of_a_config_is_the_users(capsys: pytest.CaptureFixture[str]) -> None:
-    from mmengine.registry import HOOKS
+@pytest.mark.parametrize("scope", ["mmengine", "mmdet", "mmpretrain"])
+def test_what_mmengine_says_of_a_config_is_the_users(scope: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from mmengine.registry import HOOKS, DefaultScope
 
-    status, text = answer(lambda: HOOKS.build(dict(type="mmitp.PruneHok")), capsys)
+    def answered(**part: object) -> tuple[int, str]:
+        with DefaultScope.overwrite_default_scope(scope):
+            return answer(lambda: HOOKS.build(part), capsys)
+
+    status, text = answered(type="mmitp.PruneHok")
     assert (status, text.count("\n")) == (2, 1)
     assert "PruneHok is not in the" in text
     assert text.endswith("(the nearest name is 'mmitp.PruneHook')\n")
-    assert "nearest" not in answer(lambda: HOOKS.build(dict(type="Zzzz")), capsys)[1]
-    status, text = answer(lambda: HOOKS.build(dict(type="mmitp.PruneHook", targett=0.5)), capsys)
+    assert "nearest" not in answered(type="Zzzz")[1]
+    status, text = answered(type="mmitp.PruneHook", targett=0.5)
     assert (status, text.count("\n")) == (2, 1)
     assert text.endswith("unexpected keyword argument 'targett' (the nearest name is 'target')\n")
 
