@@ -33,8 +33,8 @@ class ClassCheck(Hook):
         classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
         if not isinstance(classes, (list, tuple)) or not classes:
             return
-        for problem in fewer_outputs(unwrap(runner.model), classes):
-            raise ValueError(problem)
+        if problems := fewer_outputs(unwrap(runner.model), classes):
+            raise ValueError(problems[0])
         for told in [*more_outputs(unwrap(runner.model), classes), *missing_names(dataset)]:
             runner.logger.warning(told)
 
@@ -76,7 +76,7 @@ def missing_names(dataset: Any) -> list[str]:
     """
     found = []
     for part in _parts(dataset):
-        classes, ids = (part.metainfo or {}).get("classes", ()), getattr(part, "cat_ids", None)
+        classes, ids = (getattr(part, "metainfo", None) or {}).get("classes", ()), getattr(part, "cat_ids", None)
         if not isinstance(ids, list) or len(ids) >= len(classes):
             continue
         with open(part.ann_file, encoding="utf-8") as file:
