@@ -152,13 +152,22 @@ def fisher(percent: int, seed: int) -> Run:
     )
 
 
-def from_trained(push: str, percent: int, seed: int) -> Run:
-    """A few epochs from the public ResNet-20, the window from a quarter of the first one to three quarters of it."""
-    row = f"ours, push='{push}' (masks tied over streams, window of half an epoch, slimmed on the way)"
-    options = (f"begin={0.25 / TRAINED_EPOCHS:g}", f"end={0.75 / TRAINED_EPOCHS:g}", f"push={push}")
-    words = ("--epochs", str(TRAINED_EPOCHS), "--start", PUBLIC, "--cfg-options", "param_scheduler.0.eta_max=0.05")
+def from_trained(push: str, percent: int, seed: int, tied: bool = True) -> Run:
+    """A few epochs from the public ResNet-20, the window from a quarter of the first one to three quarters of it.
+
+    Not tied, every layer has masks of its own, in the steps of ``divisor="auto"``. What is left has gathers, whose
+    steps take longer, hence an epoch less.
+    """
+    masks = "masks tied over streams" if tied else "masks of single layers"
+    row = f"ours, push='{push}' ({masks}, window of half an epoch, slimmed on the way)"
+    epochs = TRAINED_EPOCHS if tied else TRAINED_EPOCHS - 1
+    options = (f"begin={0.25 / epochs:g}", f"end={0.75 / epochs:g}", f"push={push}")
+    words = ("--epochs", str(epochs), "--start", PUBLIC, "--cfg-options", "param_scheduler.0.eta_max=0.05")
     words += tuple(f"custom_hooks.0.{option}" for option in options)
+    if not tied:
+        words += ("custom_hooks.0.divisor=auto", "model.prune.share=None")
     name, config = f"trained{percent}_{push}", f"resnet20_cifar10_psi{percent}_brief_short"
+    name += "" if tied else "_single"
     return replace(trained(name, row, percent / 100, seed, config, *words), start=PUBLIC)
 
 
@@ -240,6 +249,7 @@ def declared() -> list[Run]:
         *(longer(run, 3) for run in (brief(30, 0), control(30, 0), dense(0))),
         *(fisher(percent, seed) for seed in (0, 1) for percent in (30, 15, 50)),
         *(from_trained(push, 30, seed) for seed in (0, 1) for push in ("fisher", "balanced")),
+        *(from_trained("fisher", 30, seed, tied=False) for seed in (0, 1)),
         *(torch_pruning_trained(ranking, 30, seed) for seed in (0, 1) for ranking in TORCH_PRUNING),
         *(tied(30, seed) for seed in (0, 1)),
         *(early(30, seed) for seed in (0, 1)),
