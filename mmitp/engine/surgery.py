@@ -20,7 +20,7 @@ from mmitp.engine.attack import unwrap
 from mmitp.pruning import MacBudget, SlimPlan, masked_layers, randomize_masks
 from mmitp.pruning.live import plan_live, shrink_live, steps_elementwise
 from mmitp.pruning.rng import kept_rng
-from mmitp.pruning.verify import compare, doubled
+from mmitp.pruning.verify import compare, doubled, train_without_noise
 
 
 def require_slimmable(runner: Runner) -> None:
@@ -143,15 +143,7 @@ def _difference(masked: Any, small: Any, data: Any, rtol: float = 1e-3) -> str:
     """Empty if both models have the same training loss."""
     losses = []
     for model in (masked, small):
-        model.train()
-        for module in model.modules():
-            # Dropout and its like draw anew for a narrower tensor: that is no difference to be found here.
-            if (
-                not any(True for _ in module.children())
-                and not any(True for _ in module.parameters())
-                and not any(True for _ in module.buffers())
-            ):
-                module.eval()
+        train_without_noise(model)
         try:
             with kept_rng(seed=0):
                 losses.append(dict(loss=model.parse_losses(model._run_forward(copy.deepcopy(data), mode="loss"))[0]))

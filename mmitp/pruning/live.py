@@ -21,7 +21,7 @@ from .budget import MacBudget
 from .layers import masked_layers, slim_kind
 from .rng import kept_rng
 from .slim import LayerPlan, SlimLayer, SlimPlan, apply_plan, slim_with_plan
-from .verify import call_model, compare, copied, doubled, tensors_in, values_in
+from .verify import call_model, compare, copied, doubled, tensors_in, train_without_noise, values_in
 
 #: how far outputs in training mode may be apart: batch statistics enlarge rounding
 TRAINING_RTOL = 1e-3
@@ -111,10 +111,7 @@ def _training_difference(masked: nn.Module, small: nn.Module, example_inputs: An
 
 @torch.no_grad()
 def _training_outputs(model: nn.Module, example_inputs: Any, seed: int) -> dict[str, Tensor]:
-    model.train()
-    for module in model.modules():
-        if all(next(things, None) is None for things in (module.children(), module.parameters(), module.buffers())):
-            module.eval()  # dropout and its like draw anew for a narrower tensor
+    train_without_noise(model)
     with kept_rng(seed=seed):
         return {path: value.clone() for path, value in values_in(call_model(model, copied(example_inputs)))}
 

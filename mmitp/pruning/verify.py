@@ -82,6 +82,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def train_without_noise(model: nn.Module) -> None:
+    """Training mode, but for dropout and its like, which draw anew for a narrower tensor: leaves without any state."""
+    model.train()
+    for module in model.modules():
+        if all(next(things, None) is None for things in (module.children(), module.parameters(), module.buffers())):
+            module.eval()
+
+
 @contextmanager
 def frozen_at(patterns: Mapping[MaskedLayer, Tensor]) -> Iterator[None]:
     """Masks frozen at these patterns, and afterwards in the state they were in; the masks themselves stay."""
