@@ -18,7 +18,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_config(options)
     add_out(options, "JSON file to write", metavar="FILE")
     options.add_argument(
-        "--shape", type=positive, nargs=2, metavar=("H", "W"), help="input size; 224 224, or 320 320 for detectors"
+        "--shape",
+        type=positive,
+        nargs=2,
+        metavar=("H", "W"),
+        help="input size; by default PruneHook's input_shape, else the training pipeline's if it is fixed, else 224 "
+        "224 for classifiers and 320 320 for detectors",
     )
     options.add_argument("--batch", type=positive, default=1)
     options.add_argument("--threads", type=positive, help="threads of torch (CPU)")
@@ -28,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from mmitp.engine.config import load_config
     from mmitp.engine.example import blank_example
+    from mmitp.engine.input_shape import input_shape
     from mmitp.engine.results import check_writable, provenance, write_results
     from mmitp.engine.run import device_of
     from mmitp.models.report import build_masked, is_detector
@@ -40,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = build_masked(cfg).to(device)
     except ValueError as error:
         raise UserError(f"{args.config}: {error}") from error
-    shape = tuple(args.shape) if args.shape else (320, 320) if is_detector(model) else (224, 224)
+    shape = tuple(args.shape or input_shape(cfg, (320, 320) if is_detector(model) else (224, 224)))
     example = blank_example(model, shape, batch=args.batch)
     table = measure_latency(model, example, args.threads, report=lambda line: print(line, flush=True))
     run = provenance(config=args.config, device=device_of(model))

@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=positive,
         nargs=2,
         metavar=("H", "W"),
-        help="input size, best that of the training; by default PruneHook's input_shape, else 224 224 for classifiers "
-        "and 320 320 for detectors",
+        help="input size, best that of the training; by default PruneHook's input_shape, else the training pipeline's "
+        "if it is fixed, else 224 224 for classifiers and 320 320 for detectors",
     )
     options.add_argument("--check", action="store_true", help="train, mask, freeze, slim and compare")
     options.add_argument("--linear", action="store_true", help="mask linear layers too (transformers, ConvNeXt)")
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from mmitp.engine.config import load_config
     from mmitp.engine.example import blank_example, second_example
+    from mmitp.engine.input_shape import input_shape
     from mmitp.models.report import build_masked, is_detector, train_on_noise
     from mmitp.pruning import MacBudget
     from mmitp.pruning.check import check_slimming
@@ -48,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         raise UserError(f"{args.config}: {error}" + ("" if args.linear else "; see --linear")) from error
     pruning = next((hook for hook in cfg.get("custom_hooks") or [] if hook.get("type") == "mmitp.PruneHook"), None)
-    usual = (pruning or {}).get("input_shape") or ((320, 320) if is_detector(model) else (224, 224))
-    shape = tuple(args.shape or usual)
+    shape = tuple(args.shape or input_shape(cfg, (320, 320) if is_detector(model) else (224, 224)))
     example = blank_example(model, shape)
     print(f"{type(model).__name__} of {args.config} at {shape[0]}x{shape[1]}, batch 1")
     second = second_example(model, shape)

@@ -176,9 +176,8 @@ def _report(cfg: Config, runner: Runner, seen: _Seen, saved: list[str], differen
     prune = next((hook for hook in runner.hooks if isinstance(hook, PruneHook)), None)
     lines = [f"dry run of {cfg.filename or 'the config'}: {_STEPS} optimizer steps in a temporary folder", *seen.lines]
     if seen.validated is not None:
-        lines.append(
-            f"validated on {cfg.val_dataloader.get('batch_size', 1)} images or fewer: {len(seen.validated)} figures"
-        )
+        found = ", ".join(seen.validated) or f"no figure, which is usual for a detector after {_STEPS} steps"
+        lines.append(f"validated on {cfg.val_dataloader.get('batch_size', 1)} images or fewer: {found}")
     lines.append(f"saved {', '.join(saved)}")
     if difference == float("inf"):
         raise RuntimeError("a run resumed from the first step's checkpoint ends with another network's layout")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from .graph import LayerRecord, record_graph, shared_parameters
 from .layers import kind_of, masked_layers
@@ -56,7 +57,8 @@ def mask_model(
 
     Raises:
         ValueError: no layer matches, the granularity is unknown, a pattern matches no module at all, ``include`` names
-            a layer that the example shows cannot carry a mask, or the model already carries masks.
+            a layer that the example shows cannot carry a mask, a lazy layer has no weights yet, or the model already
+            carries masks.
 
     Example:
         >>> from torch import nn
@@ -74,6 +76,9 @@ def mask_model(
     excluded = [exclude] if isinstance(exclude, str) else list(exclude or ())
     if masked_layers(model):
         raise ValueError(f"the model already carries masks (on {next(iter(masked_layers(model)))!r} and others)")
+    for name, module in model.named_modules():
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+            raise ValueError(f"the lazy layer {name!r} has no weights yet: run the model once, and mask it then")
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     for pattern in (included or []) + excluded:
         if not any(matches(name, [pattern]) for name in names):

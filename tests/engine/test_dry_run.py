@@ -70,7 +70,7 @@ def test_every_phase_is_gone_through_and_nothing_is_left(tmp_path, monkeypatch):
         *["after the pruning window, masks frozen and slimmed, attacked by 8 pixels/255"] * 2,
     ]
     assert said[7:] == [
-        "validated on 8 images or fewer: 1 figures",
+        "validated on 8 images or fewer: accuracy",
         "saved step_1.pth, step_2.pth, step_3.pth",
         "resumed from the checkpoint of step 1: the same network to the last bit",
     ]

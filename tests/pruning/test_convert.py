@@ -133,6 +133,15 @@ def test_weights_computed_by_hooks_stay_dense() -> None:
     assert list(masked_layers(mask_model(model))) == ["transposed"]
 
 
+def test_a_lazy_layer_needs_its_weights_first() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LazyBatchNorm2d(), nn.LazyConv2d(8, 3), nn.LazyConv2d(4, 1))
+    x = torch.randn(1, 3, 8, 8)
+    with pytest.raises(ValueError, match="lazy layer '1' has no weights yet: run the model once"):
+        mask_model(model, example_inputs=x)
+    model(x)
+    assert set(masked_layers(mask_model(model, example_inputs=x))) == {"2", "3"}
+
+
 def test_init_dtype_and_device_follow_the_options_and_the_weight() -> None:
     model = mask_model(zoo().double(), init=0.3)
     mask = model["plain"].prune_mask
