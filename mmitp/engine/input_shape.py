@@ -1,0 +1,73 @@
+"""The size of the images that a config trains on, as far as the config alone tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+#: transforms that give every image one size, and the argument that says which
+_FIXED = {
+    "CenterCrop": "crop_size",
+    "EfficientNetRandomCrop": "scale",
+    "Pad": "size",
+    "RandomCenterCropPad": "crop_size",
+    "RandomCrop": "crop_size",
+    "RandomResizedCrop": "scale",
+    "Resize": "scale",
+    "mmitp.ScaleShiftCrop": "size",
+}
+#: those that take width and height in this order in either library; of the others a square alone is clear
+_WIDTH_FIRST = {"Pad", "Resize", "mmitp.ScaleShiftCrop"}
+#: CIFAR's images, which many configs train on as they are
+_CIFAR = (32, 32)
+
+
+def input_shape(cfg: Mapping[str, Any], default: tuple[int, int]) -> tuple[int, int]:
+    """Height and width that a config's operations are to be stated for, in pixels.
+
+    That of its ``PruneHook``, else what the last transform of the training pipeline that gives every image one size
+    says, else CIFAR's for its data sets, else ``default`` (images of many sizes, or no data).
+
+    Args:
+        cfg: a config, complete or of a model alone.
+        default: for configs that say nothing.
+
+    Example:
+        >>> pipeline = [dict(type="RandomCrop", crop_size=64, padding=4), dict(type="PackInputs")]
+        >>> input_shape(dict(train_dataloader=dict(dataset=dict(pipeline=pipeline))), (224, 224))
+        (64, 64)
+    """
+    for hook in cfg.get("custom_hooks") or []:
+        if isinstance(hook, Mapping) and hook.get("type") == "mmitp.PruneHook" and hook.get("input_shape"):
+            height, width = hook["input_shape"]
+            return height, width
+    loader = cfg.get("train_dataloader")
+    for dataset in _datasets(loader.get("dataset") if isinstance(loader, Mapping) else None):
+        for transform in reversed(dataset.get("pipeline") or []):
+            if found := _fixed(transform):
+                return found
+        if "CIFAR" in str(dataset.get("type")):
+            return _CIFAR
+    return default
+
+
+def _datasets(node: Any) -> Iterator[Mapping[str, Any]]:
+    """A data set and those that it wraps, the outermost first: its transforms come last."""
+    if isinstance(node, Mapping):
+        yield node
+        for inner in (node.get("dataset"), *(node.get("datasets") or [])):
+            yield from _datasets(inner)
+
+
+def _fixed(transform: Any) -> tuple[int, int] | None:
+    if not isinstance(transform, Mapping):
+        return None
+    kind = str(transform.get("type")).removeprefix("mmdet.").removeprefix("mmpretrain.")
+    size = transform.get(_FIXED.get(kind, ""))
+    if isinstance(size, int):
+        size = (size, size)
+    if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(isinstance(side, int) for side in size):
+        return None  # parts of the image
+    if transform.get("keep_ratio") or size[0] != size[1] and kind not in _WIDTH_FIRST:
+        return None
+    return size[1], size[0]
