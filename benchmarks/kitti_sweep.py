@@ -213,6 +213,8 @@ def compare(sweep: Sweep, chosen: list[Run]) -> None:
             theirs = sweep.work / f"{other}_s{run.seed}" / "results"
             if other in (None, name) or not theirs.is_dir():
                 continue
+            if not sweep.finished(run_of(str(other), run.seed)):  # its detections are those of an earlier epoch
+                continue
             versus = ("--versus", str(theirs))
             more[key] = evaluated(results, *CLASSES, *versus)["difference"]
             loose[key] = evaluated(results, *cars, *versus)["difference"]["Car"]

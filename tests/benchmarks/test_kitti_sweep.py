@@ -224,6 +224,11 @@ def test_a_pruned_run_is_compared_with_the_dense_one_and_its_control(
     monkeypatch.setattr("mmitp.commands.eval_kitti.main", evaluate)
     driver.compare(sweep.Sweep(runs, tmp_path, tmp_path, configs=CONFIGS, figure="ap"), runs[:0])
     assert asked == []
+    (tmp_path / "dense_s0.json").write_text(json.dumps(dict(state="running", config=runs[0].config)))
+    driver.compare(sweep.Sweep(runs, tmp_path, tmp_path, configs=CONFIGS, figure="ap"), runs)
+    assert asked == [("prune50_s0", "narrow50_s0")]  # validated on the way, but not trained to its end
+    asked.clear()
+    (tmp_path / "dense_s0.json").write_text(json.dumps(dict(state="finished", config=runs[0].config)))
     driver.compare(sweep.Sweep(runs, tmp_path, tmp_path, configs=CONFIGS, figure="ap"), runs)
     assert asked == [("prune50_s0", "dense_s0"), ("prune50_s0", "narrow50_s0"), ("narrow50_s0", "dense_s0")]
     asked.clear()

@@ -56,7 +56,11 @@ def least_times(calls: Sequence[Callable[[], Any]], clock: Callable[[], int], ro
 
 
 def times_in_turn(calls: Sequence[Callable[[], Any]], clock: Callable[[], int], rounds: int) -> Tensor:
-    """Times in ns, ``(rounds, calls)``: the calls take turns, so that slow moments of the machine hit all alike."""
+    """Times in ns, ``(rounds, calls)``: the calls take turns, so that slow moments of the machine hit all alike.
+
+    An untimed call goes before each timing. Else caches hold what the call before has left, and the one that follows
+    the largest network pays for it.
+    """
     repeats = []
     for call in calls:
         call()
@@ -66,6 +70,7 @@ def times_in_turn(calls: Sequence[Callable[[], Any]], clock: Callable[[], int], 
     times = torch.empty(rounds, len(calls), dtype=torch.float64)
     for row in times:
         for i, (call, n) in enumerate(zip(calls, repeats, strict=True)):
+            call()
             start = clock()
             for _ in range(n):
                 call()
