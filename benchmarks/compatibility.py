@@ -122,6 +122,7 @@ SHORT = (
     (r"^grouped", "grouped"),
     (r"^linear", "linear"),
     (r"^frozen|does not train", "frozen"),
+    (r"structure forbids", "its structure forbids it"),
     (r"did not run", "not run in evaluation"),
     (r"called as a function|functional", "called as a function"),
     (r"weight is also read|another module shares", "weight read elsewhere"),

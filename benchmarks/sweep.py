@@ -18,8 +18,8 @@ Equal cost means the processor time of whole training runs, without validation: 
 Machines are shared, and the processor time of one and the same run differs by a fifth from day to day, so no row's
 length is taken from such totals. It is taken from relative costs of a training step, measured in pairs in one process
 (``cost``, as whole_run.py does; all are committed in ``cifar_sweep/costs.json``, and of several measurements, which
-differ by a few percent, the median counts): a control's epochs are 10 over its step's cost, rounded, in its config, by
-the measurements there were when it was run; Torch-Pruning's fine-tuning, the random structures and Only-Train-Once
+differ by up to a seventh, the median counts): a control's epochs are 10 over its step's cost, rounded, in its config,
+by the measurements there were when it was run; Torch-Pruning's fine-tuning, the random structures and Only-Train-Once
 measure theirs when they start and note it in their metrics file. The tables' "cost" is the run's length times these
 steps' costs over 10 dense epochs, and the seconds beside it are what the machine made of it. Rows "three times as long"
 have three times the epochs, the dense one too.

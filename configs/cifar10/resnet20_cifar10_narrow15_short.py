@@ -1,6 +1,6 @@
 # Control: a ResNet-20 whose structure is drawn before the first step, 0.1468 of the operations in uniform widths: the
 # widths nearest to 0.15 from below that are one share of 16, 32 and 64 rounded up or down (narrow_widths in
-# benchmarks/sweep.py). 22 epochs take the time of the dense network's 10: a step costs 0.46 of a dense one
+# benchmarks/sweep.py). 22 epochs take the time of the dense network's 10: a step costs 0.44 of a dense one
 # (benchmarks/cifar_sweep/costs.json).
 _base_ = ["./resnet20_cifar10_short.py"]
 

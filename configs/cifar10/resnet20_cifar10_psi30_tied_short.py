@@ -1,6 +1,6 @@
 # ResNet-20 on CIFAR-10, at most 0.3 of the operations, in the time of the CPU-sized schedule's 10 epochs:
 # one mask value a channel of the residual stream, for all its readers in all three stages, so that the slimmed network
-# is a narrower ResNet-20 without a gather. Masks train in the second epoch under the closed loop (without decay), then
+# is a narrower ResNet-20 without a gather. Masks train in the second epoch under b = "auto" (without decay), then
 # the small network, in multiples of 8 channels, takes the masked one's place. 17 epochs fit
 # (benchmarks/cifar_sweep/costs.json).
 _base_ = ["./resnet20_cifar10_short.py"]

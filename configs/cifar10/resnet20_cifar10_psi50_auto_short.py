@@ -1,4 +1,4 @@
-# ResNet-20 on CIFAR-10, at most 0.5 of the operations, CPU-sized schedule, masks under the closed loop instead of a
+# ResNet-20 on CIFAR-10, at most 0.5 of the operations, CPU-sized schedule, masks under b = "auto" instead of a
 # fixed b: the push follows a smooth path and is balanced over the layers, and no decay pulls at the masks.
 _base_ = ["./resnet20_cifar10_short.py"]
 

@@ -1,7 +1,7 @@
 # ResNet-20 on CIFAR-10, at most 0.5 of the operations, in the time of the CPU-sized schedule's 10 epochs: the masks
-# train under the closed loop (without decay) from epoch 1 to 4, then the small network, in multiples of 8 channels,
-# takes the masked one's place. Its steps cost about 0.75 of the dense ones (benchmarks/README.md), so that
-# 12 epochs fit: 4 + 8 * 0.75 = 10.
+# train under b = "auto" (without decay) from epoch 1 to 4, then the small network, in multiples of 8 channels, takes
+# the masked one's place. 12 epochs were to fit; by later measurements its steps cost 0.86 of the dense ones, the run
+# 1.10 (benchmarks/cifar_sweep/costs.json). The measured rows are of the closed loop before commit 4739179.
 _base_ = ["./resnet20_cifar10_short.py"]
 
 model = dict(type="mmitp.MaskedModel", of="mmpretrain.ImageClassifier")

@@ -1,6 +1,6 @@
 # The common start of the short runs where random weights do not get far in an hour: the same dense network on generated
-# scenes of KITTI's size, 9,000 steps in about 55 minutes of one core. README.md says how to make the scenes and how the
-# other configs take the checkpoint.
+# scenes of KITTI's size, 9,000 steps in some 30 to 55 minutes of one core. README.md says how to make the scenes and
+# how the other configs take the checkpoint.
 _base_ = ["./centernet_dla34x025_kitti1348_short.py"]
 
 data_root = "data/scenes_kitti/"

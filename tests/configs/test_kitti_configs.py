@@ -7,8 +7,11 @@ from mmengine import Config
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 
 import mmitp  # noqa: F401
+from mmitp.engine.example import blank_example
 from mmitp.engine.hooks import AdversarialHook, CollapseGuardHook, PruneHook
 from mmitp.pruning import masked_layers
+from mmitp.pruning.check import counted_macs
+from mmitp.report.measure import dense_model
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MAIN = "centernet_dla34_kitti_prune50.py"
@@ -97,3 +100,16 @@ def test_pruned_short_runs_differ_in_their_target_only():
     assert (half.custom_hooks[0].pop("target"), third.custom_hooks[0].pop("target")) == (0.5, 0.3)
     third.pop("prune", None)
     assert half.to_dict() == third.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "times", "gmacs"),
+    [
+        ("kitti/rtmdet_tiny_kitti.py", (192, 640), 1, 2.3923),
+        # fully convolutional: on a quarter of the pixels a quarter of the operations
+        ("kitti/centernet_dla34_plain_kitti_prune50.py", (192, 640), 4, 57.0969),
+    ],
+)
+def test_the_operations_that_the_readme_states(name: str, shape: tuple[int, int], times: int, gmacs: float) -> None:
+    model = dense_model(Config.fromfile(CONFIGS / name))
+    assert times * counted_macs(model, blank_example(model, shape)) / 1e9 == pytest.approx(gmacs, abs=5e-5)
