@@ -15,6 +15,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmitp.engine.checkpoint import read_checkpoint
 from mmitp.engine.hooks import AdversarialHook, PruneHook
+from mmitp.engine.resume import settle_start
 from mmitp.engine.run import build_runner
 from mmitp.models.slim_config import type_name
 
@@ -46,17 +47,25 @@ def dry_run(cfg: Config, trust: bool = False) -> str:
     with tempfile.TemporaryDirectory(prefix="mmitp_dry_run_") as folder:
         whole, resumed = (Path(folder) / name for name in ("whole", "resumed"))
         seen = _Seen()
-        runner = _trained(shortened(cfg, str(whole)), trust, seen)
+        start = copy.deepcopy(cfg)
+        if cfg.get("resume"):  # what the run refuses to resume is refused here
+            settle_start(start, trust)
+        runner = _trained(shortened(start, str(whole)), trust, seen)
         saved = sorted(path.name for path in whole.glob("step_*.pth"))
-        again = shortened(cfg, str(resumed))
+        again = shortened(start, str(resumed))
         again.load_from, again.resume = str(whole / f"step_{_first(again)}.pth"), True
         _trained(again, trust, _Seen())
         ends = [read_checkpoint(str(folder / saved[-1]), trust)["state_dict"] for folder in (whole, resumed)]
-        return "\n".join(_report(cfg, runner, seen, saved, _difference(*ends)))
+        lines = _report(cfg, runner, seen, saved, _difference(*ends))
+        if start.get("resume"):
+            lines.insert(1, f"the run itself goes on from {start.load_from}; these are the steps of a run that begins")
+        return "\n".join(lines)
 
 
 def shortened(cfg: Config, work_dir: str) -> Config:
     """A copy of a run's config with three optimizer steps, of which the pruning window is the second.
+
+    It resumes nothing: it starts from ``load_from`` where that is of weights alone.
 
     Args:
         cfg: the run's.

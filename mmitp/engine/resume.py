@@ -16,15 +16,20 @@ from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.engine.saving import GRADIENTS
 from mmitp.models.slim_config import type_name
 
-__all__ = ["newest_good", "read_training_state", "settle_start"]
+__all__ = ["AUTO", "newest_good", "read_training_state", "settle_start"]
+
+#: ``resume`` of a config that goes on from the newest good checkpoint, and from ``load_from`` where there is none
+AUTO = "auto"
 
 
 def settle_start(cfg: Config, trust: bool = False) -> None:
     """Makes sure, before data sets are built, that a run can start from where its config says, and from where that is.
 
     With ``resume`` and no ``load_from``, the latter becomes :func:`newest_good`; if there is none, ``resume`` is taken
-    back. A config without ``randomness.seed`` gets the checkpoint's: mmengine restores it after it has built the data
-    sets and samplers, which would go on with other draws.
+    back. With ``resume=AUTO`` this is so whatever ``load_from`` says, which stays, for its weights alone, if there is
+    none: a job that always asks to resume begins with the weights that its config names. A config without
+    ``randomness.seed`` gets the checkpoint's: mmengine restores it after it has built the data sets and samplers, which
+    would go on with other draws.
 
     Args:
         cfg: the run's; ``load_from`` and ``resume`` are set.
@@ -34,10 +39,10 @@ def settle_start(cfg: Config, trust: bool = False) -> None:
         ValueError: the checkpoint cannot be read, or cannot be resumed.
     """
     state = None
-    if cfg.get("resume") and not cfg.get("load_from"):
-        cfg.load_from, state = _newest(cfg, trust)
-        cfg.resume = cfg.load_from is not None
-    elif cfg.get("load_from") and "://" not in cfg.load_from:  # what lies elsewhere is fetched when it is needed
+    if cfg.get("resume") == AUTO or cfg.get("resume") and not cfg.get("load_from"):
+        newest, state = _newest(cfg, trust)
+        cfg.load_from, cfg.resume = newest or cfg.get("load_from"), newest is not None
+    if state is None and cfg.get("load_from") and "://" not in cfg.load_from:  # elsewhere: fetched when it is needed
         if cfg.get("resume"):
             state = read_training_state(cfg.load_from, cfg, trust)
         else:
@@ -82,7 +87,10 @@ def _newest(cfg: Config, trust: bool) -> tuple[str | None, dict[str, Any] | None
             f"--resume: none of the {len(skipped)} checkpoints in {cfg.work_dir} can be resumed, and a run from the "
             f"beginning would overwrite them (move them away, or take another --work-dir): {'; '.join(skipped)}"
         )
-    print_log(f"--resume: no checkpoints in {cfg.work_dir}, the run starts from the beginning", logger="current")
+    weights = f", with the weights of {cfg.load_from} (load_from)" if cfg.get("load_from") else ""
+    print_log(
+        f"--resume: no checkpoints in {cfg.work_dir}, the run starts from the beginning{weights}", logger="current"
+    )
     return None, None
 
 

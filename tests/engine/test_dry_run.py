@@ -16,10 +16,11 @@ from mmengine import MessageHub
 from mmengine.registry import DATASETS
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toy_config import VALIDATION, TinyData, tiny_config
+from toy_config import VALIDATION, TinyData, TinyNet, tiny_config
 
 from mmitp.engine.dry_run import dry_run, shortened
 from mmitp.engine.hooks import PruneHook
+from mmitp.engine.run import build_runner
 
 ATTACK = dict(type="mmitp.AdversarialHook", eps=8, alpha=10, begin=3, end=250, warmup=5)
 ITERS = dict(train_cfg=dict(type="IterBasedTrainLoop", max_iters=40_000, val_interval=4_000))
@@ -102,6 +103,25 @@ def test_random_augmentation_is_the_same_in_the_resumed_trial(tmp_path, monkeypa
     # a loop by iterations passes by the batches before a resume without loading them
     cfg.train_dataloader.dataset = dict(type="AugmentedTinyData", keep=by_epoch)
     assert "resumed from the checkpoint of step 1: the same network to the last bit" in dry_run(cfg).splitlines()
+
+
+def test_a_trial_of_a_resume_refuses_and_starts_as_the_run_does(tmp_path):
+    cfg = tiny_config(tmp_path / "work", resume="auto", load_from=str(tmp_path / "dense.pth"))
+    with pytest.raises(ValueError, match="no checkpoint file .*dense"):
+        dry_run(cfg)
+    torch.save(TinyNet().state_dict(), tmp_path / "dense.pth")
+    before = cfg.pretty_text
+    assert dry_run(cfg).splitlines()[1].startswith("iteration 1")
+    assert cfg.pretty_text == before
+
+    build_runner(tiny_config(tmp_path / "work", epochs=3)).train()
+    assert dry_run(cfg).splitlines()[1] == (
+        f"the run itself goes on from {tmp_path / 'work' / 'epoch_3.pth'}; these are the steps of a run that begins"
+    )
+    for path in (tmp_path / "work").glob("*.pth"):
+        path.write_bytes(b"torn")
+    with pytest.raises(ValueError, match="none of the 3 checkpoints"):
+        dry_run(cfg)
 
 
 def test_batches_of_like_images_and_no_seed(tmp_path):
