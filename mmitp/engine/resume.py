@@ -14,7 +14,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmitp.engine.checkpoint import read_checkpoint
 from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.engine.saving import GRADIENTS
-from mmitp.models.slim_config import type_name
+from mmitp.models.slim_config import prune_hook_of
 
 __all__ = ["AUTO", "newest_good", "read_training_state", "settle_start"]
 
@@ -137,7 +137,7 @@ def read_training_state(path: str, cfg: Config, trust: bool = False) -> dict[str
 def _wanted(cfg: Config) -> list[str]:
     """Keys of a checkpoint without which this config's run would not go on as it was."""
     keys = [] if _setting(cfg, "save_optimizer") is False else ["optimizer"]
-    if any(type_name(hook["type"]).endswith("PruneHook") for hook in cfg.get("custom_hooks") or [] if "type" in hook):
+    if prune_hook_of(cfg) is not None:
         keys.append(STATE_KEY)
     return keys
 

@@ -11,6 +11,7 @@ from typing import Any
 from mmengine import Config
 
 from mmitp.engine.window import run_window
+from mmitp.models.slim_config import prune_hook_of
 from mmitp.pruning.signs import PruningRun, Sign, check_signs
 from mmitp.values import is_number
 
@@ -33,7 +34,7 @@ def read_run(work_dir: str | Path) -> PruningRun:
     if not config.is_file():
         raise ValueError(f"no {config}, which the run's settings are read from")
     cfg = Config.fromfile(str(config))
-    hook = next((h for h in cfg.get("custom_hooks", []) if str(h.get("type")).endswith("PruneHook")), None)
+    hook = prune_hook_of(cfg)
     lines: dict[int, dict[str, Any]] = {}
     for log in logs:
         for line in logged(log):

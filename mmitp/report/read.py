@@ -13,7 +13,7 @@ from mmengine import Config, ConfigDict
 
 from mmitp.engine.run_record import RECORD
 from mmitp.engine.window import run_window
-from mmitp.models.slim_config import is_masked, type_name
+from mmitp.models.slim_config import is_masked, is_type, prune_hook_of
 from mmitp.values import is_count, is_number, unlike
 
 __all__ = ["Result", "RunRecord", "headline", "read_run"]
@@ -176,7 +176,7 @@ def read_run(folder: str | Path) -> RunRecord:
         raise ValueError(f"{folder} holds logs but no */vis_data/config.py, which says what was trained")
     cfg = Config.fromfile(str(configs[0]))
     run = RunRecord(folder, folder.resolve().name, cfg)
-    run.hook = next((h for h in cfg.get("custom_hooks") or [] if type_name(h.get("type")).endswith("PruneHook")), None)
+    run.hook = prune_hook_of(cfg)
     _read_scalars(run, logs)
     run.frozen = _json_object(run, folder / "pruning.json", *_FROZEN)
     run.checkpoint = _newest_checkpoint(folder)
@@ -266,7 +266,7 @@ def _find_slimmed(run: RunRecord) -> None:
     folders = sorted(path.parent for path in run.folder.glob("*/config.py"))
     for folder in sorted(folders, key=lambda path: not (path / "weights.pth").is_file()):
         cfg = Config.fromfile(str(folder / "config.py"))
-        if type_name(cfg.get("model", {}).get("type")).endswith("SlimModel"):
+        if is_type(cfg.get("model"), "SlimModel"):
             run.slim_config = folder / "config.py"
             weights = folder / "weights.pth"
             run.slim_weights = weights if weights.is_file() else run.checkpoint
