@@ -124,6 +124,49 @@ def test_a_trial_of_a_resume_refuses_and_starts_as_the_run_does(tmp_path):
         dry_run(cfg)
 
 
+@pytest.mark.parametrize(
+    ("windows", "shortened_to"),
+    [
+        ([(0, 3), (3, None)], [(0, 1), (1, None)]),
+        ([(100, None), (5, 90)], [(2, None), (1, 2)]),
+        ([(0, 4), (3, None)], [(0, None), (1, None)]),  # both attack epoch 3: refused in the trial too
+        ([(0, 1), (1, 2), (2, 3), (3, 9)], [(0, 0.75), (0.75, 1.5), (1.5, 2.25), (2.25, None)]),
+    ],
+)
+@pytest.mark.parametrize("by_epoch", [True, False])
+def test_attacks_keep_their_order(tmp_path, windows, shortened_to, by_epoch):
+    attacks = [dict(ATTACK, begin=begin, end=end, by_epoch=by_epoch) for begin, end in windows]
+    cfg = tiny_config(tmp_path, hooks=attacks, accumulate=2)
+    if not by_epoch:
+        cfg.train_cfg = ITERS["train_cfg"]
+    unit = 1 if by_epoch else 2
+    found = [(hook.begin, hook.end) for hook in shortened(cfg, "x").custom_hooks[1:]]
+    assert found == [(begin * unit, end and end * unit) for begin, end in shortened_to]
+
+
+@pytest.mark.parametrize(
+    ("begin", "shortened_to"),
+    [
+        (dict(begin_epoch=4), dict(begin_epoch=1)),
+        (dict(begin_iter=20), dict(begin_iter=2)),
+        (dict(begin_iter=1), dict(begin_iter=1)),
+        (dict(begin_epoch=7), dict(begin_epoch=7)),  # after the run's end: refused in the trial too
+        (dict(), dict()),
+    ],
+)
+def test_an_average_that_begins_late_begins_in_the_trial(tmp_path, begin, shortened_to):
+    cfg = tiny_config(tmp_path, hooks=[dict(type="EMAHook", **begin)], accumulate=2)
+    assert dict(shortened(cfg, "x").custom_hooks[1]) == dict(type="EMAHook", **shortened_to)
+
+
+def test_attacks_in_sequence_and_a_late_average_are_tried(tmp_path):
+    attacks = [dict(ATTACK, begin=0, end=3, warmup=0), dict(ATTACK, begin=3, end=None, warmup=0)]
+    said = dry_run(tiny_config(tmp_path, hooks=[*attacks, dict(type="EMAHook", begin_epoch=4)])).splitlines()
+    assert ["attacked by 8 pixels/255, not attacked" in line for line in said[1:4]] == [True, False, False]
+    assert ["not attacked, attacked by 8 pixels/255" in line for line in said[1:4]] == [False, True, True]
+    assert "resumed from the checkpoint of step 1: the same network to the last bit" in said
+
+
 def test_batches_of_like_images_and_no_seed(tmp_path):
     pytest.importorskip("mmdet")
     cfg = long(tmp_path / "work")
