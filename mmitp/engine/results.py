@@ -103,6 +103,7 @@ def provenance(
     device: str | None = None,
     images: int | None = None,
     seed: int | None = None,
+    slimmed: bool | None = None,
     command: Sequence[str] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
@@ -114,6 +115,7 @@ def provenance(
         device: where the network ran.
         images: how many were tested.
         seed: of the run.
+        slimmed: whether the network of the config is a slimmed one (``mmitp.SlimModel``).
         command: by default this process's command line.
         more: anything else worth knowing.
 
@@ -127,6 +129,7 @@ def provenance(
         device=device,
         images=images,
         seed=seed,
+        slimmed=slimmed,
         **more,
         command=list(sys.argv if command is None else command),
     )

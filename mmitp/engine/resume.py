@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.engine.saving import GRADIENTS
 from mmitp.models.slim_config import prune_hook_of
 
-__all__ = ["AUTO", "newest_good", "read_training_state", "settle_start"]
+__all__ = ["AUTO", "last_checkpoint", "newest_good", "read_training_state", "settle_start"]
 
 #: ``resume`` of a config that goes on from the newest good checkpoint, and from ``load_from`` where there is none
 AUTO = "auto"
@@ -164,7 +164,7 @@ def _candidates(cfg: Config) -> Iterator[Path]:
         for path in folder.iterdir() if folder.is_dir() else ():
             if match := next((m for p in patterns if (m := p.fullmatch(path.name))), None):
                 found[path] = (path.stat().st_mtime_ns, int(match[1]))
-    named = _named(work_dir, folders)
+    named = last_checkpoint(work_dir, folders)
     if named is not None:
         date, number = found.pop(named, (named.stat().st_mtime_ns, -1))
         newer = [path for path, order in found.items() if order[0] > date and order[1] > number >= 0]
@@ -180,8 +180,8 @@ def _patterns(cfg: Config) -> Iterator[str]:
         yield f"{re.escape(before)}([0-9]+){re.escape(after)}"
 
 
-def _named(work_dir: Path, folders: list[Path]) -> Path | None:
-    """The file that ``last_checkpoint`` names, wherever the folder has been moved to."""
+def last_checkpoint(work_dir: Path, folders: Sequence[Path]) -> Path | None:
+    """The file that ``last_checkpoint`` names, wherever the folder has been moved to; None where it names none."""
     pointer = work_dir / "last_checkpoint"
     if not pointer.is_file():
         return None
@@ -189,6 +189,6 @@ def _named(work_dir: Path, folders: list[Path]) -> Path | None:
     if not text or not text.isprintable():
         return None
     for folder in folders:
-        if (beside := folder / os.path.basename(text)).exists() and beside.name:
+        if os.path.exists(beside := folder / os.path.basename(text)) and beside.name:  # False for a name too long
             return beside
     return Path(text) if os.path.isfile(text) else None
