@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine import Config
-
+from mmitp.engine.config import read_config
 from mmitp.engine.window import run_window
 from mmitp.models.slim_config import prune_hook_of
 from mmitp.pruning.signs import PruningRun, Sign, check_signs
@@ -33,7 +32,7 @@ def read_run(work_dir: str | Path) -> PruningRun:
     config = logs[-1].with_name("config.py")
     if not config.is_file():
         raise ValueError(f"no {config}, which the run's settings are read from")
-    cfg = Config.fromfile(str(config))
+    cfg = read_config(config)
     hook = prune_hook_of(cfg)
     lines: dict[int, dict[str, Any]] = {}
     for log in logs:
