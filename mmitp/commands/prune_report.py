@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mmitp.engine.example import blank_example, second_example
     from mmitp.engine.input_shape import input_shape
     from mmitp.models.report import build_masked, is_detector, train_on_noise
+    from mmitp.models.slim_config import prune_hook_of
     from mmitp.pruning import MacBudget
     from mmitp.pruning.check import check_slimming
     from mmitp.pruning.report import report_text
@@ -48,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = build_masked(cfg, args.linear)
     except ValueError as error:
         raise UserError(f"{args.config}: {error}" + ("" if args.linear else "; see --linear")) from error
-    pruning = next((hook for hook in cfg.get("custom_hooks") or [] if hook.get("type") == "mmitp.PruneHook"), None)
     shape = tuple(args.shape or input_shape(cfg, (320, 320) if is_detector(model) else (224, 224)))
     example = blank_example(model, shape)
     print(f"{type(model).__name__} of {args.config} at {shape[0]}x{shape[1]}, batch 1")
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     more = [] if second is None else [second]
     budget = MacBudget(model, example, more_examples=more)
     print(report_text(budget))
-    reachable = target_line(budget, pruning)
+    reachable = target_line(budget, prune_hook_of(cfg))
     if not args.check:
         return 0
     try:

@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmitp.engine.results import check_writable, provenance, write_results
     from mmitp.engine.robust_eval import EvalAttack, build_test_runner, evaluate, tested_images
     from mmitp.engine.run import check_launcher, device_of
+    from mmitp.models.slim_config import is_type
 
     settings = EvalAttack(name=args.name, **given) if args.name else None
     if settings is not None:
@@ -101,7 +102,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         out = os.path.join(cfg.work_dir, name)
     if out is not None:
         check_writable(out)
-    run = provenance(config=args.config, checkpoint=args.checkpoint, options=args.cfg_options or None)
+    run = provenance(
+        config=args.config,
+        checkpoint=args.checkpoint,
+        slimmed=is_type(cfg.model, "SlimModel"),
+        options=args.cfg_options or None,
+    )
 
     cfg.launcher = args.launcher
     cfg.load_from = args.checkpoint

@@ -3,8 +3,9 @@
     mmitp train CONFIG [--work-dir DIR] [--resume [CKPT]] [--amp] [--auto-scale-lr] [--cfg-options key=value ...]
         [--launcher pytorch] [--dry-run]
 
---resume goes on from the newest undamaged checkpoint of the work folder. --dry-run tries every phase of the run on a
-few images in a temporary folder. docs/reliability.md says what is promised of both.
+--resume goes on from the newest undamaged checkpoint of the work folder; where there is none, the run starts as it
+would without, from the config's load_from if it has one. --dry-run tries every phase of the run on a few images in a
+temporary folder. docs/reliability.md says what is promised of both.
 """
 
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmitp.engine.config import load_config, require_keys, scale_learning_rate
     from mmitp.engine.data_paths import check_data
     from mmitp.engine.dry_run import dry_run
+    from mmitp.engine.resume import AUTO
     from mmitp.engine.run import build_runner, check_launcher
     from mmitp.engine.run_record import recorded
 
@@ -54,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.auto_scale_lr:
         scale_learning_rate(cfg)
     if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == "auto" else args.resume
+        cfg.resume = args.resume if args.resume == AUTO else True
+        if args.resume != AUTO:
+            cfg.load_from = args.resume
     if args.dry_run:
         print(dry_run(cfg, args.trust))
         return

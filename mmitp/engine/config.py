@@ -87,10 +87,7 @@ def load_config(source: str, options: Mapping[str, Any] | Sequence[str] = (), wo
     if "::" in source:
         cfg = _packaged(*source.split("::", 1))
     elif os.path.isfile(source):
-        try:
-            cfg = Config.fromfile(source)
-        except Exception as error:  # the file is a program: anything may go wrong in it
-            raise ValueError(f"{source} cannot be read as a config: {type(error).__name__}: {error}") from error
+        cfg = read_config(source)
     else:
         raise ValueError(f"no config file {source!r} (a packaged one is named like 'mmdet::folder/name.py')")
     for key, value in (options if isinstance(options, Mapping) else read_options(options)).items():
@@ -111,6 +108,19 @@ def load_config(source: str, options: Mapping[str, Any] | Sequence[str] = (), wo
     cfg.work_dir = work_dir or cfg.get("work_dir") or os.path.join("work_dirs", name)
     _check_values(cfg, source)
     return cfg
+
+
+def read_config(path: str | os.PathLike[str]) -> Config:
+    """A config from a file, as it stands there.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return Config.fromfile(str(path))
+    except (Exception, SystemExit) as error:  # the file is a program: anything may go wrong in it
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{path} cannot be read as a config: {text}") from error
 
 
 def scale_learning_rate(cfg: Config) -> None:

@@ -15,12 +15,15 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmitp.engine.checkpoint import read_checkpoint
 from mmitp.engine.hooks import AdversarialHook, PruneHook
+from mmitp.engine.resume import settle_start
 from mmitp.engine.run import build_runner
-from mmitp.models.slim_config import type_name
+from mmitp.models.slim_config import is_type, type_name
+from mmitp.values import is_count, is_number
 
 __all__ = ["dry_run", "shortened"]
 
 _STEPS = 3  # before the window, in it, after it
+_LENGTHS = {"epoch": "max_epochs", "iter": "max_iters"}
 _RESUMED_AFTER = 1  # so that window, freeze and what comes after are gone through again
 
 
@@ -46,17 +49,25 @@ def dry_run(cfg: Config, trust: bool = False) -> str:
     with tempfile.TemporaryDirectory(prefix="mmitp_dry_run_") as folder:
         whole, resumed = (Path(folder) / name for name in ("whole", "resumed"))
         seen = _Seen()
-        runner = _trained(shortened(cfg, str(whole)), trust, seen)
+        start = copy.deepcopy(cfg)
+        if cfg.get("resume"):  # what the run refuses to resume is refused here
+            settle_start(start, trust)
+        runner = _trained(shortened(start, str(whole)), trust, seen)
         saved = sorted(path.name for path in whole.glob("step_*.pth"))
-        again = shortened(cfg, str(resumed))
+        again = shortened(start, str(resumed))
         again.load_from, again.resume = str(whole / f"step_{_first(again)}.pth"), True
         _trained(again, trust, _Seen())
         ends = [read_checkpoint(str(folder / saved[-1]), trust)["state_dict"] for folder in (whole, resumed)]
-        return "\n".join(_report(cfg, runner, seen, saved, _difference(*ends)))
+        lines = _report(cfg, runner, seen, saved, _difference(*ends))
+        if start.get("resume"):
+            lines.insert(1, f"the run itself goes on from {start.load_from}; these are the steps of a run that begins")
+        return "\n".join(lines)
 
 
 def shortened(cfg: Config, work_dir: str) -> Config:
     """A copy of a run's config with three optimizer steps, of which the pruning window is the second.
+
+    It resumes nothing: it starts from ``load_from`` where that is of weights alone.
 
     Args:
         cfg: the run's.
@@ -72,6 +83,7 @@ def shortened(cfg: Config, work_dir: str) -> Config:
     loop = cfg.train_cfg
     by_epoch = "max_iters" not in loop
     unit = 1 if by_epoch else every  # an epoch is one step long
+    lengths = {f"begin_{kind}": loop[key] for kind, key in _LENGTHS.items() if key in loop}
     for key in ("max_epochs", "max_iters", "val_begin", "val_interval", "dynamic_intervals"):
         loop.pop(key, None)
     loop.update({"max_epochs" if by_epoch else "max_iters": _STEPS * unit, "val_interval": _STEPS * unit})
@@ -81,15 +93,17 @@ def shortened(cfg: Config, work_dir: str) -> Config:
             loader.sampler = dict(type="mmitp.FewSamples", images=images)
             loader.update(num_workers=0, persistent_workers=False)
             loader.pop("prefetch_factor", None)
+    _shorten_attacks(cfg, unit, by_epoch)
     for hook in cfg.get("custom_hooks") or []:
         kind = type_name(hook["type"])
         if kind.endswith("PruneHook"):  # a push of fixed weight does not reach the target in one step
             hook.update(begin=unit, end=2 * unit, by_epoch=True, on_miss="project")
-        elif kind.endswith("AdversarialHook"):
-            late = hook.get("begin", 0) > 0
-            hook.update(begin=unit if late else 0, end=None, warmup=0, by_epoch=by_epoch)
         elif kind.endswith("CollapseGuardHook"):
             hook.update(interval=unit, by_epoch=by_epoch)
+        else:  # EMAHook's, which wants to begin before the run ends; an epoch and so many iterations are one step
+            for key, step in (("begin_epoch", 1), ("begin_iter", every)):
+                if is_count(hook.get(key)) and hook[key] <= lengths.get(key, hook[key]):
+                    hook[key] = min(hook[key], step)
     defaults = cfg.setdefault("default_hooks", {})
     former = defaults.get("checkpoint")
     kept = ("type", "save_best", "rule", "greater_keys", "less_keys") if isinstance(former, Mapping) else ()
@@ -105,6 +119,30 @@ def shortened(cfg: Config, work_dir: str) -> Config:
     if isinstance(cfg.get("visualizer"), Mapping):
         cfg.visualizer.vis_backends = []
     return cfg
+
+
+def _shorten_attacks(cfg: Config, unit: int, by_epoch: bool) -> None:
+    """Attacks in the order of the run, each from a step of its own on; those at the same time stay so, to be refused.
+
+    Args:
+        cfg: a copy, whose hooks are changed.
+        unit: epochs or iterations of an optimizer step.
+        by_epoch: whether it is epochs.
+    """
+    hooks = [hook for hook in cfg.get("custom_hooks") or [] if is_type(hook, "AdversarialHook")]
+    hooks = sorted((hook for hook in hooks if is_number(hook.get("begin", 0))), key=lambda hook: hook.get("begin", 0))
+    if not hooks:
+        return
+    first = 1 if hooks[0].get("begin", 0) > 0 else 0
+    stride = min(1.0, (_STEPS - first) / len(hooks))  # of more attacks than steps some may get no iteration
+    begins = [int(place) if place == int(place) else place for place in (first + stride * i for i in range(len(hooks)))]
+    ends: list[float | None] = []
+    for one, two, begin in zip(hooks, hooks[1:], begins[1:], strict=False):
+        alike = one.get("by_epoch", True) == two.get("by_epoch", True)
+        apart = alike and is_number(one.get("end")) and one["end"] <= two.get("begin", 0)
+        ends.append(begin * unit if apart else None)
+    for hook, begin, end in zip(hooks, begins, [*ends, None], strict=True):
+        hook.update(begin=begin * unit, end=end, warmup=0, by_epoch=by_epoch)
 
 
 def _accumulation(cfg: Config) -> int:

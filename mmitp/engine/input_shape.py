@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmitp.models.slim_config import prune_hook_of, type_name
+
 #: transforms that give every image one size, and the argument that says which
 _FIXED = {
     "CenterCrop": "crop_size",
@@ -14,10 +16,12 @@ _FIXED = {
     "RandomCrop": "crop_size",
     "RandomResizedCrop": "scale",
     "Resize": "scale",
-    "mmitp.ScaleShiftCrop": "size",
+    "ScaleShiftCrop": "size",
 }
+#: where these are; no scope at all is the default one
+_LIBRARIES = {"", "mmcv", "mmdet", "mmitp", "mmpretrain"}
 #: those that take width and height in this order in either library; of the others a square alone is clear
-_WIDTH_FIRST = {"Pad", "Resize", "mmitp.ScaleShiftCrop"}
+_WIDTH_FIRST = {"Pad", "Resize", "ScaleShiftCrop"}
 #: CIFAR's images, which many configs train on as they are
 _CIFAR = (32, 32)
 
@@ -37,16 +41,16 @@ def input_shape(cfg: Mapping[str, Any], default: tuple[int, int]) -> tuple[int, 
         >>> input_shape(dict(train_dataloader=dict(dataset=dict(pipeline=pipeline))), (224, 224))
         (64, 64)
     """
-    for hook in cfg.get("custom_hooks") or []:
-        if isinstance(hook, Mapping) and hook.get("type") == "mmitp.PruneHook" and hook.get("input_shape"):
-            height, width = hook["input_shape"]
-            return height, width
+    hook = prune_hook_of(cfg)
+    if hook is not None and hook.get("input_shape"):
+        height, width = hook["input_shape"]
+        return height, width
     loader = cfg.get("train_dataloader")
     for dataset in _datasets(loader.get("dataset") if isinstance(loader, Mapping) else None):
         for transform in reversed(dataset.get("pipeline") or []):
             if found := _fixed(transform):
                 return found
-        if "CIFAR" in str(dataset.get("type")):
+        if "CIFAR" in type_name(dataset.get("type")):
             return _CIFAR
     return default
 
@@ -62,7 +66,9 @@ def _datasets(node: Any) -> Iterator[Mapping[str, Any]]:
 def _fixed(transform: Any) -> tuple[int, int] | None:
     if not isinstance(transform, Mapping):
         return None
-    kind = str(transform.get("type")).removeprefix("mmdet.").removeprefix("mmpretrain.")
+    scope, _, kind = type_name(transform.get("type")).rpartition(".")
+    if scope.partition(".")[0] not in _LIBRARIES:
+        return None
     size = transform.get(_FIXED.get(kind, ""))
     if isinstance(size, int):
         size = (size, size)

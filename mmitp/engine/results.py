@@ -21,6 +21,8 @@ import mmitp
 
 __all__ = ["check_writable", "free_name", "plain", "provenance", "write_results"]
 
+#: bytes that a trial writes: as many as a result file has as a rule
+_TRIED = 64 * 1024
 _MODULES = ("numpy", "torch", "torchvision", "mmengine", "mmcv", "mmdet", "mmpretrain")
 
 
@@ -28,18 +30,33 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     """Makes the folder of a result file and tries to write there.
 
     Raises:
-        ValueError: the path is a folder, or nothing can be written in its folder.
+        ValueError: the path is a folder, or nothing can be written in its folder (a full disk included).
     """
+    path = _with_folder(path)
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:100]}.") as file:
+            file.write(bytes(_TRIED))  # an empty file can be made on a full disk too
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return path
+
+
+def _with_folder(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name a file for the results")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:100]}."):
-            pass
     except OSError as error:
-        raise ValueError(f"results cannot be written to {path}: {error.strerror} ({error.filename})") from error
+        raise _unwritable(path, error) from error
     return path
+
+
+def _unwritable(path: Path, error: OSError) -> ValueError:
+    where = f" ({error.filename})" if error.filename else ""
+    return ValueError(f"results cannot be written to {path}: {error.strerror}{where}")
 
 
 def free_name(path: str | os.PathLike[str]) -> Path:
@@ -86,6 +103,7 @@ def provenance(
     device: str | None = None,
     images: int | None = None,
     seed: int | None = None,
+    slimmed: bool | None = None,
     command: Sequence[str] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
@@ -97,6 +115,7 @@ def provenance(
         device: where the network ran.
         images: how many were tested.
         seed: of the run.
+        slimmed: whether the network of the config is a slimmed one (``mmitp.SlimModel``).
         command: by default this process's command line.
         more: anything else worth knowing.
 
@@ -110,6 +129,7 @@ def provenance(
         device=device,
         images=images,
         seed=seed,
+        slimmed=slimmed,
         **more,
         command=list(sys.argv if command is None else command),
     )
@@ -141,26 +161,30 @@ def write_results(path: str | os.PathLike[str], figures: Mapping[str, Any], run:
         infinite and stand as ``null`` (``run.not_finite`` has what they were).
 
     Raises:
-        ValueError: as :func:`check_writable`.
-        OSError: the disk is full, and the like.
+        ValueError: the path is a folder, or its folder cannot be made.
+        OSError: the disk is full, and the like, with the file's name.
     """
     assert "run" not in figures
-    path = check_writable(path)
+    path = _with_folder(path)
     lost: dict[str, str] = {}
     content = plain(figures, lost=lost)
     content["run"] = plain(run) | ({"not_finite": lost} if lost else {})
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
 
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are the owner's alone
         moved = _publish(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
     lines = [f"wrote {path}"]
     if moved is not None:
         lines.append(f"the former {path.name} is now {moved}")

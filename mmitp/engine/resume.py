@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,22 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmitp.engine.checkpoint import read_checkpoint
 from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.engine.saving import GRADIENTS
-from mmitp.models.slim_config import type_name
+from mmitp.models.slim_config import prune_hook_of
 
-__all__ = ["newest_good", "read_training_state", "settle_start"]
+__all__ = ["AUTO", "last_checkpoint", "newest_good", "read_training_state", "settle_start"]
+
+#: ``resume`` of a config that goes on from the newest good checkpoint, and from ``load_from`` where there is none
+AUTO = "auto"
 
 
 def settle_start(cfg: Config, trust: bool = False) -> None:
     """Makes sure, before data sets are built, that a run can start from where its config says, and from where that is.
 
     With ``resume`` and no ``load_from``, the latter becomes :func:`newest_good`; if there is none, ``resume`` is taken
-    back. A config without ``randomness.seed`` gets the checkpoint's: mmengine restores it after it has built the data
-    sets and samplers, which would go on with other draws.
+    back. With ``resume=AUTO`` this is so whatever ``load_from`` says, which stays, for its weights alone, if there is
+    none: a job that always asks to resume begins with the weights that its config names. A config without
+    ``randomness.seed`` gets the checkpoint's: mmengine restores it after it has built the data sets and samplers, which
+    would go on with other draws.
 
     Args:
         cfg: the run's; ``load_from`` and ``resume`` are set.
@@ -34,10 +39,10 @@ def settle_start(cfg: Config, trust: bool = False) -> None:
         ValueError: the checkpoint cannot be read, or cannot be resumed.
     """
     state = None
-    if cfg.get("resume") and not cfg.get("load_from"):
-        cfg.load_from, state = _newest(cfg, trust)
-        cfg.resume = cfg.load_from is not None
-    elif cfg.get("load_from") and "://" not in cfg.load_from:  # what lies elsewhere is fetched when it is needed
+    if cfg.get("resume") == AUTO or cfg.get("resume") and not cfg.get("load_from"):
+        newest, state = _newest(cfg, trust)
+        cfg.load_from, cfg.resume = newest or cfg.get("load_from"), newest is not None
+    if state is None and cfg.get("load_from") and "://" not in cfg.load_from:  # elsewhere: fetched when it is needed
         if cfg.get("resume"):
             state = read_training_state(cfg.load_from, cfg, trust)
         else:
@@ -82,7 +87,10 @@ def _newest(cfg: Config, trust: bool) -> tuple[str | None, dict[str, Any] | None
             f"--resume: none of the {len(skipped)} checkpoints in {cfg.work_dir} can be resumed, and a run from the "
             f"beginning would overwrite them (move them away, or take another --work-dir): {'; '.join(skipped)}"
         )
-    print_log(f"--resume: no checkpoints in {cfg.work_dir}, the run starts from the beginning", logger="current")
+    weights = f", with the weights of {cfg.load_from} (load_from)" if cfg.get("load_from") else ""
+    print_log(
+        f"--resume: no checkpoints in {cfg.work_dir}, the run starts from the beginning{weights}", logger="current"
+    )
     return None, None
 
 
@@ -129,7 +137,7 @@ def read_training_state(path: str, cfg: Config, trust: bool = False) -> dict[str
 def _wanted(cfg: Config) -> list[str]:
     """Keys of a checkpoint without which this config's run would not go on as it was."""
     keys = [] if _setting(cfg, "save_optimizer") is False else ["optimizer"]
-    if any(type_name(hook["type"]).endswith("PruneHook") for hook in cfg.get("custom_hooks") or [] if "type" in hook):
+    if prune_hook_of(cfg) is not None:
         keys.append(STATE_KEY)
     return keys
 
@@ -156,7 +164,7 @@ def _candidates(cfg: Config) -> Iterator[Path]:
         for path in folder.iterdir() if folder.is_dir() else ():
             if match := next((m for p in patterns if (m := p.fullmatch(path.name))), None):
                 found[path] = (path.stat().st_mtime_ns, int(match[1]))
-    named = _named(work_dir, folders)
+    named = last_checkpoint(work_dir, folders)
     if named is not None:
         date, number = found.pop(named, (named.stat().st_mtime_ns, -1))
         newer = [path for path, order in found.items() if order[0] > date and order[1] > number >= 0]
@@ -172,8 +180,8 @@ def _patterns(cfg: Config) -> Iterator[str]:
         yield f"{re.escape(before)}([0-9]+){re.escape(after)}"
 
 
-def _named(work_dir: Path, folders: list[Path]) -> Path | None:
-    """The file that ``last_checkpoint`` names, wherever the folder has been moved to."""
+def last_checkpoint(work_dir: Path, folders: Sequence[Path]) -> Path | None:
+    """The file that ``last_checkpoint`` names, wherever the folder has been moved to; None where it names none."""
     pointer = work_dir / "last_checkpoint"
     if not pointer.is_file():
         return None
@@ -181,6 +189,6 @@ def _named(work_dir: Path, folders: list[Path]) -> Path | None:
     if not text or not text.isprintable():
         return None
     for folder in folders:
-        if (beside := folder / os.path.basename(text)).exists() and beside.name:
+        if os.path.exists(beside := folder / os.path.basename(text)) and beside.name:  # False for a name too long
             return beside
     return Path(text) if os.path.isfile(text) else None

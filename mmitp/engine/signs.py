@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine import Config
-
+from mmitp.engine.config import read_config
 from mmitp.engine.window import run_window
+from mmitp.models.slim_config import prune_hook_of
 from mmitp.pruning.signs import PruningRun, Sign, check_signs
 from mmitp.values import is_number
 
@@ -32,8 +32,8 @@ def read_run(work_dir: str | Path) -> PruningRun:
     config = logs[-1].with_name("config.py")
     if not config.is_file():
         raise ValueError(f"no {config}, which the run's settings are read from")
-    cfg = Config.fromfile(str(config))
-    hook = next((h for h in cfg.get("custom_hooks", []) if str(h.get("type")).endswith("PruneHook")), None)
+    cfg = read_config(config)
+    hook = prune_hook_of(cfg)
     lines: dict[int, dict[str, Any]] = {}
     for log in logs:
         for line in logged(log):

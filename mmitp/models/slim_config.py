@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine import Config
@@ -37,13 +37,23 @@ def SlimModel(of: str, slim: dict[str, Any], **model: Any) -> nn.Module:  # noqa
 
 def type_name(kind: Any) -> str:
     """A config's ``type`` as a string; configs of mmengine's newer style hold the class itself."""
-    return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+    return f"{kind.__module__}.{kind.__qualname__}" if hasattr(kind, "__qualname__") else str(kind)
+
+
+def is_type(node: Any, name: str) -> bool:
+    """Whether a part of a config is of a class whose name ends so, be it ``'mmitp.X'``, a path or the class itself."""
+    kind = node.get("type") if isinstance(node, Mapping) else None
+    return kind is not None and type_name(kind).endswith(name)
+
+
+def prune_hook_of(cfg: Mapping[str, Any]) -> Any:
+    """A config's settings of PruneHook, or None."""
+    return next((hook for hook in cfg.get("custom_hooks") or [] if is_type(hook, "PruneHook")), None)
 
 
 def is_masked(model: Any) -> bool:
     """Whether a model's config is one of ``mmitp.MaskedModel``."""
-    kind = model.get("type")
-    return kind is not None and type_name(kind) in ("mmitp.MaskedModel", "mmitp.models.masked.MaskedModel")
+    return is_type(model, "MaskedModel")
 
 
 def slim_config(cfg: Config, plan: SlimPlan) -> Config:
@@ -55,7 +65,7 @@ def slim_config(cfg: Config, plan: SlimPlan) -> Config:
     model.pop("prune", None)
     drop_pretrained(model)
     model.update(type="mmitp.SlimModel", of=type_name(model.of), slim=plan.spec())
-    out.custom_hooks = [h for h in out.get("custom_hooks") or [] if not type_name(h["type"]).endswith("PruneHook")]
+    out.custom_hooks = [h for h in out.get("custom_hooks") or [] if not is_type(h, "PruneHook")]
     imports = dict(out.get("custom_imports") or {})
     names = imports.get("imports") or []
     names = [names] if isinstance(names, str) else list(names)
@@ -87,7 +97,7 @@ def drop_pretrained(node: Any) -> None:
     """Takes the pre-trained weights out of a model's config, in place: ``init_cfg`` and the older ``pretrained``."""
     if isinstance(node, dict):
         init = node.get("init_cfg")
-        if isinstance(init, dict) and init.get("type") == "Pretrained":
+        if is_type(init, "Pretrained") or is_type(init, "PretrainedInit"):  # the class has another name
             node["init_cfg"] = None
         if isinstance(node.get("pretrained"), str):
             node["pretrained"] = None

@@ -11,9 +11,11 @@ from typing import Any
 
 from mmengine import Config, ConfigDict
 
+from mmitp.engine.config import read_config
+from mmitp.engine.resume import last_checkpoint
 from mmitp.engine.run_record import RECORD
 from mmitp.engine.window import run_window
-from mmitp.models.slim_config import is_masked, type_name
+from mmitp.models.slim_config import is_masked, is_type, prune_hook_of
 from mmitp.values import is_count, is_number, unlike
 
 __all__ = ["Result", "RunRecord", "headline", "read_run"]
@@ -30,7 +32,7 @@ _FROZEN = (
 )
 _RECORD: tuple[dict[str, Any], dict[str, Any]] = (
     {},
-    dict(command=[""], device="", versions={}, processor_seconds=0.0, config="", images=0),
+    dict(command=[""], device="", versions={}, processor_seconds=0.0, config="", images=0, slimmed=False),
 )
 _ATTACKED: dict[str, Any] = dict(clean={}, attacked=[{}], eps=[0.0], attack={})
 
@@ -94,7 +96,11 @@ class RunRecord:
 
     @property
     def by_epoch(self) -> bool:
-        return bool(self.cfg.train_cfg.get("by_epoch", True)) and "max_epochs" in self.cfg.train_cfg
+        return bool(self._loop.get("by_epoch", True)) and "max_epochs" in self._loop
+
+    @property
+    def _loop(self) -> dict[str, Any]:
+        return self.cfg.get("train_cfg") or {}  # none in a config to test with
 
     def steps_an_epoch(self) -> float | None:
         """Steps an epoch by the log; None with an iteration-based loop, and where one epoch is all that is logged."""
@@ -115,9 +121,9 @@ class RunRecord:
         if self.hook is None:
             return None
         epoch = self.steps_an_epoch() if self.by_epoch else 1.0
-        if epoch is None or not {"max_epochs", "max_iters"} & self.cfg.train_cfg.keys():
+        if epoch is None or not {"max_epochs", "max_iters"} & self._loop.keys():
             return None
-        begin, end, unit = run_window(self.hook, self.cfg.train_cfg, epoch)
+        begin, end, unit = run_window(self.hook, self._loop, epoch)
         return begin * unit, end * unit
 
     def phases(self) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -157,10 +163,10 @@ def read_run(folder: str | Path) -> RunRecord:
     """Reads a work folder.
 
     Lines of a log that are damaged (a kill cuts the last one off) and files that are none of ours are left out, and
-    counted in ``remarks``.
+    counted in ``remarks``; so are configs that cannot be read, where an older start of the run left one that can.
 
     Raises:
-        ValueError: the folder is no run's: it does not exist, or holds no log or no config.
+        ValueError: the folder is no run's: it does not exist, or holds no log or no config that can be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -174,9 +180,17 @@ def read_run(folder: str | Path) -> RunRecord:
     configs = [path for log in reversed(logs) if (path := log.with_name("config.py")).is_file()]
     if not configs:
         raise ValueError(f"{folder} holds logs but no */vis_data/config.py, which says what was trained")
-    cfg = Config.fromfile(str(configs[0]))
-    run = RunRecord(folder, folder.resolve().name, cfg)
-    run.hook = next((h for h in cfg.get("custom_hooks") or [] if type_name(h.get("type")).endswith("PruneHook")), None)
+    unread = []
+    for path in configs:
+        try:
+            cfg = read_config(path)
+            break
+        except ValueError as error:
+            unread.append(str(error))
+    else:
+        raise ValueError(f"no config says what was trained in {folder}: {'; '.join(unread)}")
+    run = RunRecord(folder, folder.resolve().name, cfg, remarks=unread)
+    run.hook = prune_hook_of(cfg)
     _read_scalars(run, logs)
     run.frozen = _json_object(run, folder / "pruning.json", *_FROZEN)
     run.checkpoint = _newest_checkpoint(folder)
@@ -252,11 +266,9 @@ def _unlike(value: dict[str, Any], name: str, needed: dict[str, Any], more: dict
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
-    named = folder / "last_checkpoint"
-    if named.is_file():
-        path = folder / Path(named.read_text(encoding="utf-8").strip()).name  # the folder may have been moved
-        if path.is_file():
-            return path
+    named = last_checkpoint(folder, [folder])
+    if named is not None and named.is_file():
+        return named
     saved = [*folder.glob("epoch_*.pth"), *folder.glob("iter_*.pth"), *folder.glob("stopped.pth")]
     return max(saved, key=lambda path: path.stat().st_mtime, default=None)
 
@@ -265,8 +277,16 @@ def _find_slimmed(run: RunRecord) -> None:
     """The slimmed network: a folder of mmitp slim, else what ``slim_at_end`` left and the newest checkpoint."""
     folders = sorted(path.parent for path in run.folder.glob("*/config.py"))
     for folder in sorted(folders, key=lambda path: not (path / "weights.pth").is_file()):
-        cfg = Config.fromfile(str(folder / "config.py"))
-        if type_name(cfg.get("model", {}).get("type")).endswith("SlimModel"):
+        # Only what may be a slimmed network's is run: a work folder may hold anybody's code.
+        text = (folder / "config.py").read_text(encoding="utf-8", errors="replace")
+        if "SlimModel" not in text and "_base_" not in text:
+            continue
+        try:
+            cfg = read_config(folder / "config.py")
+        except ValueError as error:
+            run.remarks.append(str(error))
+            continue
+        if is_type(cfg.get("model"), "SlimModel"):
             run.slim_config = folder / "config.py"
             weights = folder / "weights.pth"
             run.slim_weights = weights if weights.is_file() else run.checkpoint
@@ -289,8 +309,7 @@ def _read_results(run: RunRecord) -> None:
 
 
 def _results_of(run: RunRecord, content: dict[str, Any], path: Path, measured: dict[str, Any]) -> Iterator[Result]:
-    slimmed = Path(str(measured.get("config", ""))).name == "config.py"
-    network = "slimmed" if slimmed else "masked" if is_masked(run.cfg.get("model", {})) else "dense"
+    network = "slimmed" if _slimmed(run, measured) else "masked" if is_masked(run.cfg.get("model", {})) else "dense"
     if content.get("clean") is not None and content.get("attacked") is not None:
         yield Result(network, "clean", _numbers(content["clean"]), path, measured)
         attack = content.get("attack") or {}
@@ -300,6 +319,20 @@ def _results_of(run: RunRecord, content: dict[str, Any], path: Path, measured: d
             yield Result(network, name, _numbers(metrics), path, measured)
     elif metrics := _numbers(content):
         yield Result(network, "clean", metrics, path, measured)
+
+
+def _slimmed(run: RunRecord, measured: dict[str, Any]) -> bool:
+    """Whether a test was one of the slimmed network."""
+    if measured.get("slimmed") is not None:
+        return measured["slimmed"]
+    # Files from before this was recorded: ``mmitp slim`` names its config so. A look into it, where it is still there.
+    config = Path(str(measured.get("config", "")))
+    if config.name != "config.py":
+        return False
+    for path in (config, run.folder / config.parent.name / config.name):
+        if path.is_file():
+            return "SlimModel" in path.read_text(encoding="utf-8", errors="replace")
+    return run.pruned
 
 
 def headline(names: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmitp.models.slim_config import is_type, type_name
 from mmitp.report.measure import Sizes, Timing
 from mmitp.report.read import RunRecord, headline
 
@@ -72,11 +73,15 @@ def overview(runs: Sequence[RunRecord], sizes: Sequence[Sizes], timings: Sequenc
 
 def _network(run: RunRecord) -> str:
     model = run.cfg.get("model", {})
-    kind = str(model.get("of") or model.get("type")).split(".")[-1]
+    kind = _short(model.get("of") or model.get("type"))
     if backbone := (model.get("backbone") or {}).get("type"):
-        kind = f"{kind} ({str(backbone).split('.')[-1]})"
-    hooks = [str(hook.get("type")).split(".")[-1] for hook in run.cfg.get("custom_hooks") or []]
-    return f"{kind}, {'pruned' if run.pruned else 'dense'}" + (", adversarial" if "AdversarialHook" in hooks else "")
+        kind = f"{kind} ({_short(backbone)})"
+    adversarial = any(is_type(hook, "AdversarialHook") for hook in run.cfg.get("custom_hooks") or [])
+    return f"{kind}, {'pruned' if run.pruned else 'dense'}" + (", adversarial" if adversarial else "")
+
+
+def _short(kind: Any) -> str:
+    return type_name(kind).split(".")[-1]
 
 
 def _cost(run: RunRecord) -> str:

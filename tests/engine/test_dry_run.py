@@ -16,10 +16,11 @@ from mmengine import MessageHub
 from mmengine.registry import DATASETS
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toy_config import VALIDATION, TinyData, tiny_config
+from toy_config import VALIDATION, TinyData, TinyNet, tiny_config
 
 from mmitp.engine.dry_run import dry_run, shortened
 from mmitp.engine.hooks import PruneHook
+from mmitp.engine.run import build_runner
 
 ATTACK = dict(type="mmitp.AdversarialHook", eps=8, alpha=10, begin=3, end=250, warmup=5)
 ITERS = dict(train_cfg=dict(type="IterBasedTrainLoop", max_iters=40_000, val_interval=4_000))
@@ -102,6 +103,68 @@ def test_random_augmentation_is_the_same_in_the_resumed_trial(tmp_path, monkeypa
     # a loop by iterations passes by the batches before a resume without loading them
     cfg.train_dataloader.dataset = dict(type="AugmentedTinyData", keep=by_epoch)
     assert "resumed from the checkpoint of step 1: the same network to the last bit" in dry_run(cfg).splitlines()
+
+
+def test_a_trial_of_a_resume_refuses_and_starts_as_the_run_does(tmp_path):
+    cfg = tiny_config(tmp_path / "work", resume="auto", load_from=str(tmp_path / "dense.pth"))
+    with pytest.raises(ValueError, match="no checkpoint file .*dense"):
+        dry_run(cfg)
+    torch.save(TinyNet().state_dict(), tmp_path / "dense.pth")
+    before = cfg.pretty_text
+    assert dry_run(cfg).splitlines()[1].startswith("iteration 1")
+    assert cfg.pretty_text == before
+
+    build_runner(tiny_config(tmp_path / "work", epochs=3)).train()
+    assert dry_run(cfg).splitlines()[1] == (
+        f"the run itself goes on from {tmp_path / 'work' / 'epoch_3.pth'}; these are the steps of a run that begins"
+    )
+    for path in (tmp_path / "work").glob("*.pth"):
+        path.write_bytes(b"torn")
+    with pytest.raises(ValueError, match="none of the 3 checkpoints"):
+        dry_run(cfg)
+
+
+@pytest.mark.parametrize(
+    ("windows", "shortened_to"),
+    [
+        ([(0, 3), (3, None)], [(0, 1), (1, None)]),
+        ([(100, None), (5, 90)], [(2, None), (1, 2)]),
+        ([(0, 4), (3, None)], [(0, None), (1, None)]),  # both attack epoch 3: refused in the trial too
+        ([(0, 1), (1, 2), (2, 3), (3, 9)], [(0, 0.75), (0.75, 1.5), (1.5, 2.25), (2.25, None)]),
+    ],
+)
+@pytest.mark.parametrize("by_epoch", [True, False])
+def test_attacks_keep_their_order(tmp_path, windows, shortened_to, by_epoch):
+    attacks = [dict(ATTACK, begin=begin, end=end, by_epoch=by_epoch) for begin, end in windows]
+    cfg = tiny_config(tmp_path, hooks=attacks, accumulate=2)
+    if not by_epoch:
+        cfg.train_cfg = ITERS["train_cfg"]
+    unit = 1 if by_epoch else 2
+    found = [(hook.begin, hook.end) for hook in shortened(cfg, "x").custom_hooks[1:]]
+    assert found == [(begin * unit, end and end * unit) for begin, end in shortened_to]
+
+
+@pytest.mark.parametrize(
+    ("begin", "shortened_to"),
+    [
+        (dict(begin_epoch=4), dict(begin_epoch=1)),
+        (dict(begin_iter=20), dict(begin_iter=2)),
+        (dict(begin_iter=1), dict(begin_iter=1)),
+        (dict(begin_epoch=7), dict(begin_epoch=7)),  # after the run's end: refused in the trial too
+        (dict(), dict()),
+    ],
+)
+def test_an_average_that_begins_late_begins_in_the_trial(tmp_path, begin, shortened_to):
+    cfg = tiny_config(tmp_path, hooks=[dict(type="EMAHook", **begin)], accumulate=2)
+    assert dict(shortened(cfg, "x").custom_hooks[1]) == dict(type="EMAHook", **shortened_to)
+
+
+def test_attacks_in_sequence_and_a_late_average_are_tried(tmp_path):
+    attacks = [dict(ATTACK, begin=0, end=3, warmup=0), dict(ATTACK, begin=3, end=None, warmup=0)]
+    said = dry_run(tiny_config(tmp_path, hooks=[*attacks, dict(type="EMAHook", begin_epoch=4)])).splitlines()
+    assert ["attacked by 8 pixels/255, not attacked" in line for line in said[1:4]] == [True, False, False]
+    assert ["not attacked, attacked by 8 pixels/255" in line for line in said[1:4]] == [False, True, True]
+    assert "resumed from the checkpoint of step 1: the same network to the last bit" in said
 
 
 def test_batches_of_like_images_and_no_seed(tmp_path):

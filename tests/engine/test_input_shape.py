@@ -5,11 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from mmengine.model import PretrainedInit
 
+from mmitp.datasets.transforms import ScaleShiftCrop
 from mmitp.engine.config import load_config
+from mmitp.engine.hooks import PruneHook
 from mmitp.engine.input_shape import input_shape
+from mmitp.models.masked import MaskedModel
+from mmitp.models.slim_config import drop_pretrained, is_masked, prune_hook_of
 
 DEFAULT = (224, 224)
+
+
+class CenterCrop:
+    """As a config of mmengine's newer style names one."""
+
+    __module__ = "mmpretrain.datasets.transforms.processing"
 
 
 def of(*pipeline: dict[str, Any], kind: str = "CustomDataset") -> dict[str, Any]:
@@ -34,11 +45,33 @@ def of(*pipeline: dict[str, Any], kind: str = "CustomDataset") -> dict[str, Any]
         (dict(), DEFAULT),
         (dict(train_dataloader=None, custom_hooks=None), DEFAULT),
         (dict(custom_hooks=[dict(type="mmitp.PruneHook", input_shape=(96, 128))], **of()), (96, 128)),
+        (dict(custom_hooks=[dict(type=PruneHook, input_shape=(96, 128))], **of()), (96, 128)),
+        (dict(custom_hooks=[dict(type="mmitp.engine.hooks.PruneHook", input_shape=(96, 128))], **of()), (96, 128)),
+        (of(dict(type=CenterCrop, crop_size=48)), (48, 48)),
+        (of(dict(type=ScaleShiftCrop, size=(512, 160))), (160, 512)),
+        (of(dict(type="mmseg.Resize", scale=(300, 200))), DEFAULT),  # of a library that is not known here
         (dict(custom_hooks=[dict(type="mmitp.PruneHook")], **of(dict(type="CenterCrop", crop_size=48))), (48, 48)),
     ],
 )  # fmt: skip
 def test_the_last_fixed_size_of_the_pipeline_counts(config: dict[str, Any], shape: tuple[int, int]) -> None:
     assert input_shape(config, DEFAULT) == shape
+
+
+@pytest.mark.parametrize("kind", ["mmitp.{}", "mmitp.engine.hooks.{}", "class"])
+def test_parts_are_known_by_class_path_and_name(kind: str) -> None:
+    named = {"PruneHook": PruneHook, "MaskedModel": MaskedModel}
+    hook, model = (dict(type=cls if kind == "class" else kind.format(name)) for name, cls in named.items())
+    assert prune_hook_of(dict(custom_hooks=[dict(type="EMAHook"), hook])) is hook
+    assert prune_hook_of(dict(custom_hooks=[dict(type="EMAHook"), object(), dict()])) is None
+    assert is_masked(model)
+    assert not is_masked(dict(model, type="mmitp.SlimModel"))
+
+
+@pytest.mark.parametrize("kind", ["Pretrained", PretrainedInit])
+def test_pretrained_weights_are_dropped_however_they_are_named(kind: Any) -> None:
+    model = dict(backbone=dict(init_cfg=dict(type=kind, checkpoint="x.pth")), init_cfg=dict(type="Normal"))
+    drop_pretrained(model)
+    assert model == dict(backbone=dict(init_cfg=None), init_cfg=dict(type="Normal"))
 
 
 def test_a_wrappers_transforms_come_after_those_of_the_data_set_inside() -> None:

@@ -91,6 +91,22 @@ def test_where_nothing_can_be_written_is_said_beforehand(tmp_path: Path) -> None
     assert list((tmp_path / "deep" / "er").iterdir()) == []
 
 
+def test_a_full_disk_is_found_beforehand_and_named_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def full(handle: int) -> None:
+        sizes.append(os.fstat(handle).st_size)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results.os, "fsync", full)
+    with pytest.raises(ValueError, match=r"results cannot be written to .*a\.json: No space left on device$"):
+        check_writable(tmp_path / "a.json")
+    assert sizes[0] >= 4096
+    with pytest.raises(OSError, match=r"No space left on device: .*a\.json"):
+        write_results(tmp_path / "a.json", {}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_files_are_readable_by_others_as_usual(tmp_path: Path) -> None:
     umask = os.umask(0o022)
     try:

@@ -13,7 +13,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from toy_config import VALIDATION, same, tiny_config
 
-from mmitp.engine.resume import newest_good
+from mmitp.engine.resume import newest_good, settle_start
 from mmitp.engine.run import build_runner
 from mmitp.engine.saving import GRADIENTS
 from mmitp.files import write_whole
@@ -195,6 +195,24 @@ def test_an_empty_folder_starts_a_run(tmp_path):
     cfg = tiny_config(tmp_path, resume=True)
     build_runner(cfg)
     assert (cfg.load_from, cfg.resume) == (None, False)
+
+
+def test_where_nothing_can_be_resumed_the_configs_weights_start_the_run(base, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("mmitp.engine.resume.print_log", lambda text, **_: said.append(text))
+    dense = str(base / "epoch_1.pth")
+    cfg = tiny_config(tmp_path, resume="auto", load_from=dense)
+    settle_start(cfg)
+    assert (cfg.load_from, cfg.resume) == (dense, False)
+    assert said == [
+        f"--resume: no checkpoints in {tmp_path}, the run starts from the beginning, with the weights of {dense} "
+        "(load_from)"
+    ]
+    with pytest.raises(ValueError, match="no checkpoint file"):
+        settle_start(tiny_config(tmp_path, resume="auto", load_from=str(tmp_path / "dense.pth")))
+    cfg = tiny_config(base, resume="auto", load_from=str(tmp_path / "dense.pth"))
+    settle_start(cfg)  # the weights that the run once began with may be gone
+    assert (cfg.load_from, cfg.resume) == (str(base / "epoch_4.pth"), True)
 
 
 def test_a_checkpoint_folder_of_its_own_is_searched(base, tmp_path):

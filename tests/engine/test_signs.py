@@ -132,6 +132,16 @@ def test_folders_without_a_pruning_run_are_errors(tmp_path):
         read_run(tmp_path)
 
 
+def test_the_hook_is_known_by_its_class_and_a_config_cut_off_is_named(tmp_path):
+    config = write(tmp_path, PUBLISHED_LOSS, PUBLISHED_LR) / "a" / "vis_data" / "config.py"
+    by_name = config.read_text()
+    config.write_text("from mmitp.engine.hooks import PruneHook" + by_name.replace('"mmitp.PruneHook"', "PruneHook"))
+    assert read_run(tmp_path).target == 0.2
+    config.write_text(by_name[:60])
+    with pytest.raises(ValueError, match=r"a/vis_data/config\.py cannot be read as a config: SyntaxError"):
+        read_run(tmp_path)
+
+
 def test_the_tool_prints_signs_and_draws_all_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     spec = importlib.util.spec_from_file_location("check_signs", TOOL)

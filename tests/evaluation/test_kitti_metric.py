@@ -56,6 +56,14 @@ def run(metric, samples, batch=4):
     return metric.evaluate(len(samples))
 
 
+@pytest.mark.parametrize("label", [3, -1])
+def test_a_label_beyond_the_classes_is_refused(label_dir, tmp_path, label):
+    metric = evaluator(data_root=str(tmp_path))
+    strange = sample(7, (CAR, (0, 0, 9, 9), 0.5), (label, (0, 0, 9, 9), 0.5))
+    with pytest.raises(ValueError, match=f"frame 000007: .* label {label}, and .* 3 classes, .*num_classes"):
+        metric.process(data_samples=[strange])
+
+
 def test_metrics_of_every_class_and_their_mean(label_dir, tmp_path):
     metrics = run(evaluator(data_root=str(tmp_path)), cars())
     assert len(metrics) == 3 * 2 * 3 + 1

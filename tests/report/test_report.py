@@ -206,6 +206,71 @@ def test_damaged_lines_are_left_out_and_said(tmp_path):
     assert run.window() == (15.0, 33.0)
 
 
+FOREIGN = {
+    "backup/config.py": b"this is no python (",
+    "src/config.py": b"import not_there\n",
+    "code/config.py": b"raise SystemExit(3)\n",
+    "binary/config.py": b"\xff\xfe\x00",
+}
+
+
+def test_foreign_files_are_passed_over_and_damaged_ones_said(tmp_path):
+    folder = by_hand(tmp_path / "run", [line(step, 1) for step in range(1, 4)])
+    for name, content in {
+        **FOREIGN,
+        "slim/config.py": b"model = dict(type='mmitp.SlimModel'",
+        "exits/config.py": b"kind = 'SlimModel'\nraise SystemExit(3)\n",
+        "last_checkpoint": b"\xff\xfe\x00",
+        "epoch_1.pth": b"",
+        "99990101_000000/vis_data/scalars.json": line(4, 1).encode(),
+        "99990101_000000/vis_data/config.py": b"model = dict(type='Tiny",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    run = read_run(folder)
+    assert (len(run.train), run.pruned, run.checkpoint) == (4, True, folder / "epoch_1.pth")
+    said = [remark.split(" cannot be read as a config: ")[0] for remark in run.remarks]
+    assert said == [str(folder / name / "config.py") for name in ("99990101_000000/vis_data", "exits", "slim")]
+    assert not any("\n" in remark for remark in run.remarks)
+    (folder / "last_checkpoint").write_text("x" * 4000)
+    assert read_run(folder).checkpoint == folder / "epoch_1.pth"
+
+    for path in folder.glob("*/vis_data/config.py"):
+        path.write_text("model = dict(")
+    with pytest.raises(ValueError, match="no config says what was trained .*; .*SyntaxError"):
+        read_run(folder)
+
+
+def test_a_run_without_a_training_loop_is_read(tmp_path):
+    run = read_run(by_hand(tmp_path / "run", [line(1, 1)], config="model = dict(type='Toy')\n"))
+    assert (run.by_epoch, run.window()) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "recorded", "network"),
+    [
+        ("mine/config.py", False, "masked"),
+        ("slim/other.py", True, "slimmed"),
+        ("slim/config.py", None, "slimmed"),  # by name, and so below: files from before it was recorded
+        ("slim/other.py", None, "masked"),
+        ("code/config.py", None, "masked"),  # it is there, and builds no slimmed network
+    ],
+)
+def test_a_network_is_called_slimmed_where_it_is(config, recorded, network, tmp_path):
+    folder = by_hand(tmp_path / "run", [line(1, 1)])
+    (folder / "code").mkdir()
+    (folder / "code" / "config.py").write_text("model = dict(type='mmdet.Toy')\n")
+    measured = dict(config=config) | ({} if recorded is None else dict(slimmed=recorded))
+    (folder / "test.json").write_text(json.dumps(dict(accuracy=0.5, run=measured)))
+    assert [result.network for result in read_run(folder).results] == [network]
+
+
+def test_a_dense_run_has_no_slimmed_network(tmp_path):
+    folder = by_hand(tmp_path / "run", [line(1, 1)], config="model = dict(type='Toy')\n")
+    (folder / "test.json").write_text(json.dumps(dict(accuracy=0.5, run=dict(config="mine/config.py"))))
+    assert [result.network for result in read_run(folder).results] == ["dense"]
+
+
 def test_lines_of_a_resumed_run_take_the_place_of_those_it_repeats(tmp_path):
     folder = by_hand(tmp_path / "run", [line(10, 1), line(20, 2), line(30, 3)])
     later = folder / "20260102_000000" / "vis_data"

@@ -94,6 +94,7 @@ def test_results_say_what_they_were_measured_with_and_none_is_lost(
     assert made["checkpoint_sha256"] == hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
     assert made["device"].startswith("cpu")
     assert (made["images"], made["of_images"]) == (8, 8)
+    assert made["slimmed"] is False
     assert isinstance(made["seed"], int)
     assert made["command"][:2] == ["test.py", CONFIG]
     assert {"torch", "mmitp", "mmcv", "mmengine", "mmpretrain", "python"} <= made["versions"].keys()

@@ -53,8 +53,8 @@ class KittiMetric(BaseMetric):
         prefix: Replaces ``kitti`` in the metrics' names.
 
     Raises:
-        ValueError: ``format_only`` without ``outfile_prefix``, no class to evaluate, a frame without label file or
-            predicted twice.
+        ValueError: ``format_only`` without ``outfile_prefix``, no class to evaluate, a predicted label that is none of
+            ``classes``, a frame without label file or predicted twice.
     """
 
     default_prefix = "kitti"
@@ -95,6 +95,7 @@ class KittiMetric(BaseMetric):
             boxes = boxes.reshape(-1, 4)
             finite = np.isfinite(boxes).all(1) & np.isfinite(scores)
             boxes, scores, labels = boxes[finite], scores[finite], labels[finite]
+            _check_labels(labels, names, sample)
             if sample.get("ori_shape") is not None:
                 height, width = sample["ori_shape"][:2]
                 boxes = boxes.clip(0, np.array([width - 1, height - 1] * 2, dtype=np.float64))
@@ -153,6 +154,16 @@ class KittiMetric(BaseMetric):
                 raise ValueError(f"{path} does not exist: KittiMetric reads the ground truth of a frame from there")
             self._ground_truth[frame] = kitti_ap.read_ground_truth(path)
         return self._ground_truth[frame]
+
+
+def _check_labels(labels: np.ndarray, names: tuple[str, ...], sample: dict) -> None:
+    strange = labels[(labels < 0) | (labels >= len(names))]
+    if strange.size:
+        raise ValueError(
+            f"frame {_frame(sample)}: the detector gives label {strange[0]}, and KittiMetric has {len(names)} classes, "
+            f"labels 0 to {len(names) - 1} ({', '.join(names)}). Set num_classes of the model's head to {len(names)}, "
+            "or name every class of the network, in order, in KittiMetric(classes=...) or the data set's metainfo"
+        )
 
 
 def _float64(values: Any) -> np.ndarray:
