@@ -355,6 +355,16 @@ def test_models_and_data_that_do_not_fit_are_answered(tmp_path: Path, trained: n
         trained.test_step(unlabelled)
     with attacked(trained, EvalAttack("autoattack"), 8.0), pytest.raises(ValueError, match="one gt_label"):
         trained.test_step(unlabelled)
+
+    class Plain(nn.Module):  # labels as one tensor, as a plain mmengine model's
+        def forward(self, data: dict, training: bool = False) -> dict:
+            return {"inputs": torch.stack(data["inputs"]).float(), "data_samples": torch.tensor([0, 1])}
+
+    plain = copy.deepcopy(trained)
+    plain.data_preprocessor = Plain()
+    for attack in ("fgsm", "autoattack"):
+        with attacked(plain, EvalAttack(attack), 8.0), pytest.raises(ValueError, match="one gt_label"):
+            plain.test_step(copy.deepcopy(batch))
     with (
         attacked(trained, EvalAttack("fgsm", pixel_range=1.0), 8.0),
         pytest.raises(ValueError, match="do not fit pixel_range"),

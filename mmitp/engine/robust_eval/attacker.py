@@ -22,6 +22,7 @@ from mmitp.engine.attack import (
     image_area,
     logits_of,
     pixel_units,
+    samples_of,
     seeded_generator,
     unwrap,
 )
@@ -88,9 +89,9 @@ class _Attacker:
             raise ValueError("evaluation attacks want the model in eval mode")
         images = ImageBatch.find(output).precise()
         units = pixel_units(preprocessor, images, pixel_range=self.attack.pixel_range)
-        self._fits = self._fits or check_pixel_range(images, units, self.attack.pixel_range)
         raw = kwargs.get("data", args[0] if args else None)
-        area = _image_area(inputs, output.get("data_samples"), raw.get("inputs") if isinstance(raw, dict) else None)
+        area = _image_area(inputs, samples_of(output), raw.get("inputs") if isinstance(raw, dict) else None)
+        self._fits = self._fits or check_pixel_range(images, units, self.attack.pixel_range, area)
         generator = seeded_generator(self.attack.seed, get_rank(), self.log.batches, inputs.device)
         with (
             attack_mode(self.model, freeze=True),
@@ -133,7 +134,7 @@ class _Attacker:
     def _suite(
         self, data: dict[str, Any], units: PixelUnits, area: Tensor | None, generator: torch.Generator
     ) -> Tensor:
-        labels = class_labels(data.get("data_samples"))
+        labels = class_labels(samples_of(data))
         if labels is None:
             raise ValueError(FOR_CLASSIFIERS)
         if area is not None:
@@ -143,7 +144,7 @@ class _Attacker:
         return found
 
     def _loss_fn(self, data: dict[str, Any]) -> LossFn:
-        samples = data.get("data_samples")
+        samples = samples_of(data)
         labels = class_labels(samples)
         if labels is not None:
             if self.attack.objective != "truth":
