@@ -675,6 +675,7 @@ def test_a_single_step_is_not_switched_to_in_l2() -> None:
         ({"alpha": 0}, "alpha, the length of a step, must be positive"),
         ({"alpha": -1}, "alpha must be finite and must not be negative"),
         ({"noise": float("nan"), "attack": "n_fgsm"}, "noise must be finite"),
+        ({"alpha": None}, "alpha, the length of a step of attack='fgsm_rs', must be a positive number"),
         ({"pixel_range": 0}, "pixel_range, the value of full white, must be positive"),
         ({"begin": float("nan")}, "window is empty"),
         ({"attack": "pgd", "steps": 1.5}, "steps must be a whole number"),

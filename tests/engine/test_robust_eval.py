@@ -330,6 +330,11 @@ def test_the_report_is_a_table_and_a_sweep_draws_a_curve(tmp_path: Path) -> None
         (dict(restarts=0), "restarts must be a whole number"),
         (dict(pixel_range=float("nan")), "pixel_range positive"),
         (dict(score_thr=float("nan")), "score_thr in"),
+        (dict(score_thr="x"), "score_thr in"),
+        (dict(pixel_range="255"), "pixel_range positive"),
+        (dict(pixel_range=True), "pixel_range positive"),
+        (dict(seed="a"), "seed must be a whole number"),
+        (dict(seed=1.5), "seed must be a whole number"),
     ],
 )
 def test_settings_that_make_no_attack_are_refused(settings: dict, message: str) -> None:

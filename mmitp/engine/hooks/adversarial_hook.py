@@ -157,6 +157,10 @@ class AdversarialHook(Hook):
             raise ValueError(f"attack must be one of {get_args(Attack)}, got {attack!r}")
         if self.norm != "linf" and attack != "pgd":
             raise ValueError(f"norm={self.norm!r} needs attack='pgd': single-step attacks here are l-inf")
+        if alpha is None:
+            raise ValueError(
+                f"alpha, the length of a step of attack={attack!r}, must be a positive number of pixels/255, got None"
+            )
         doubts = check_pixels(eps=self.eps, alpha=alpha, norm=self.norm, steps=steps, noise=noise)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
