@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -344,8 +345,16 @@ class _LentSamples:
         return copy.deepcopy(value)
 
 
-def class_labels(samples: Sequence[Any] | None) -> Tensor | None:
-    """Class indices ``(N,)`` if every sample has exactly one ``gt_label``, as single-label classifiers' have."""
+def is_multi_label(model: nn.Module) -> bool:
+    """Whether it is one of mmpretrain's multi-label classifiers: their samples may have one label each by chance."""
+    heads = sys.modules.get("mmpretrain.models.heads")  # not imported: then no head is one of its
+    return heads is not None and isinstance(getattr(unwrap(model), "head", None), heads.MultiLabelClsHead)
+
+
+def class_labels(samples: Sequence[Any] | None, model: nn.Module) -> Tensor | None:
+    """Class indices ``(N,)`` if every sample has exactly one ``gt_label``; ``None`` for multi-label classifiers."""
+    if is_multi_label(model):
+        return None
     listed = samples if isinstance(samples, (list, tuple)) else ()
     labels: list[Any] = [getattr(sample, "gt_label", None) for sample in listed]
     if not labels or any(not isinstance(label, Tensor) or label.numel() != 1 for label in labels):

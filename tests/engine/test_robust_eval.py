@@ -24,6 +24,7 @@ from mmpretrain.structures import DataSample
 
 from mmitp.attacks import NormalizedClassifier, autoattack_accuracy
 from mmitp.datasets import EvenSubset
+from mmitp.engine.attack import class_labels
 from mmitp.engine.robust_eval import AttackLog, EvalAttack, RobustReport, attacked, classification, evaluate
 from mmitp.pruning import freeze_masks, mask_model, randomize_masks, slim
 
@@ -417,6 +418,22 @@ def test_autoattack_on_samples_that_are_not_classified_is_answered_before_anythi
     runner.test = lambda: pytest.fail("the clean test ran first")  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="AutoAttack is for classifiers"):
         evaluate(runner, EvalAttack("autoattack"), [8.0])
+
+
+def test_multi_label_classifiers_are_not_attacked_as_others(tmp_path: Path, trained: nn.Module) -> None:
+    """Samples with one label each, which these may have by chance: their loss is no cross-entropy over the classes."""
+    head = dict(type="mmpretrain.MultiLabelLinearClsHead", num_classes=4, in_channels=64)
+    model = MODELS.build({**copy.deepcopy(MODEL), "head": head}).eval()
+    samples = [Photos()[i]["data_samples"] for i in range(2)]
+    assert class_labels(samples, trained) is not None
+    assert class_labels(samples, model) is None
+    for name in ("fgsm", "autoattack"):
+        with attacked(model, EvalAttack(name), 8.0), pytest.raises(ValueError, match="a multi-label one"):
+            model.test_step({"inputs": Photos().images[:2], "data_samples": samples})
+    runner = make_runner(tmp_path, model)
+    runner.test = lambda: pytest.fail("the clean test ran first")  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="MultiLabelLinearClsHead is the head of a multi-label one"):
+        evaluate(runner, EvalAttack("fgsm"), [8.0])
 
 
 def test_a_size_on_another_scale_is_mentioned(tmp_path: Path, trained: nn.Module) -> None:

@@ -125,7 +125,9 @@ class CollapseGuardHook(Hook):
         self._batches = []
         if self.source != "train" and runner.val_loop is not None:
             batches = _draw(runner.val_dataloader, self.num_batches)
-            if self.source == "val" or all(class_labels(samples_of(batch)) is not None for batch in batches):
+            if self.source == "val" or all(
+                class_labels(samples_of(batch), unwrap(runner.model)) is not None for batch in batches
+            ):
                 self._batches = batches
         if self.source == "val" and not self._batches:
             raise ValueError("CollapseGuardHook(source='val') needs a validation dataloader with data")
@@ -208,7 +210,7 @@ class CollapseGuardHook(Hook):
         for raw in self._batches:
             # Preprocessors write labels and meta data into the samples they are given.
             data = model.data_preprocessor(copy.deepcopy(raw), False)  # type: ignore[operator]
-            labels = class_labels(samples_of(data))
+            labels = class_labels(samples_of(data), model)
             attacked = perturb(data, raw)
             with torch.no_grad():
                 if labels is None:

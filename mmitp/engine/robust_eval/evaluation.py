@@ -13,10 +13,10 @@ from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
 
 from mmitp.datasets import EvenSubset
-from mmitp.engine.attack import class_labels
+from mmitp.engine.attack import class_labels, is_multi_label, unwrap
 from mmitp.engine.checkpoint import FitHook
 from mmitp.engine.robust_eval.attacker import attacked
-from mmitp.engine.robust_eval.classification import FOR_CLASSIFIERS, NOT_FOR_CLASSIFIERS
+from mmitp.engine.robust_eval.classification import FOR_CLASSIFIERS, NOT_FOR_CLASSIFIERS, NOT_FOR_MULTI_LABEL
 from mmitp.engine.robust_eval.report import RobustReport
 from mmitp.engine.robust_eval.settings import EvalAttack
 from mmitp.engine.run import build_runner
@@ -67,7 +67,9 @@ def evaluate(runner: Runner, attack: EvalAttack, eps: Sequence[float]) -> Robust
 
 
 def _check_kind(runner: Runner, attack: EvalAttack) -> None:
-    """Whether the attack is for what the test set's samples carry: its first one is asked."""
+    """Whether the attack is for the model and for what the test set's samples carry: the first one is asked."""
+    if is_multi_label(runner.model):
+        raise ValueError(NOT_FOR_MULTI_LABEL.format(type(unwrap(runner.model).head).__name__))
     if attack.name != "autoattack" and attack.objective == "truth":
         return
     if attack.name == "autoattack" and find_spec("pyautoattack") is None:
@@ -77,7 +79,7 @@ def _check_kind(runner: Runner, attack: EvalAttack) -> None:
         return
     item = dataset[0]
     samples = [item["data_samples"]] if isinstance(item, dict) and "data_samples" in item else None
-    classified = class_labels(samples) is not None
+    classified = class_labels(samples, runner.model) is not None
     if classified and attack.objective != "truth":
         raise ValueError(NOT_FOR_CLASSIFIERS.format(attack.objective))
     if not classified and attack.name == "autoattack":
