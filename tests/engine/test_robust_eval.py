@@ -436,6 +436,44 @@ def test_multi_label_classifiers_are_not_attacked_as_others(tmp_path: Path, trai
         evaluate(runner, EvalAttack("fgsm"), [8.0])
 
 
+def test_a_model_that_cannot_be_attacked_is_found_out_before_the_clean_test(tmp_path: Path, trained: nn.Module) -> None:
+    class Unlabelled(Photos):
+        def __getitem__(self, index: int) -> dict:
+            return {**super().__getitem__(index), "data_samples": DataSample()}
+
+    runner = make_runner(tmp_path, trained, Unlabelled())
+    hooks = list(runner.hooks)
+    model = copy.copy(trained)
+    model.predict = lambda *args, **kwargs: pytest.fail("the clean test ran first")
+    runner.model = model
+    with pytest.raises(ValueError, match="have neither"):
+        evaluate(runner, EvalAttack("pgd"), [8.0])
+    assert runner.hooks == hooks
+
+
+def test_what_is_measured_before_a_size_fails_is_kept(tmp_path: Path, trained: nn.Module) -> None:
+    class Fails(mmpretrain.evaluation.Accuracy):
+        tests = 0
+
+        def compute_metrics(self, results: list) -> dict:
+            self.tests += 1
+            if self.tests == 4:
+                raise RuntimeError("out of memory")
+            return super().compute_metrics(results)
+
+    kept: list[RobustReport] = []
+    runner = make_runner(tmp_path, trained)
+    runner.test_loop.evaluator.metrics = [Fails(topk=(1,))]
+    whole = evaluate(make_runner(tmp_path / "whole", trained), EvalAttack("fgsm"), [1.0, 2.0])
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate(runner, EvalAttack("fgsm"), [1.0, 2.0, 4.0, 8.0], kept.append)
+    (part,) = kept
+    assert (part.eps, part.clean, part.attacked, part.largest) == (
+        whole.eps, whole.clean, whole.attacked, whole.largest,
+    )  # fmt: skip
+    assert part.save(tmp_path / "part.json")[0] == f"wrote {tmp_path / 'part.json'}"
+
+
 def test_a_size_on_another_scale_is_mentioned(tmp_path: Path, trained: nn.Module) -> None:
     runner = make_runner(tmp_path, trained)
     evaluate(runner, EvalAttack("fgsm"), [0.0, 0.03])
