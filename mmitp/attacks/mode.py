@@ -16,6 +16,20 @@ DropoutMode = Literal["train", "eval"]
 # Stochastic layers of common model zoos, which do not derive from torch's dropout.
 _DROP_NAMES = frozenset({"DropPath", "DropBlock", "StochasticDepth"})
 
+# Attributes that layers hand to functional dropout in training mode: MultiheadAttention of torch and mmcv, mmpretrain's
+# attention, DenseNets, transformers' models.
+_DROP_RATES = (
+    "dropout",
+    "dropout_p",
+    "dropout_rate",
+    "drop_rate",
+    "attn_drop",
+    "attn_drop_rate",
+    "attn_dropout",
+    "attention_dropout",
+    "activation_dropout",
+)
+
 
 def check_mode(batchnorm: str, dropout: str) -> None:
     """Raises ``ValueError`` for a mode that :func:`attack_mode` does not know."""
@@ -43,10 +57,12 @@ def attack_mode(
         model: model under attack.
         batchnorm: ``"train"``: as they stand, so in training mode the attack's pass also updates the running statistics
             (FastAT's reference code does this); ``"batch"``: the same figures, but running statistics are put back
-            exactly; ``"eval"``: running statistics are used and stay as they are.
-        dropout: ``"train"``: as it stands; ``"eval"``: dropout, drop path and drop block are switched off.
-        freeze: switch ``requires_grad`` off for all parameters meanwhile, which saves memory. Not inside a
-            distributed wrapper's training step.
+            exactly; ``"eval"``: running statistics are used and stay as they are. Save for ``"train"``, other buffers
+            (the state that some losses keep) are put back, too.
+        dropout: ``"train"``: as it stands; ``"eval"``: dropout, drop path and drop block are switched off, and the
+            dropout within attention.
+        freeze: switch ``requires_grad`` off for all parameters meanwhile, which saves memory, and put back all buffers
+            but running statistics. Not inside a distributed wrapper's training step.
 
     Yields:
         The model.
@@ -59,8 +75,19 @@ def attack_mode(
     drops = [module for module in model.modules() if _is_dropout(module) and module.training]
     frozen = [parameter for parameter in model.parameters() if freeze and parameter.requires_grad]
     switched = (norms if batchnorm == "eval" else []) + (drops if dropout == "eval" else [])
-    buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)] if batchnorm == "batch" else []
-    saved = [buffer.clone() for buffer in buffers]
+    rates = [
+        (module, name, rate)
+        for module in model.modules()
+        if dropout == "eval" and module.training
+        for name, rate in vars(module).items()
+        if name in _DROP_RATES and isinstance(rate, float) and rate > 0
+    ]
+    saved = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        if _keeps_buffers(module, batchnorm, freeze)
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     checkpointed: list[Any] = [module for module in model.modules() if getattr(module, "with_cp", False) is True]
     try:
         for block in checkpointed:
@@ -68,6 +95,9 @@ def attack_mode(
         for module in switched:
             # Not .eval(): modules that override train() may do more than flip the flag.
             module.training = False
+        for module, name, _ in rates:
+            # Not .training: the module may do more in training mode than drop.
+            setattr(module, name, 0.0)
         for parameter in frozen:
             parameter.requires_grad_(False)
         yield model
@@ -76,11 +106,20 @@ def attack_mode(
             block.with_cp = True
         for module in switched:
             module.training = True
+        for module, name, rate in rates:
+            setattr(module, name, rate)
         for parameter in frozen:
             parameter.requires_grad_(True)
-        for buffer, value in zip(buffers, saved, strict=True):
+        for module, name, buffer, value in saved:
             # Through .data: the attack's graph is gone, and no version counter needs to know.
             buffer.data.copy_(value)
+            module._buffers[name] = buffer  # where the forward pass has put another tensor in its place
+
+
+def _keeps_buffers(module: nn.Module, batchnorm: BatchNormMode, freeze: bool) -> bool:
+    if isinstance(module, _NormBase):
+        return batchnorm == "batch" and module.training
+    return batchnorm != "train" or freeze
 
 
 def _is_dropout(module: nn.Module) -> bool:

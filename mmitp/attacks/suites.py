@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class NormalizedClassifier(nn.Module):
         pixel_range: value of full white in those units: 255 for mean and std of uint8 images, 1 for images in [0, 1].
 
     Raises:
-        ValueError: if ``std`` is not positive, or mean and std differ in length.
+        ValueError: if ``std`` is not positive, a value is not finite, or mean and std differ in length.
     """
 
     mean: Tensor
@@ -52,8 +53,13 @@ class NormalizedClassifier(nn.Module):
         self, model: nn.Module, mean: Sequence[float], std: Sequence[float], *, pixel_range: float = 255.0
     ) -> None:
         super().__init__()
-        if len(mean) != len(std) or any(value <= 0 for value in std):
-            raise ValueError(f"mean and std need the same length and a positive std, got mean={mean}, std={std}")
+        finite = all(math.isfinite(value) for value in (*mean, *std))
+        if len(mean) != len(std) or not finite or any(value <= 0 for value in std):
+            raise ValueError(
+                f"mean and std need the same length, finite values and a positive std, got mean={mean}, std={std}"
+            )
+        if not (math.isfinite(pixel_range) and pixel_range > 0):
+            raise ValueError(f"pixel_range, the value of full white, must be positive and finite, got {pixel_range!r}")
         self.model = model
         self.pixel_range = pixel_range
         self.register_buffer("mean", torch.tensor([float(value) for value in mean]).view(1, -1, 1, 1), persistent=False)

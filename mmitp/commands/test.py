@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmitp.engine.config import draw_predictions, load_config, require_keys
     from mmitp.engine.data_paths import check_data
     from mmitp.engine.results import check_writable, provenance, write_results
-    from mmitp.engine.robust_eval import EvalAttack, build_test_runner, evaluate, tested_images
+    from mmitp.engine.robust_eval import EvalAttack, RobustReport, build_test_runner, evaluate, tested_images
     from mmitp.engine.run import check_launcher, device_of
     from mmitp.models.slim_config import is_type
 
@@ -122,7 +122,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         metrics = runner.test()
         lines = write_results(out, metrics, run) if out is not None and runner.rank == 0 else []
     else:
-        report = evaluate(runner, settings, args.eps)
+
+        def rescue(part: RobustReport) -> None:
+            if runner.rank == 0:
+                print(part.table())
+                for line in [
+                    *part.save(out, run),
+                    f"eps {args.eps[len(part.eps)]:g} failed: these are the sizes before",
+                ]:
+                    print(line)
+
+        report = evaluate(runner, settings, args.eps, rescue)
         if runner.rank != 0:
             return
         print(report.table())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,11 +20,18 @@ from torch import Tensor, nn
 
 from mmitp.attacks import pick_logits
 
-_DARK = 1.5
-"""Brightest value, in pixels/255, of an image that counts as all but black."""
+_DARK = 4.5
+"""Brightest value, in pixels/255, of an image that counts as all but black: those in units of mean and std are, too."""
 
 _DARK_LEVELS = 16
-"""An 8-bit image that dark has two grey levels a channel; one on another scale has many more."""
+"""An 8-bit image that dark has at most five grey levels a channel; one on another scale has many more."""
+
+_FAR = (-128.0, 432.0)
+"""How far, in pixels/255, augmentations in floating point reach (mmdet's PhotoMetricDistortion, which clips nothing:
+saturated colours at half the brightness below black, (255 + 32) * 1.5 above white)."""
+
+_STRAY = 0.01
+"""Share of values that may lie where no image of the range has any."""
 
 
 @dataclass(frozen=True)
@@ -172,15 +180,22 @@ def pixel_units(preprocessor: nn.Module, inputs: Tensor, *, pixel_range: float =
     return PixelUnits((pixel_range / 255 / std).view(shape), low.view(shape), high.view(shape))
 
 
-def check_pixel_range(inputs: Tensor, units: PixelUnits, pixel_range: float) -> bool:
+def check_pixel_range(inputs: Tensor, units: PixelUnits, pixel_range: float, area: Tensor | None = None) -> bool:
     """Refuse a batch that cannot be what ``pixel_range`` says.
+
+    Args:
+        inputs: the preprocessed images.
+        units: their pixel units.
+        pixel_range: full white before normalisation, as it is claimed.
+        area: where the images are, see :func:`image_area`: padding may have any value.
 
     Returns:
         Whether the batch shows that it is. One that is all but black fits several ranges: ask the next one.
 
     Raises:
-        ValueError: if most values lie outside the image box, if the images are all but black and yet have more grey
-            levels than an image of that range can have, or for a mean and std that make no image box.
+        ValueError: if most values lie outside the image box or some far outside, if the images are all but black and
+            yet have values below black or more grey levels than an image of that range can have (as those that the
+            pipeline normalises), or for a mean and std that make no image box.
     """
     span = units.high - units.low
     if not bool((torch.isfinite(units.low) & torch.isfinite(units.high) & (span > 0)).all()):
@@ -188,13 +203,16 @@ def check_pixel_range(inputs: Tensor, units: PixelUnits, pixel_range: float) -> 
             f"the preprocessor's mean and std make no image box: black is {units.low.flatten().tolist()}, full white "
             f"{units.high.flatten().tolist()}. The mean must be finite, and the std finite and positive"
         )
-    outside = ~((inputs >= units.low - units.unit) & (inputs <= units.high + units.unit))
-    share = outside.float().mean().item()
-    pixels = (inputs - units.low) / span * 255
+    known = ~torch.isnan(inputs) if area is None else ~torch.isnan(inputs) & (area > 0)
+    pixels = torch.where(known, (inputs - units.low) / span * 255, 0.0)
+    counted = max(known.sum().item(), 1)
+    share = ((pixels < -1) | (pixels > 256)).sum().item() / counted
+    far = ((pixels < _FAR[0]) | (pixels > _FAR[1])).sum().item() / counted
     brightest = pixels.max().item()
     dark = not brightest > _DARK
-    levels = max(torch.unique((image * 100).round()).numel() for image in pixels) if dark else 0
-    if share > 0.5 or levels > _DARK_LEVELS:
+    # Between the two limits are augmented images; around black is no room for any.
+    misfit = share > 0.5 or far > _STRAY or (dark and (share > _STRAY or _grey_levels(pixels) > _DARK_LEVELS))
+    if misfit:
         raise ValueError(
             f"the preprocessed images do not fit pixel_range={pixel_range}: {share:.0%} of the values lie outside "
             f"the image box, the brightest is {brightest:.3g}/255. Set pixel_range to the value of full white before "
@@ -202,6 +220,11 @@ def check_pixel_range(inputs: Tensor, units: PixelUnits, pixel_range: float) -> 
             "std: an attack has to know them, so the preprocessor normalises, not the pipeline"
         )
     return not dark
+
+
+def _grey_levels(pixels: Tensor) -> int:
+    """The most grey levels that a channel of an image has, told apart to 1/100 of one."""
+    return max(torch.unique((channel * 100).round()).numel() for image in pixels for channel in image)
 
 
 def image_area(inputs: Tensor, data_samples: Sequence[Any] | None, raw: Any = None) -> Tensor | None:
@@ -322,8 +345,16 @@ class _LentSamples:
         return copy.deepcopy(value)
 
 
-def class_labels(samples: Sequence[Any] | None) -> Tensor | None:
-    """Class indices ``(N,)`` if every sample has exactly one ``gt_label``, as single-label classifiers' have."""
+def is_multi_label(model: nn.Module) -> bool:
+    """Whether it is one of mmpretrain's multi-label classifiers: their samples may have one label each by chance."""
+    heads = sys.modules.get("mmpretrain.models.heads")  # not imported: then no head is one of its
+    return heads is not None and isinstance(getattr(unwrap(model), "head", None), heads.MultiLabelClsHead)
+
+
+def class_labels(samples: Sequence[Any] | None, model: nn.Module) -> Tensor | None:
+    """Class indices ``(N,)`` if every sample has exactly one ``gt_label``; ``None`` for multi-label classifiers."""
+    if is_multi_label(model):
+        return None
     listed = samples if isinstance(samples, (list, tuple)) else ()
     labels: list[Any] = [getattr(sample, "gt_label", None) for sample in listed]
     if not labels or any(not isinstance(label, Tensor) or label.numel() != 1 for label in labels):

@@ -62,6 +62,66 @@ def test_dropout_can_be_switched_off() -> None:
     assert not net(x).any()
 
 
+class Attention(nn.Module):
+    """As mmpretrain's: a rate, used in training mode; and a child that must stay in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn_drop, self.norm = 0.5, nn.BatchNorm1d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.norm.training
+        return nn.functional.dropout(x, self.attn_drop, self.training)
+
+
+@pytest.mark.parametrize(
+    ("layer", "rate"),
+    [
+        (nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True), "dropout"),
+        (nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True).self_attn, "dropout"),
+        (Attention(), "attn_drop"),
+    ],
+)
+def test_functional_dropout_can_be_switched_off(layer: nn.Module, rate: str) -> None:
+    inputs = [torch.ones(4, 8)] if rate == "attn_drop" else [torch.ones(2, 5, 8)] * 3
+    net = nn.ModuleList([layer])
+    with attack_mode(net, dropout="eval"):
+        assert layer.training
+        one, other = (layer(*inputs) for _ in range(2))
+    assert torch.equal(one[0], other[0])
+    assert getattr(layer, rate) == 0.5
+    with attack_mode(net, dropout="train"):
+        assert getattr(layer, rate) == 0.5
+
+
+class Counting(nn.Module):
+    """A loss with state, as GHM has: one buffer is written to, the other replaced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+        self.register_buffer("written", torch.zeros(2))
+        self.register_buffer("replaced", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.written += 1
+        self.replaced = self.replaced + 1
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("mode", [dict(batchnorm="batch"), dict(batchnorm="eval"), dict(freeze=True)])
+def test_the_state_of_losses_is_put_back(mode: dict) -> None:
+    net = Counting()
+    before = copy.deepcopy(net.state_dict())
+    with attack_mode(net, **mode):
+        net(torch.tensor([[0.0, 1.0], [2.0, 5.0]]))
+        assert net.replaced == 1
+    kept = [torch.equal(value, before[key]) for key, value in net.state_dict().items()]
+    assert all(kept) is ("freeze" not in mode)  # running statistics move with batchnorm="train", as it says
+    assert torch.equal(net.written, before["written"])
+    assert torch.equal(net.replaced, before["replaced"])
+
+
 def test_freeze_restores_each_parameters_own_flag() -> None:
     net = make_net()
     net[0][0].weight.requires_grad_(False)

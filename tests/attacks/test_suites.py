@@ -49,6 +49,14 @@ def test_normalized_classifier_refuses_a_std_of_zero() -> None:
         NormalizedClassifier(nn.Flatten(), [0.0], [0.0])
 
 
+@pytest.mark.parametrize("values", [([0.0], [float("nan")]), ([float("nan")], [1.0]), ([0.0], [float("inf")])])
+def test_normalized_classifier_refuses_what_is_not_finite(values: tuple[list[float], list[float]]) -> None:
+    with pytest.raises(ValueError, match="finite values"):
+        NormalizedClassifier(nn.Flatten(), *values)
+    with pytest.raises(ValueError, match="pixel_range, the value of full white"):
+        NormalizedClassifier(nn.Flatten(), [0.0], [1.0], pixel_range=values[1][0] if values[1] != [1.0] else 0.0)
+
+
 @needs_suite
 def test_autoattack_is_at_least_as_strong_as_pgd_and_leaves_the_model_alone(
     setting: tuple[nn.Module, torch.Tensor, torch.Tensor],

@@ -427,6 +427,49 @@ def test_a_preprocessor_without_an_image_box_is_refused() -> None:
         check_pixel_range(images, pixel_units(Broken(), images), 255.0)
 
 
+def photos(scale: float = 1.0) -> torch.Tensor:
+    """Blocks in grey levels 0 to 255, with noise; ``scale`` below 1 darkens."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.rand(4, 3, 4, 4, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    noise = torch.rand(4, 3, 32, 32, generator=generator)
+    return ((0.8 * blocks + 0.2 * noise) * 255 * scale).floor()
+
+
+@pytest.mark.parametrize("power", [0.7, 1.0, 2.0])
+@pytest.mark.parametrize("pixel_range", [255.0, 1.0])
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5,) * 3, (0.5,) * 3), ((0.5,) * 3, (0.25,) * 3)],
+)
+def test_images_that_the_pipeline_normalises_are_refused(
+    power: float, pixel_range: float, mean: tuple, std: tuple
+) -> None:
+    """Bright, middling and dark ones: their values lie around 0, where eps would count in standard deviations."""
+    center, width = (torch.tensor(value).view(1, 3, 1, 1) for value in (mean, std))
+    images = ((photos() / 255) ** power - center) / width
+    plain = Net(dict(type="ImgDataPreprocessor")).data_preprocessor
+    with pytest.raises(ValueError, match="do not fit pixel_range.*the preprocessor normalises, not the pipeline"):
+        check_pixel_range(images, pixel_units(plain, images, pixel_range=pixel_range), pixel_range)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 0.2, 4.9 / 255])
+def test_images_of_the_range_are_taken(normalised: bool, scale: float) -> None:
+    """As they are, padded as detectors' batches are, and augmented in floating point beyond black and white."""
+    preprocessor = Net(None if normalised else dict(type="ImgDataPreprocessor")).data_preprocessor
+    images = photos(scale)
+    mean, std = (preprocessor.mean, preprocessor.std) if normalised else (0.0, 1.0)
+    units, bright = pixel_units(preprocessor, images), scale > 0.1
+    shown = (images - mean) / std
+    padded, area = torch.nn.functional.pad(shown, (0, 8, 0, 8), value=114), torch.zeros(4, 1, 40, 40)
+    area[..., :32, :32] = 1
+    assert check_pixel_range(shown, units, 255.0) is bright
+    assert check_pixel_range(padded, units, 255.0, area) is bright
+    if bright:
+        for brightness in (-16, 16):
+            assert check_pixel_range(((images + brightness) * 1.5 - mean) / std, units, 255.0)
+
+
 class QuickStart(BaseModel):
     """As in mmengine's tutorial: a loader that gives (images, labels), and a model that takes them by position."""
 
@@ -632,6 +675,7 @@ def test_a_single_step_is_not_switched_to_in_l2() -> None:
         ({"alpha": 0}, "alpha, the length of a step, must be positive"),
         ({"alpha": -1}, "alpha must be finite and must not be negative"),
         ({"noise": float("nan"), "attack": "n_fgsm"}, "noise must be finite"),
+        ({"alpha": None}, "alpha, the length of a step of attack='fgsm_rs', must be a positive number"),
         ({"pixel_range": 0}, "pixel_range, the value of full white, must be positive"),
         ({"begin": float("nan")}, "window is empty"),
         ({"attack": "pgd", "steps": 1.5}, "steps must be a whole number"),

@@ -242,6 +242,77 @@ def test_stop_restores_and_ends_the_training(tmp_path: Path) -> None:
     assert equal(after.states[1], after.states[0])
 
 
+def test_stop_by_iterations_ends_an_epoch_at_once_and_saves_what_it_restored(tmp_path: Path) -> None:
+    """A loop by epochs looks at stop_training between epochs alone; checkpoints are written elsewhere, or never."""
+    after = Keep("VERY_LOW")
+    script = [(0.5, 0.4), (0.5, 0.4), (0.9, 0.1)]
+    _, hook, runner = scripted(tmp_path, script, after, action="stop", by_epoch=False)
+    runner.train()
+    assert [probe["iter"] for probe in hook.history] == [1, 2, 3]
+    assert runner.iter == 3  # of 4 in two epochs
+    assert len(after.states) == 2
+    assert equal(after.states[1], after.states[0])
+    saved = torch.load(tmp_path / "stopped.pth", weights_only=False)["state_dict"]
+    assert equal(saved, runner.model.state_dict())
+
+
+def test_restore_drops_the_gradients_of_an_accumulated_step(tmp_path: Path) -> None:
+    class Look(Hook):
+        priority = "LOWEST"
+        waiting: list[bool] = []  # noqa: RUF012
+
+        def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+            grads = [parameter.grad for parameter in runner.model.parameters()]
+            self.waiting.append(any(grad is not None and bool(grad.any()) for grad in grads))
+
+    optimizer = dict(type="SGD", lr=0.05, momentum=0.9)
+    hook, look = CollapseGuardHook(action="restore", by_epoch=False), Look()
+    hook._result = Fake((0.5, 0.4), (0.9, 0.1))  # type: ignore[method-assign]
+    make_runner(
+        tmp_path,
+        [AdversarialHook(), hook, look],
+        optim_wrapper=dict(type="OptimWrapper", optimizer=optimizer, accumulative_counts=4),
+    ).train()
+    assert look.waiting == [True, False]
+
+
+def test_an_interval_that_does_not_fit_the_run_is_answered(tmp_path: Path) -> None:
+    hooks = [AdversarialHook(by_epoch=False), CollapseGuardHook()]
+    with pytest.raises(ValueError, match="needs an epoch-based loop: set by_epoch=False"):
+        make_runner(tmp_path / "a", hooks, train_cfg=dict(by_epoch=False, max_iters=2)).train()
+    runner = make_runner(tmp_path / "b", [AdversarialHook(), CollapseGuardHook(interval=3)])
+    runner.train()
+    assert "CollapseGuardHook(interval=3) never probes: the run ends after 1 epochs" in log_of(runner)
+
+
+def test_a_classifier_with_several_outputs_is_probed_by_its_last(tmp_path: Path) -> None:
+    class Several(Net):
+        def forward(self, inputs: torch.Tensor, data_samples: list | None = None, mode: str = "tensor") -> Any:
+            output = super().forward(inputs, data_samples, mode)
+            return (-output, output) if mode == "tensor" else output
+
+    histories = []
+    for name, kind in (("one", Net), ("several", Several)):
+        hook = CollapseGuardHook(source="train")
+        make_runner(tmp_path / name, [AdversarialHook(eps=1), hook], model=kind(4)).train()
+        histories.append(hook.history)
+    assert histories[0] == histories[1]
+
+
+def test_batches_with_labels_and_without_are_all_probed_by_the_loss() -> None:
+    class Two(Net):
+        def forward(self, inputs: torch.Tensor, data_samples: list | None = None, mode: str = "tensor") -> Any:
+            assert mode == "loss"
+            return {"loss": inputs.new_tensor(2.0)}
+
+    labelled = [Patterns(4)[index] for index in range(4)]
+    bare = [{**item, "data_samples": BaseDataElement()} for item in labelled]
+    hook = CollapseGuardHook()
+    hook._batches = [{key: [item[key] for item in items] for key in items[0]} for items in (labelled, bare)]
+    result, chance, count = hook._result(Two(4), lambda data, raw: data)
+    assert (result, chance, count) == (0.5, 0.0, 2)
+
+
 def log_of(runner: Runner) -> str:
     return next(Path(runner.log_dir).glob("*.log")).read_text()
 
@@ -454,10 +525,13 @@ def test_wrong_use_is_answered(tmp_path: Path) -> None:
         CollapseGuardHook(drop=1.5)
     with pytest.raises(ValueError, match="alpha must be finite"):
         CollapseGuardHook(alpha=float("nan"))
+    with pytest.raises(ValueError, match="takes no 'step', only 'attack', 'alpha', 'steps', 'noise'"):
+        CollapseGuardHook(action="switch", switch_to={"attack": "pgd", "step": 2})
     for to, message in (
         ({"steps": 2}, "needs the key 'attack'"),
         ({"attack": "pdg"}, "attack must be one of"),
         ({"attack": "pgd", "alpha": 0}, "alpha, the length of a step"),
+        ({"attack": "pgd", "alpha": None}, "alpha, the length of a step of attack='pgd'"),
     ):
         guard = CollapseGuardHook(action="switch", switch_to=to)
         with pytest.raises(ValueError, match=message):

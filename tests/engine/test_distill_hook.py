@@ -65,6 +65,22 @@ def test_the_extra_loss_is_the_distance_from_the_teacher_in_training_mode(tmp_pa
     assert all(value > 0 for value in seen.seen[1:])
 
 
+def test_a_probe_within_an_iteration_does_not_see_the_loss(tmp_path):
+    """CollapseGuardHook by iterations, listed before: it prepares its images in evaluation mode."""
+
+    class Probe(Hook):
+        terms = []  # noqa: RUF012
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            data = runner.model.data_preprocessor(data_batch, False)
+            self.terms.append([*outputs, *runner.model._run_forward(data, mode="loss")].count("loss_distill"))
+
+    probe = Probe()
+    hooks = [probe, DistillHook("open", scores="fc")]
+    toy.make_runner(tmp_path, None, epochs=1, model=Residual(), extra_hooks=hooks).train()
+    assert probe.terms == [1, 1, 1, 1]
+
+
 def test_it_moves_the_weights_and_leaves_the_task_loss_in_the_log(tmp_path):
     task, extra = {}, Seen()
     for weight in (None, 50.0):

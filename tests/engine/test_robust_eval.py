@@ -24,6 +24,7 @@ from mmpretrain.structures import DataSample
 
 from mmitp.attacks import NormalizedClassifier, autoattack_accuracy
 from mmitp.datasets import EvenSubset
+from mmitp.engine.attack import class_labels
 from mmitp.engine.robust_eval import AttackLog, EvalAttack, RobustReport, attacked, classification, evaluate
 from mmitp.pruning import freeze_masks, mask_model, randomize_masks, slim
 
@@ -330,6 +331,11 @@ def test_the_report_is_a_table_and_a_sweep_draws_a_curve(tmp_path: Path) -> None
         (dict(restarts=0), "restarts must be a whole number"),
         (dict(pixel_range=float("nan")), "pixel_range positive"),
         (dict(score_thr=float("nan")), "score_thr in"),
+        (dict(score_thr="x"), "score_thr in"),
+        (dict(pixel_range="255"), "pixel_range positive"),
+        (dict(pixel_range=True), "pixel_range positive"),
+        (dict(seed="a"), "seed must be a whole number"),
+        (dict(seed=1.5), "seed must be a whole number"),
     ],
 )
 def test_settings_that_make_no_attack_are_refused(settings: dict, message: str) -> None:
@@ -355,6 +361,16 @@ def test_models_and_data_that_do_not_fit_are_answered(tmp_path: Path, trained: n
         trained.test_step(unlabelled)
     with attacked(trained, EvalAttack("autoattack"), 8.0), pytest.raises(ValueError, match="one gt_label"):
         trained.test_step(unlabelled)
+
+    class Plain(nn.Module):  # labels as one tensor, as a plain mmengine model's
+        def forward(self, data: dict, training: bool = False) -> dict:
+            return {"inputs": torch.stack(data["inputs"]).float(), "data_samples": torch.tensor([0, 1])}
+
+    plain = copy.deepcopy(trained)
+    plain.data_preprocessor = Plain()
+    for attack in ("fgsm", "autoattack"):
+        with attacked(plain, EvalAttack(attack), 8.0), pytest.raises(ValueError, match="one gt_label"):
+            plain.test_step(copy.deepcopy(batch))
     with (
         attacked(trained, EvalAttack("fgsm", pixel_range=1.0), 8.0),
         pytest.raises(ValueError, match="do not fit pixel_range"),
@@ -402,6 +418,60 @@ def test_autoattack_on_samples_that_are_not_classified_is_answered_before_anythi
     runner.test = lambda: pytest.fail("the clean test ran first")  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="AutoAttack is for classifiers"):
         evaluate(runner, EvalAttack("autoattack"), [8.0])
+
+
+def test_multi_label_classifiers_are_not_attacked_as_others(tmp_path: Path, trained: nn.Module) -> None:
+    """Samples with one label each, which these may have by chance: their loss is no cross-entropy over the classes."""
+    head = dict(type="mmpretrain.MultiLabelLinearClsHead", num_classes=4, in_channels=64)
+    model = MODELS.build({**copy.deepcopy(MODEL), "head": head}).eval()
+    samples = [Photos()[i]["data_samples"] for i in range(2)]
+    assert class_labels(samples, trained) is not None
+    assert class_labels(samples, model) is None
+    for name in ("fgsm", "autoattack"):
+        with attacked(model, EvalAttack(name), 8.0), pytest.raises(ValueError, match="a multi-label one"):
+            model.test_step({"inputs": Photos().images[:2], "data_samples": samples})
+    runner = make_runner(tmp_path, model)
+    runner.test = lambda: pytest.fail("the clean test ran first")  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="MultiLabelLinearClsHead is the head of a multi-label one"):
+        evaluate(runner, EvalAttack("fgsm"), [8.0])
+
+
+def test_a_model_that_cannot_be_attacked_is_found_out_before_the_clean_test(tmp_path: Path, trained: nn.Module) -> None:
+    class Unlabelled(Photos):
+        def __getitem__(self, index: int) -> dict:
+            return {**super().__getitem__(index), "data_samples": DataSample()}
+
+    runner = make_runner(tmp_path, trained, Unlabelled())
+    hooks = list(runner.hooks)
+    model = copy.copy(trained)
+    model.predict = lambda *args, **kwargs: pytest.fail("the clean test ran first")
+    runner.model = model
+    with pytest.raises(ValueError, match="have neither"):
+        evaluate(runner, EvalAttack("pgd"), [8.0])
+    assert runner.hooks == hooks
+
+
+def test_what_is_measured_before_a_size_fails_is_kept(tmp_path: Path, trained: nn.Module) -> None:
+    class Fails(mmpretrain.evaluation.Accuracy):
+        tests = 0
+
+        def compute_metrics(self, results: list) -> dict:
+            self.tests += 1
+            if self.tests == 4:
+                raise RuntimeError("out of memory")
+            return super().compute_metrics(results)
+
+    kept: list[RobustReport] = []
+    runner = make_runner(tmp_path, trained)
+    runner.test_loop.evaluator.metrics = [Fails(topk=(1,))]
+    whole = evaluate(make_runner(tmp_path / "whole", trained), EvalAttack("fgsm"), [1.0, 2.0])
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate(runner, EvalAttack("fgsm"), [1.0, 2.0, 4.0, 8.0], kept.append)
+    (part,) = kept
+    assert (part.eps, part.clean, part.attacked, part.largest) == (
+        whole.eps, whole.clean, whole.attacked, whole.largest,
+    )  # fmt: skip
+    assert part.save(tmp_path / "part.json")[0] == f"wrote {tmp_path / 'part.json'}"
 
 
 def test_a_size_on_another_scale_is_mentioned(tmp_path: Path, trained: nn.Module) -> None:

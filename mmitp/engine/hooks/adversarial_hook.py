@@ -157,6 +157,10 @@ class AdversarialHook(Hook):
             raise ValueError(f"attack must be one of {get_args(Attack)}, got {attack!r}")
         if self.norm != "linf" and attack != "pgd":
             raise ValueError(f"norm={self.norm!r} needs attack='pgd': single-step attacks here are l-inf")
+        if alpha is None:
+            raise ValueError(
+                f"alpha, the length of a step of attack={attack!r}, must be a positive number of pixels/255, got None"
+            )
         doubts = check_pixels(eps=self.eps, alpha=alpha, norm=self.norm, steps=steps, noise=noise)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
@@ -384,12 +388,12 @@ class AdversarialHook(Hook):
         preprocessor: Any = model.data_preprocessor
         # Sizes were checked when they were set, and the image box is here: nothing is left for each step to check.
         units = pixel_units(preprocessor, images, pixel_range=self.pixel_range)
-        if not self._fits:
-            self._check_pixel_range(images, units)
         if batch.sizes is not None:
             area = image_area(images, None, data[batch.key])
         else:
             area = image_area(images, samples_of(data), raw_images(raw, batch.key))
+        if not self._fits:
+            self._check_pixel_range(images, units, area)
         eps = self.eps * self.scale * units.unit
         if area is not None:
             eps = eps * area
@@ -410,8 +414,8 @@ class AdversarialHook(Hook):
         finally:
             self._attacking = False
 
-    def _check_pixel_range(self, images: Tensor, units: PixelUnits) -> None:
-        self._fits = check_pixel_range(images, units, self.pixel_range)
+    def _check_pixel_range(self, images: Tensor, units: PixelUnits, area: Tensor | None) -> None:
+        self._fits = check_pixel_range(images, units, self.pixel_range, area)
         self._dark += not self._fits
         if self._dark == _DARK_BATCHES:
             print_log(

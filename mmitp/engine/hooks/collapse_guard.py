@@ -9,13 +9,14 @@ from typing import Any, Literal, get_args
 import torch
 from mmengine.dist import all_reduce, get_rank, get_world_size
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from mmitp.attacks import CollapseRule, Probe, Verdict
 from mmitp.attacks.arguments import check_arguments
-from mmitp.engine.attack import ImageBatch, class_labels, samples_of, training_loss, unwrap
+from mmitp.engine.attack import ImageBatch, class_labels, logits_of, samples_of, training_loss, unwrap
 from mmitp.engine.hooks.adversarial_hook import AdversarialHook
+from mmitp.engine.hooks.prune_hook import STOPPED
 from mmitp.pruning.rng import kept_rng
 from mmitp.pruning.verify import eval_mode
 from mmitp.registry import HOOKS
@@ -24,6 +25,8 @@ from mmitp.values import is_count, unlike
 Action = Literal["warn", "restore", "switch", "restore_switch", "stop"]
 
 _STATE_KEY = "mmitp_collapse_guard"
+
+_SWITCH_KEYS = ("attack", "alpha", "steps", "noise")
 
 
 @HOOKS.register_module()
@@ -57,8 +60,9 @@ class CollapseGuardHook(Hook):
         gap: as there.
         action: ``"warn"`` only; ``"restore"``: weights, buffers and optimizer state go back to the last good probe
             (learning rates and schedules go on); ``"switch"``: the rest is trained with ``switch_to``;
-            ``"restore_switch"``: both; ``"stop"``: restore and end the training. What changed shape since, or
-            was frozen since by pruning, is not restored: then it only warns (and switches).
+            ``"restore_switch"``: both; ``"stop"``: restore, end the training and save the outcome as ``stopped.pth``.
+            What changed shape since, or was frozen since by pruning, is not restored: then it only warns (and
+            switches).
         switch_to: keywords of :meth:`AdversarialHook.switch`; ``alpha`` defaults to the eps of the run for N-FGSM and
             half of it for PGD. The default is PGD-2.
 
@@ -68,7 +72,8 @@ class CollapseGuardHook(Hook):
 
     Raises:
         ValueError: for values that cannot guard, and when training begins for a run without AdversarialHook, without
-            data to probe, or with ``switch_to`` that the AdversarialHook does not take.
+            data to probe, with ``switch_to`` that the AdversarialHook does not take, or with ``by_epoch=True`` in a
+            loop by iterations.
     """
 
     # After pruning has acted on the epoch, before checkpoints are written.
@@ -100,6 +105,11 @@ class CollapseGuardHook(Hook):
             raise ValueError(f"by_epoch must be True or False, got {by_epoch!r}")
         if not (switch_to is None or isinstance(switch_to, Mapping)):
             raise ValueError(f"switch_to must be a dictionary of an attack's settings, got {switch_to!r}")
+        if unknown := [key for key in switch_to or () if key not in _SWITCH_KEYS]:
+            raise ValueError(
+                f"CollapseGuardHook(switch_to={dict(switch_to or {})}): AdversarialHook.switch takes no "
+                f"{unknown[0]!r}, only {', '.join(map(repr, _SWITCH_KEYS))}"
+            )
         check_arguments(eps=1.0, alpha=alpha, steps=steps)
         self.rule = CollapseRule(drop, gap)
         self.interval, self.by_epoch, self.source, self.num_batches = interval, by_epoch, source, num_batches
@@ -108,9 +118,12 @@ class CollapseGuardHook(Hook):
         self.history: list[dict[str, Any]] = []
         self._batches: list[Any] = []
         self._good: dict[str, Any] | None = None
+        self._stopped = False
 
     def before_train(self, runner: Runner) -> None:
         """Find the attack and the batches to probe."""
+        self._stopped = False
+        self._check_interval(runner)
         attacks = [hook for hook in runner.hooks if isinstance(hook, AdversarialHook)]
         if len(attacks) != 1:
             raise ValueError(f"CollapseGuardHook needs exactly one AdversarialHook in the run, found {len(attacks)}")
@@ -122,15 +135,36 @@ class CollapseGuardHook(Hook):
             self._attack.check_attack(**to)
         if self._restores:
             self._attack.on_diverged = self._on_diverged
-        self._batches = []
+        self._batches, model = [], unwrap(runner.model)
         if self.source != "train" and runner.val_loop is not None:
             batches = _draw(runner.val_dataloader, self.num_batches)
-            if self.source == "val" or all(class_labels(samples_of(batch)) is not None for batch in batches):
+            if self.source == "val" or all(class_labels(samples_of(batch), model) is not None for batch in batches):
                 self._batches = batches
         if self.source == "val" and not self._batches:
             raise ValueError("CollapseGuardHook(source='val') needs a validation dataloader with data")
         if not self._batches:
             self._batches = _draw(runner.train_dataloader, self.num_batches)
+
+    def _check_interval(self, runner: Runner) -> None:
+        if self.by_epoch and not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            raise ValueError(
+                "CollapseGuardHook(by_epoch=True) needs an epoch-based loop: set by_epoch=False, and interval to the "
+                "iterations between probes"
+            )
+        length, unit = (runner.max_epochs, "epochs") if self.by_epoch else (runner.max_iters, "iterations")
+        if self.interval > length:
+            runner.logger.warning(
+                f"CollapseGuardHook(interval={self.interval}) never probes: the run ends after {length} {unit}"
+            )
+
+    def after_train(self, runner: Runner) -> None:
+        """Save what a stop has restored: the run may end between two saves."""
+        if not self._stopped:
+            return
+        vars(runner.train_loop).pop("run_iter", None)
+        done = dict(epoch=runner.epoch, iter=runner.iter)
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        runner.save_checkpoint(runner.work_dir, STOPPED, meta=done, by_epoch=by_epoch)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep what later verdicts and acts depend on."""
@@ -204,23 +238,27 @@ class CollapseGuardHook(Hook):
 
         Logits that are not finite classify nothing.
         """
+        device = next(model.parameters()).device
+        # Preprocessors write labels and meta data into the samples they are given.
+        prepared = [model.data_preprocessor(copy.deepcopy(raw), False) for raw in self._batches]  # type: ignore[operator]
+        labelled = [class_labels(samples_of(data), model) for data in prepared]
+        # Right answers and losses do not add up: all batches of all ranks are counted by the one, or by the other.
+        without = torch.tensor([float(any(labels is None for labels in labelled))], dtype=torch.float64, device=device)
+        all_reduce(without)
+        by_loss = bool(without.item())
         total = count = chance = 0.0
-        for raw in self._batches:
-            # Preprocessors write labels and meta data into the samples they are given.
-            data = model.data_preprocessor(copy.deepcopy(raw), False)  # type: ignore[operator]
-            labels = class_labels(samples_of(data))
+        for raw, data, labels in zip(self._batches, prepared, labelled, strict=True):
             attacked = perturb(data, raw)
             with torch.no_grad():
-                if labels is None:
+                if by_loss or labels is None:
                     total += training_loss(model, attacked)(ImageBatch.find(attacked).images).item()
                     count += 1
                 else:
-                    logits = model(attacked["inputs"], copy.deepcopy(data["data_samples"]), mode="tensor")
+                    logits = logits_of(model)(attacked["inputs"])
                     right = (logits.argmax(1) == labels.to(logits.device)) & torch.isfinite(logits).all(1)
                     total += right.sum().item()
                     count += len(labels)
                     chance = 1 / logits.shape[1]
-        device = next(model.parameters()).device
         sums = torch.tensor([total, count], dtype=torch.float64, device=device)
         all_reduce(sums)
         mean, counted = (sums[0] / sums[1]).item(), int(sums[1].item())
@@ -233,12 +271,19 @@ class CollapseGuardHook(Hook):
         if self._switches:
             steps.append(self._switch())
         if self.action == "stop":
-            runner.train_loop.stop_training = True
+            self._stop(runner.train_loop)
             steps.append("training ends here")
         runner.logger.warning(
             f"catastrophic overfitting after {done} iterations: {verdict.reason} (PGD-{self.steps}). "
             + ("; ".join(steps) or "Nothing is done about it (action='warn')")
         )
+
+    def _stop(self, loop: Any) -> None:
+        loop.stop_training = True
+        self._stopped = True
+        if isinstance(loop, EpochBasedTrainLoop) and not self.by_epoch:
+            # That loop looks at stop_training between epochs alone: what is left of this one trains nothing.
+            loop.run_iter = lambda *args, **kwargs: None
 
     def _switch_target(self) -> dict[str, Any]:
         to = dict(self.switch_to)
@@ -357,4 +402,6 @@ def _restore(runner: Runner, good: dict[str, Any] | None) -> str:
     for optimizer, state in zip(_optimizers(runner), good["optimizers"], strict=True):
         # Only the moments: learning rates belong to the schedule, which goes on.
         optimizer.load_state_dict({**optimizer.state_dict(), "state": copy.deepcopy(state)})
+        # Gradients that wait for the rest of an accumulated step are another network's.
+        optimizer.zero_grad()
     return f"the state after {good['iter']} iterations is restored"

@@ -84,7 +84,7 @@ class DistillHook(Hook):
                 )
             self._average = averages[0].module
         self._handles = [
-            model.data_preprocessor.register_forward_hook(self._arm),
+            model.data_preprocessor.register_forward_hook(self._arm, with_kwargs=True),
             modules[self.scores].register_forward_hook(self._take_scores),
             model.register_forward_hook(self._add_loss, with_kwargs=True),
         ]
@@ -107,8 +107,9 @@ class DistillHook(Hook):
     def _masks_train(model: nn.Module) -> bool:
         return any(not layer.mask_frozen for layer in masked_layers(model).values())
 
-    def _arm(self, preprocessor: nn.Module, args: Any, output: Any) -> None:
-        self._armed = self._now
+    def _arm(self, preprocessor: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        # A probe prepares batches within an iteration, too, but not for training.
+        self._armed = self._now and bool(kwargs.get("training", args[1] if len(args) > 1 else False))
 
     def _take_scores(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._armed:

@@ -20,12 +20,19 @@ from mmitp.engine.attack import (
     check_pixel_range,
     class_labels,
     image_area,
+    is_multi_label,
     logits_of,
     pixel_units,
+    samples_of,
     seeded_generator,
     unwrap,
 )
-from mmitp.engine.robust_eval.classification import FOR_CLASSIFIERS, NOT_FOR_CLASSIFIERS, run_autoattack
+from mmitp.engine.robust_eval.classification import (
+    FOR_CLASSIFIERS,
+    NOT_FOR_CLASSIFIERS,
+    NOT_FOR_MULTI_LABEL,
+    run_autoattack,
+)
 from mmitp.engine.robust_eval.settings import EvalAttack
 from mmitp.pruning.rng import kept_rng
 
@@ -88,9 +95,9 @@ class _Attacker:
             raise ValueError("evaluation attacks want the model in eval mode")
         images = ImageBatch.find(output).precise()
         units = pixel_units(preprocessor, images, pixel_range=self.attack.pixel_range)
-        self._fits = self._fits or check_pixel_range(images, units, self.attack.pixel_range)
         raw = kwargs.get("data", args[0] if args else None)
-        area = _image_area(inputs, output.get("data_samples"), raw.get("inputs") if isinstance(raw, dict) else None)
+        area = _image_area(inputs, samples_of(output), raw.get("inputs") if isinstance(raw, dict) else None)
+        self._fits = self._fits or check_pixel_range(images, units, self.attack.pixel_range, area)
         generator = seeded_generator(self.attack.seed, get_rank(), self.log.batches, inputs.device)
         with (
             attack_mode(self.model, freeze=True),
@@ -133,26 +140,31 @@ class _Attacker:
     def _suite(
         self, data: dict[str, Any], units: PixelUnits, area: Tensor | None, generator: torch.Generator
     ) -> Tensor:
-        labels = class_labels(data.get("data_samples"))
+        labels = class_labels(samples_of(data), self.model)
         if labels is None:
-            raise ValueError(FOR_CLASSIFIERS)
+            raise ValueError(self._not_classified(FOR_CLASSIFIERS))
         if area is not None:
             raise ValueError("AutoAttack cannot leave padding alone: batch images of one size, or take pgd")
         found, flags = run_autoattack(self.model, data["inputs"], labels, units, self.eps, self.attack)
         self.log.flags += [flag for flag in flags if flag not in self.log.flags]
         return found
 
+    def _not_classified(self, otherwise: str) -> str:
+        return NOT_FOR_MULTI_LABEL.format(type(self.model.head).__name__) if is_multi_label(self.model) else otherwise
+
     def _loss_fn(self, data: dict[str, Any]) -> LossFn:
-        samples = data.get("data_samples")
-        labels = class_labels(samples)
+        samples = samples_of(data)
+        labels = class_labels(samples, self.model)
         if labels is not None:
             if self.attack.objective != "truth":
                 raise ValueError(NOT_FOR_CLASSIFIERS.format(self.attack.objective))
             return cross_entropy(logits_of(self.model), labels)
         if not samples or not hasattr(samples[0], "gt_instances"):
             raise ValueError(
-                "evaluation attacks know classifiers (one gt_label a sample) and detectors (gt_instances); the data "
-                f"samples of {type(self.model).__name__} have neither"
+                self._not_classified(
+                    "evaluation attacks know classifiers (one gt_label a sample) and detectors (gt_instances); the "
+                    f"data samples of {type(self.model).__name__} have neither"
+                )
             )
         # Only detectors need mmdet.
         from mmitp.engine.detector_attack import boxes_are_original, detector_loss

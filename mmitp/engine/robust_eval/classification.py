@@ -10,6 +10,10 @@ from mmitp.engine.attack import PixelUnits, logits_of
 from mmitp.engine.robust_eval.settings import EvalAttack
 
 FOR_CLASSIFIERS = "AutoAttack is for classifiers with one gt_label a sample: take pgd or fgsm"
+NOT_FOR_MULTI_LABEL = (
+    "evaluation attacks know classifiers with one label an image, and {} is the head of a multi-label one, for which "
+    "there is no attack"
+)
 NOT_FOR_CLASSIFIERS = "objective {!r} is for detectors, and these samples have one gt_label each: take 'truth'"
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mmitp.attacks import check_pixels
 from mmitp.attacks.arguments import Norm
+from mmitp.values import is_count, is_number
 
 AttackName = Literal["fgsm", "fgsm_rs", "pgd", "autoattack"]
 Objective = Literal["truth", "own", "vanishing", "fabrication"]
@@ -53,11 +53,14 @@ class EvalAttack:
             if getattr(self, key) not in get_args(allowed):
                 raise ValueError(f"{key} must be one of {get_args(allowed)}, got {getattr(self, key)!r}")
         check_pixels(eps=1.0, alpha=self.alpha, steps=self.steps, restarts=self.restarts, norm=self.norm)
-        if self.steps < 1 or not 0 < self.pixel_range < math.inf or not 0 <= self.score_thr <= 1:
+        scaled = is_number(self.pixel_range) and self.pixel_range > 0
+        if self.steps < 1 or not scaled or not (is_number(self.score_thr, 0) and self.score_thr <= 1):
             raise ValueError(
                 "steps must be at least 1, pixel_range positive and finite, and score_thr in [0, 1], got "
-                f"{self.steps}, {self.pixel_range}, {self.score_thr}"
+                f"{self.steps!r}, {self.pixel_range!r}, {self.score_thr!r}"
             )
+        if not is_count(self.seed, 0):
+            raise ValueError(f"seed must be a whole number of at least 0, got {self.seed!r}")
         if self.name == "fgsm_rs" and self.norm != "linf":
             raise ValueError("fgsm_rs is an l-inf attack: take fgsm or pgd for l2")
         if self.alpha is not None and self.name in ("fgsm", "autoattack"):
