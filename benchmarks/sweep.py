@@ -686,6 +686,7 @@ def latency(sweep: Sweep, chosen: list[Run], rounds: int, dense: str, shape: tup
 
     from mmitp.engine.config import load_config
     from mmitp.engine.example import blank_example
+    from mmitp.models.slim_config import is_masked
     from mmitp.pruning.latency import paired_times, processor
     from mmitp.report import read_run
     from mmitp.report.measure import dense_model, deployed_model
@@ -694,12 +695,21 @@ def latency(sweep: Sweep, chosen: list[Run], rounds: int, dense: str, shape: tup
     models = [dense_model(load_config(str(sweep.configs / f"{dense}.py")))]
     place: dict[Run, int] = {}  # among the models
     for run in filter(sweep.finished, chosen):
+        if run.target == 1:
+            place[run] = 0
+            continue
+        cfg = load_config(str(sweep.configs / f"{run.config}.py"))
         try:
-            if run.target < 1:
+            if is_masked(cfg.model):
                 models.append(deployed_model(read_run(sweep.work / run.name)))
-            place[run] = len(models) - 1 if run.target < 1 else 0
+            elif run.config == dense:
+                raise ValueError("no config builds the network that it leaves")  # another library's
+            else:
+                models.append(dense_model(cfg))
         except ValueError as error:
             say(f"{run.name}: left out, {error}")
+        else:
+            place[run] = len(models) - 1
     if len(models) == 1:
         raise SystemExit("no finished run of these has left its network in --work")
     times = paired_times(models, blank_example(models[0], shape), rounds=rounds) / 1e6

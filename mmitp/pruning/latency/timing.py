@@ -58,8 +58,8 @@ def least_times(calls: Sequence[Callable[[], Any]], clock: Callable[[], int], ro
 def times_in_turn(calls: Sequence[Callable[[], Any]], clock: Callable[[], int], rounds: int) -> Tensor:
     """Times in ns, ``(rounds, calls)``: the calls take turns, so that slow moments of the machine hit all alike.
 
-    An untimed call goes before each timing. Else caches hold what the call before has left, and the one that follows
-    the largest network pays for it.
+    A call pays for what the one before has left in caches and allocator, most behind the largest network. So an untimed
+    call goes before each timing, and every round has an order of its own.
     """
     repeats = []
     for call in calls:
@@ -68,8 +68,10 @@ def times_in_turn(calls: Sequence[Callable[[], Any]], clock: Callable[[], int], 
         call()
         repeats.append(max(1, round(_LEAST_NS / max(clock() - start, 1))))
     times = torch.empty(rounds, len(calls), dtype=torch.float64)
+    orders = torch.Generator().manual_seed(0)
     for row in times:
-        for i, (call, n) in enumerate(zip(calls, repeats, strict=True)):
+        for i in torch.randperm(len(calls), generator=orders).tolist():
+            call, n = calls[i], repeats[i]
             call()
             start = clock()
             for _ in range(n):
