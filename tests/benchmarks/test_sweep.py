@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mmitp.engine.config import load_config
 
@@ -53,6 +54,26 @@ def test_a_control_is_the_nearest_uniform_network_trained_for_the_dense_networks
         lengths = {key: value * epochs / 10 for key, value in whole.items() if key in ("total_steps", "begin", "end")}
         assert {key: ours[key] for key in lengths} == pytest.approx(lengths)
         assert {**ours, **lengths} == {**whole, **lengths}
+
+
+def test_controls_are_timed_from_their_configs_and_other_libraries_networks_left_out(
+    sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row of Torch-Pruning has the dense network's config: it would be timed as if nothing had been pruned."""
+    names = ("dense_s0", "narrow30_s0", "trained30_tp_l1_s0")
+    runs = [run for run in sweep.declared() if run.name in names]
+    for run in runs:
+        (tmp_path / f"{run.name}.json").write_text(json.dumps(dict(state="finished", config=run.config)))
+    times = torch.tensor([[2e6, 1e6], [4e6, 3e6], [4e6, 2e6]], dtype=torch.float64)
+    monkeypatch.setattr("mmitp.pruning.latency.paired_times", lambda models, *_, rounds: times[:, : len(models)])
+    place = sweep.Sweep(runs, tmp_path, tmp_path / "work", configs=ROOT / "configs/cifar10")
+    sweep.latency(place, runs, rounds=3, dense=sweep.DENSE, shape=(32, 32))
+    of = {name: json.loads((tmp_path / f"{name}.json").read_text()).get("latency") for name in names}
+    assert of["narrow30_s0"]["ms"] == 2.0
+    assert of["narrow30_s0"]["ratio"] == [0.5, 0.5, 0.625]  # of 0.5, 0.75 and 0.5
+    assert of["dense_s0"]["ms"] == of["narrow30_s0"]["dense_ms"] == 4.0
+    assert of["trained30_tp_l1_s0"] is None
+    assert "trained30_tp_l1_s0: left out, no config builds the network" in capsys.readouterr().out
 
 
 def test_costs_are_of_the_schedules_that_the_runs_have(sweep: Any, tmp_path: Path) -> None:
