@@ -114,11 +114,12 @@ def rows() -> list[str]:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     one = next(iter(runs.values()))[0]
+    machines = sorted({run["machine"] for group in runs.values() for run in group})
     return [
         *lines,
         "",
         f"{one['test']['images']} photos of the test split, at {one['shape'][0]}x{one['shape'][1]}. Minutes: processor "
-        f"time of training, one thread ({one['machine']}). ms over dense: one image, one thread, each in turn "
+        f"time of training, one thread ({' or '.join(machines)}). ms over dense: one image, one thread, each in turn "
         f"with the dense network. Attack: {one['test']['attack']}, eps {one['test']['eps']:g}/255.",
     ]
 
