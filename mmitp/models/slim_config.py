@@ -53,7 +53,8 @@ def prune_hook_of(cfg: Mapping[str, Any]) -> Any:
 
 def is_masked(model: Any) -> bool:
     """Whether a model's config is one of ``mmitp.MaskedModel``."""
-    return is_type(model, "MaskedModel")
+    kind = model.get("type")
+    return kind is not None and type_name(kind) in ("mmitp.MaskedModel", "mmitp.models.masked.MaskedModel")
 
 
 def slim_config(cfg: Config, plan: SlimPlan) -> Config:

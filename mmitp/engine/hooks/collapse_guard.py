@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -26,7 +27,7 @@ Action = Literal["warn", "restore", "switch", "restore_switch", "stop"]
 
 _STATE_KEY = "mmitp_collapse_guard"
 
-_SWITCH_KEYS = ("attack", "alpha", "steps", "noise")
+_SWITCH_KEYS = tuple(inspect.signature(AdversarialHook.switch).parameters)[1:]
 
 
 @HOOKS.register_module()

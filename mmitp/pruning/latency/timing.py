@@ -14,7 +14,7 @@ from torch import Tensor
 #: A single timing takes at least this long; shorter calls are repeated within it.
 _LEAST_NS = 300_000
 
-#: :func:`times_for_a_while` takes about so long, for 3 to 100 rounds.
+#: The timed calls of :func:`times_for_a_while` take about so long, in 3 to 100 rounds.
 _WHILE_NS = 3e9
 
 
