@@ -1,5 +1,6 @@
-# RTMDet-tiny on BCCD, pruned on the way to at most half of the operations by the recommended recipe. 24 epochs take the
-# processor time of the dense config's 22: a whole run of one length costs 0.90 (`benchmarks/whole_run.py rtmdet_bccd`).
+# RTMDet-tiny on BCCD, pruned on the way to at most half of the operations by the early-freeze recipe. 24 epochs take
+# the processor time of the dense config's 22: a whole run of one length costs 0.90 (`benchmarks/whole_run.py
+# rtmdet_bccd`).
 _base_ = ["./rtmdet_tiny_bccd.py", "../_base_/pruning/early_hook.py"]
 
 model = dict(type="mmitp.MaskedModel", of=_base_.model.type)

@@ -1,4 +1,4 @@
-# ResNet-20 on CIFAR-10, at most 0.3 of the operations by the recommended recipe in the paper's 300 epochs: masks train
+# ResNet-20 on CIFAR-10, at most 0.3 of the operations by the early-freeze recipe in the paper's 300 epochs: masks train
 # from epoch 20 to 100 under b = "auto" (without decay), then the small network takes the masked one's place. Masks
 # are tied over the residual stream, and layers keep multiples of 8: the small network is a narrower ResNet-20.
 _base_ = ["./resnet20_cifar10.py", "../_base_/pruning/early.py"]

@@ -1,4 +1,4 @@
-# ResNet-20 on CIFAR-10, at most 0.3 of the operations, the recommended recipe in the time of the CPU-sized schedule's
+# ResNet-20 on CIFAR-10, at most 0.3 of the operations, the early-freeze recipe in the time of the CPU-sized schedule's
 # 10 epochs: masks train in the first epoch under b = "auto" (without decay), then the small network, in multiples
 # of 8 channels, takes the masked one's place. 13 epochs fit: the masked step costs 1.04, the small network's 0.76 of a
 # dense one (benchmarks/cifar_sweep/costs.json).

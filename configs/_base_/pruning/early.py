@@ -1,4 +1,4 @@
-# The recommended recipe: search early, then train what is small. Masks train from 1/15 to 1/3 of the run. Then what
+# The early-freeze recipe: search early, then train what is small. Masks train from 1/15 to 1/3 of the run. Then what
 # they drop is cut out of the live network, in multiples of 8 channels (less in narrow layers), and
 # the small network trains on.
 # Beside any dense config without custom_hooks of its own:
