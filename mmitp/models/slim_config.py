@@ -53,8 +53,8 @@ def prune_hook_of(cfg: Mapping[str, Any]) -> Any:
 
 def is_masked(model: Any) -> bool:
     """Whether a model's config is one of ``mmitp.MaskedModel``."""
-    kind = model.get("type")
-    return kind is not None and type_name(kind) in ("mmitp.MaskedModel", "mmitp.models.masked.MaskedModel")
+    path = type_name(model.get("type")).split(".")
+    return path[0] == "mmitp" and path[-1] == "MaskedModel"
 
 
 def slim_config(cfg: Config, plan: SlimPlan) -> Config:

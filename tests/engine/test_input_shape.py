@@ -64,7 +64,8 @@ def test_parts_are_known_by_class_path_and_name(kind: str) -> None:
     assert prune_hook_of(dict(custom_hooks=[dict(type="EMAHook"), hook])) is hook
     assert prune_hook_of(dict(custom_hooks=[dict(type="EMAHook"), object(), dict()])) is None
     assert is_masked(model)
-    assert not is_masked(dict(model, type="mmitp.SlimModel"))
+    for other in ("mmitp.SlimModel", "mmitp.models.UnmaskedModel", "mmfoo.MaskedModel", None):
+        assert not is_masked(dict(model, type=other))
 
 
 @pytest.mark.parametrize("kind", ["Pretrained", PretrainedInit])
