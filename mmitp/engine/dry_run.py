@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine import Config
 from mmengine.hooks import Hook
+from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmitp.engine.checkpoint import read_checkpoint
-from mmitp.engine.hooks import AdversarialHook, PruneHook
+from mmitp.engine.hooks import AdversarialHook, CollapseGuardHook, PruneHook
 from mmitp.engine.resume import settle_start
 from mmitp.engine.run import build_runner
+from mmitp.engine.window import RunLength
 from mmitp.models.slim_config import is_type, type_name
+from mmitp.registry import HOOKS
 from mmitp.values import is_count, is_number
 
 __all__ = ["dry_run", "shortened"]
 
 _STEPS = 3  # before the window, in it, after it
 _LENGTHS = {"epoch": "max_epochs", "iter": "max_iters"}
+_WINDOWS = (AdversarialHook, CollapseGuardHook, PruneHook)  # a run may be too short for them
 _RESUMED_AFTER = 1  # so that window, freeze and what comes after are gone through again
 
 
@@ -52,13 +57,14 @@ def dry_run(cfg: Config, trust: bool = False) -> str:
         start = copy.deepcopy(cfg)
         if cfg.get("resume"):  # what the run refuses to resume is refused here
             settle_start(start, trust)
-        runner = _trained(shortened(start, str(whole)), trust, seen)
+        told: list[str] = []
+        runner = _trained(shortened(start, str(whole)), trust, seen, lambda runner: told.extend(_fit(cfg, runner)))
         saved = sorted(path.name for path in whole.glob("step_*.pth"))
         again = shortened(start, str(resumed))
         again.load_from, again.resume = str(whole / f"step_{_first(again)}.pth"), True
         _trained(again, trust, _Seen())
         ends = [read_checkpoint(str(folder / saved[-1]), trust)["state_dict"] for folder in (whole, resumed)]
-        lines = _report(cfg, runner, seen, saved, _difference(*ends))
+        lines = [*_report(cfg, runner, seen, saved, _difference(*ends)), *told]
         if start.get("resume"):
             lines.insert(1, f"the run itself goes on from {start.load_from}; these are the steps of a run that begins")
         return "\n".join(lines)
@@ -194,12 +200,44 @@ class _CatchUp(Hook):
                     pass
 
 
-def _trained(cfg: Config, trust: bool, seen: _Seen) -> Runner:
+def _trained(cfg: Config, trust: bool, seen: _Seen, first: Callable[[Runner], object] | None = None) -> Runner:
     runner = build_runner(cfg, trust)
     runner.register_hook(_CatchUp())
     runner.register_hook(seen)
+    if first is not None:
+        first(runner)
     runner.train()
     return runner
+
+
+def _fit(cfg: Config, trial: Runner) -> list[str]:
+    """Asks the hooks of the run itself whether their windows fit it, which those of the trial always do.
+
+    Args:
+        cfg: the run's.
+        trial: the shortened run, of which the data set is taken.
+
+    Returns:
+        What the run will warn of.
+
+    Raises:
+        ValueError: a window does not fit.
+    """
+    loop, loader = cfg.train_cfg, cfg.train_dataloader
+    by_epoch = "max_iters" not in loop
+    if not is_count(length := loop.get("max_epochs" if by_epoch else "max_iters")):
+        raise ValueError(f"train_cfg says no length of the run in max_epochs or max_iters, got {dict(loop)}")
+    epoch = 1
+    if by_epoch:
+        dataset = trial.train_loop.dataloader.dataset
+        sampler = DATA_SAMPLERS.build(copy.deepcopy(loader.sampler), default_args=dict(dataset=dataset, seed=0))
+        batches = len(sampler) / loader.get("batch_size", 1)
+        epoch = int(batches) if loader.get("drop_last") else math.ceil(batches)
+    run = RunLength(by_epoch, length, length * epoch)
+    hooks = [hook for hook in cfg.get("custom_hooks") or [] if isinstance(hook, Mapping)]
+    ours = [hook for hook in hooks if any(is_type(hook, kind.__name__) for kind in _WINDOWS)]
+    built = [hook for hook in map(HOOKS.build, copy.deepcopy(ours)) if isinstance(hook, _WINDOWS)]
+    return [f"the run will warn: {told}" for hook in built for told in hook.check_length(run)]
 
 
 def _difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> float:

@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+from mmengine.runner import IterBasedTrainLoop, Runner
 
 from mmitp.values import is_count, is_number
+
+
+class RunLength(NamedTuple):
+    """How long a run is. Hooks with a window look at this alone, so that a dry run can ask them about the real run."""
+
+    by_epoch: bool  # its loop counts epochs
+    epochs: int
+    iterations: int
+
+    @classmethod
+    def of(cls, runner: Runner) -> RunLength:
+        """That of a run about to start."""
+        return cls(not isinstance(runner.train_loop, IterBasedTrainLoop), runner.max_epochs, runner.max_iters)
+
+    def counted(self, by_epoch: bool) -> tuple[int, str]:
+        """The run's length in epochs or iterations, and that unit's name."""
+        return (self.epochs, "epochs") if by_epoch else (self.iterations, "iterations")
 
 
 def is_part(value: float) -> bool:
@@ -36,6 +55,24 @@ def check_window(begin: float, end: float, slim_every: float | None) -> None:
             "PruneHook slim_every must be a whole number of epochs (or iterations), or a part of the window below 1, "
             f"got {slim_every!r}"
         )
+
+
+def fit_window(begin: float, end: float, length: int, unit: str) -> tuple[int, int]:
+    """PruneHook's window in whole units of a run of so many.
+
+    Raises:
+        ValueError: it is empty, or ends after the run.
+    """
+    first, last = whole_units(begin, length), whole_units(end, length)
+    if last > length:
+        early = max(round(length / 15), 1)
+        raise ValueError(
+            f"PruneHook's window ends after {last} {unit}, but the run stops at {length}. The recommended window is "
+            f"begin={early}, end={max(length // 3, early + 1)}, the paper's begin={early}, end={length * 4 // 5}"
+        )
+    if first >= last:
+        raise ValueError(f"PruneHook's window from {first} to {last} {unit} is empty: the run has {length} in all")
+    return first, last
 
 
 def run_window(hook: Mapping[str, Any], loop: Mapping[str, Any], epoch_steps: float) -> tuple[int, int, float]:

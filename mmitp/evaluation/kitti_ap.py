@@ -621,10 +621,19 @@ def _canonical(name: str) -> str:
     raise ValueError(f"{name!r} is not an evaluated class, choose from {', '.join(CLASSES)}")
 
 
+def chosen_classes(classes: str | Sequence[str]) -> list[str]:
+    """Evaluated classes as the benchmark spells them; a string is one class.
+
+    Raises:
+        ValueError: an unknown one.
+    """
+    return [_canonical(name) for name in ([classes] if isinstance(classes, str) else classes)]
+
+
 def evaluate(
     ground_truth: Sequence[GroundTruth],
     detections: Sequence[Detections],
-    classes: Sequence[str] = CLASSES,
+    classes: str | Sequence[str] = CLASSES,
     overlap: float | None = None,
 ) -> dict[str, ClassAP | None]:
     """2D AP by the official rules.
@@ -632,7 +641,7 @@ def evaluate(
     Args:
         ground_truth: one entry a frame.
         detections: one entry a frame, in the same order of frames.
-        classes: which of :data:`CLASSES` to evaluate, in any case.
+        classes: which of :data:`CLASSES` to evaluate, in any case; a string is one of them.
         overlap: intersection over union that a match has to exceed, for every class, in place of the official 0.7 for
             cars and 0.5 for the others: how much of an AP is lost to loose boxes.
 
@@ -644,7 +653,7 @@ def evaluate(
         ValueError: frames or fields that do not fit together, boxes or scores that are not finite, an unknown class,
             an overlap outside of [0, 1).
     """
-    names = [_canonical(name) for name in classes]
+    names = chosen_classes(classes)
     scene = _flatten(ground_truth, detections, overlap)
     result: dict[str, ClassAP | None] = {}
     for name in names:
@@ -668,7 +677,7 @@ def evaluate_folders(
     gt_dir: str | os.PathLike[str],
     dt_dir: str | os.PathLike[str],
     frames: Sequence[str] | None = None,
-    classes: Sequence[str] = CLASSES,
+    classes: str | Sequence[str] = CLASSES,
     overlap: float | None = None,
 ) -> dict[str, ClassAP | None]:
     """:func:`evaluate` on folders of KITTI text files.

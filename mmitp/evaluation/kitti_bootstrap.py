@@ -75,7 +75,7 @@ def bootstrap(
     ground_truth: Sequence[GroundTruth],
     detections: Sequence[Detections],
     times: Int64Array,
-    classes: Sequence[str] = CLASSES,
+    classes: str | Sequence[str] = CLASSES,
     overlap: float | None = None,
 ) -> dict[str, Draws | None]:
     """AP of every draw, equal to :func:`mmitp.evaluation.kitti_ap.evaluate` of the drawn multiset of frames.
@@ -93,7 +93,7 @@ def bootstrap(
     Raises:
         ValueError: as :func:`mmitp.evaluation.kitti_ap.evaluate`, or ``times`` of another number of frames.
     """
-    names = [kitti_ap._canonical(name) for name in classes]
+    names = kitti_ap.chosen_classes(classes)
     if times.ndim != 2 or times.shape[1] != len(ground_truth):
         raise ValueError(f"times must have shape (draws, {len(ground_truth)}), a column a frame, got {times.shape}")
     scene = kitti_ap._flatten(ground_truth, detections, overlap)

@@ -1,6 +1,7 @@
 """A trial of a config: every phase once, nothing left behind, and what would stop the run hours later stops it now."""
 
 import collections
+import contextlib
 import copy
 import importlib.util
 import os
@@ -142,6 +143,39 @@ def test_attacks_keep_their_order(tmp_path, windows, shortened_to, by_epoch):
     unit = 1 if by_epoch else 2
     found = [(hook.begin, hook.end) for hook in shortened(cfg, "x").custom_hooks[1:]]
     assert found == [(begin * unit, end and end * unit) for begin, end in shortened_to]
+
+
+PRUNE = dict(b=10, on_miss="project")
+GUARD = dict(type="mmitp.CollapseGuardHook", interval=9)
+
+
+@pytest.mark.parametrize(
+    ("prune", "hooks", "refused"),
+    [
+        (dict(PRUNE, begin=20, end=240), [], "window ends after 240 epochs, but the run stops at 6"),
+        (dict(PRUNE, begin=0.41, end=0.49), [], None),
+        (dict(PRUNE, begin=0.42, end=0.45), [], "window from 3 to 3 epochs is empty"),
+        # 40 images in batches of 8: 30 iterations
+        (dict(PRUNE, begin=2, end=31, by_epoch=False), [], "ends after 31 iterations, but the run stops at 30"),
+        (dict(PRUNE, begin=1, end=3), [dict(ATTACK, begin=6, end=None)], "attacks nothing: the run ends after 6"),
+        (dict(PRUNE, begin=1, end=3), [dict(ATTACK, begin=2), dict(GUARD, interval=3, by_epoch=True)], None),
+    ],
+)  # fmt: skip
+def test_windows_that_the_run_refuses_are_refused(tmp_path, prune, hooks, refused):
+    cfg = tiny_config(tmp_path, hooks=hooks)
+    cfg.custom_hooks[0].update(prune)
+    with contextlib.nullcontext() if refused is None else pytest.raises(ValueError, match=refused):
+        dry_run(cfg)
+
+
+def test_what_the_run_warns_of_is_told(tmp_path):
+    said = dry_run(tiny_config(tmp_path, hooks=[dict(ATTACK, begin=5, end=9, warmup=2), GUARD])).splitlines()
+    assert said[-3:] == [
+        "the run will warn: AdversarialHook(end=9): the run ends before, after 6 epochs",
+        "the run will warn: AdversarialHook(begin=5, warmup=2): the attack never reaches its full size, since it ends "
+        "at 6 epochs",
+        "the run will warn: CollapseGuardHook(interval=9) never probes: the run ends after 6 epochs",
+    ]
 
 
 @pytest.mark.parametrize(

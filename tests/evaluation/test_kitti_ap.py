@@ -266,6 +266,9 @@ class TestNotEvaluated:
         detections = [dt(("Car", (-1, 0, 100, 100), 0.5)), dt(("Car", BOX, 0.1))]
         assert first_precision([FOUND_GT, gt()], detections) == 1
 
+    def test_a_string_is_one_class(self):
+        assert list(evaluate([FOUND_GT], [FOUND_DT], "car")) == ["Car"]
+
     def test_no_frames(self):
         assert evaluate([], [], ["Cyclist"]) == {"Cyclist": None}
 

@@ -82,8 +82,9 @@ def test_one_class_detector(label_dir):
     ]
 
 
-def test_classes_and_prefix_by_argument(label_dir):
-    metric = evaluator(None, label_dir=str(label_dir), classes=["Car"], prefix="val")
+@pytest.mark.parametrize("classes", [["Car"], "Car"])
+def test_classes_and_prefix_by_argument(label_dir, classes):
+    metric = evaluator(None, label_dir=str(label_dir), classes=classes, prefix="val")
     assert run(metric, [sample(0, (0, (0, 0, 100, 100), 0.5))])["val/Car_R11_hard"] == pytest.approx(100 / 11)
 
 

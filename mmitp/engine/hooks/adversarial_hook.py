@@ -10,7 +10,7 @@ import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmitp.attacks import attack_mode, check_pixels, fgsm_rs, n_fgsm, pgd
@@ -30,6 +30,7 @@ from mmitp.engine.attack import (
     training_loss,
     unwrap,
 )
+from mmitp.engine.window import RunLength
 from mmitp.registry import HOOKS
 from mmitp.values import is_count, is_number, unlike
 
@@ -175,10 +176,9 @@ class AdversarialHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Attach to the preprocessor (the model is wrapped and loaded by now)."""
-        if self.by_epoch and not isinstance(runner.train_loop, EpochBasedTrainLoop):
-            raise ValueError("AdversarialHook(by_epoch=True) needs an epoch-based loop: set by_epoch=False")
         self._detach()
-        self._check_window(runner)
+        for told in self.check_length(RunLength.of(runner)):
+            runner.logger.warning(told)
         self._check_others(runner)
         self._runner = runner
         self._fits, self._dark, self._finite = False, 0, None
@@ -233,22 +233,30 @@ class AdversarialHook(Hook):
                 raise ValueError(f"{runner._load_from}: {problem}")
             self.switch(**{key: state[key] for key in example})
 
-    def _check_window(self, runner: Runner) -> None:
-        unit = "epochs" if self.by_epoch else "iterations"
-        length = runner.max_epochs if self.by_epoch else runner.max_iters
+    def check_length(self, run: RunLength) -> list[str]:
+        """What is to be told of the attack's window in a run, a sentence each.
+
+        Raises:
+            ValueError: it begins after the run's end; ``by_epoch=True`` in a loop by iterations.
+        """
+        if self.by_epoch and not run.by_epoch:
+            raise ValueError("AdversarialHook(by_epoch=True) needs an epoch-based loop: set by_epoch=False")
+        length, unit = run.counted(self.by_epoch)
         if self.begin >= length:
             raise ValueError(
                 f"AdversarialHook(begin={self.begin:g}) attacks nothing: the run ends after {length} {unit}, counted "
                 "from 0. Set begin below that, or leave the hook out"
             )
+        told = []
         close = length if self.end is None else min(self.end, length)
         if self.end is not None and self.end > length:
-            runner.logger.warning(f"AdversarialHook(end={self.end:g}): the run ends before, after {length} {unit}")
+            told.append(f"AdversarialHook(end={self.end:g}): the run ends before, after {length} {unit}")
         if self.begin + self.warmup > close:
-            runner.logger.warning(
+            told.append(
                 f"AdversarialHook(begin={self.begin:g}, warmup={self.warmup:g}): the attack never reaches its full "
                 f"size, since it ends at {close:g} {unit}"
             )
+        return told
 
     def _check_others(self, runner: Runner) -> None:
         """Two hooks may follow each other, but not attack the same images."""

@@ -18,6 +18,7 @@ from mmitp.attacks.arguments import check_arguments
 from mmitp.engine.attack import ImageBatch, class_labels, logits_of, samples_of, training_loss, unwrap
 from mmitp.engine.hooks.adversarial_hook import AdversarialHook
 from mmitp.engine.hooks.prune_hook import STOPPED
+from mmitp.engine.window import RunLength
 from mmitp.pruning.rng import kept_rng
 from mmitp.pruning.verify import eval_mode
 from mmitp.registry import HOOKS
@@ -124,7 +125,8 @@ class CollapseGuardHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Find the attack and the batches to probe."""
         self._stopped = False
-        self._check_interval(runner)
+        for told in self.check_length(RunLength.of(runner)):
+            runner.logger.warning(told)
         attacks = [hook for hook in runner.hooks if isinstance(hook, AdversarialHook)]
         if len(attacks) != 1:
             raise ValueError(f"CollapseGuardHook needs exactly one AdversarialHook in the run, found {len(attacks)}")
@@ -146,17 +148,21 @@ class CollapseGuardHook(Hook):
         if not self._batches:
             self._batches = _draw(runner.train_dataloader, self.num_batches)
 
-    def _check_interval(self, runner: Runner) -> None:
-        if self.by_epoch and not isinstance(runner.train_loop, EpochBasedTrainLoop):
+    def check_length(self, run: RunLength) -> list[str]:
+        """What is to be told of the probes in a run, a sentence each.
+
+        Raises:
+            ValueError: ``by_epoch=True`` in a loop by iterations.
+        """
+        if self.by_epoch and not run.by_epoch:
             raise ValueError(
                 "CollapseGuardHook(by_epoch=True) needs an epoch-based loop: set by_epoch=False, and interval to the "
                 "iterations between probes"
             )
-        length, unit = (runner.max_epochs, "epochs") if self.by_epoch else (runner.max_iters, "iterations")
-        if self.interval > length:
-            runner.logger.warning(
-                f"CollapseGuardHook(interval={self.interval}) never probes: the run ends after {length} {unit}"
-            )
+        length, unit = run.counted(self.by_epoch)
+        if self.interval <= length:
+            return []
+        return [f"CollapseGuardHook(interval={self.interval}) never probes: the run ends after {length} {unit}"]
 
     def after_train(self, runner: Runner) -> None:
         """Save what a stop has restored: the run may end between two saves."""

@@ -15,7 +15,7 @@ from mmengine.dist import broadcast, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook, Hook, LoggerHook
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from mmitp.engine.attack import unwrap
@@ -23,7 +23,7 @@ from mmitp.engine.calibrate import calibration
 from mmitp.engine.example import blank_example, example_inputs
 from mmitp.engine.prune_log import tell_freeze, tell_groups, tell_ratio
 from mmitp.engine.surgery import require_same_training, require_slimmable, slim_runner, without_runner_hooks
-from mmitp.engine.window import check_window, is_part, whole_units
+from mmitp.engine.window import RunLength, check_window, fit_window, is_part
 from mmitp.files import write_whole
 from mmitp.models.slim_config import is_masked, slim_config
 from mmitp.pruning import MacBudget, MaskedLayer, SlimPlan, masked_layers
@@ -216,22 +216,11 @@ class PruneHook(Hook):
         ]
 
     def _check_window(self, runner: Runner) -> None:
-        self.by_iter = isinstance(runner.train_loop, IterBasedTrainLoop) or not self.by_epoch
-        unit, last = ("iterations", runner.max_iters) if self.by_iter else ("epochs", runner.max_epochs)
-        begin, end = (whole_units(bound, last) for bound in self.window)
-        if end > last:
-            first = max(round(last / 15), 1)
-            raise ValueError(
-                f"PruneHook's window ends after {end} {unit}, but the run stops at {last}. The recommended window is "
-                f"begin={first}, end={max(last // 3, first + 1)}, the paper's begin={first}, end={last * 4 // 5}"
-            )
-        if begin >= end:
-            raise ValueError(f"PruneHook's window from {begin} to {end} {unit} is empty: the run has {last} in all")
-        if self.by_iter and self.interval == "epoch":
-            raise ValueError(
-                "PruneHook interval='epoch' needs a loop by epochs and by_epoch=True; with iterations use 'iter'"
-            )
-        self.begin, self.end = begin, end
+        run = RunLength.of(runner)
+        self.by_iter = not (run.by_epoch and self.by_epoch)
+        self.check_length(run)
+        last, unit = run.counted(not self.by_iter)
+        begin, end = self.begin, self.end = fit_window(*self.window, last, unit)
         self.length = 1 if self.by_iter else len(runner.train_dataloader)
         self.window_steps = max((end - begin) * self.length // self._accumulation(runner), 1)
         if self.interval == "epoch":
@@ -244,6 +233,20 @@ class PruneHook(Hook):
             self._require_same_outcome(self._pending)
             if isinstance(self.cost, LatencyCost) and self._state.get("counted") is not None:
                 self.cost.counted = self._state["counted"]
+
+    def check_length(self, run: RunLength) -> list[str]:
+        """Whether the window fits a run; nothing to be told of if it does.
+
+        Raises:
+            ValueError: it is empty or ends after the run; ``interval='epoch'`` where iterations are counted.
+        """
+        by_epoch = run.by_epoch and self.by_epoch
+        fit_window(*self.window, *run.counted(by_epoch))
+        if not by_epoch and self.interval == "epoch":
+            raise ValueError(
+                "PruneHook interval='epoch' needs a loop by epochs and by_epoch=True; with iterations use 'iter'"
+            )
+        return []
 
     @staticmethod
     def _accumulation(runner: Runner) -> int:

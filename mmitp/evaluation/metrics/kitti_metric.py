@@ -45,8 +45,8 @@ class KittiMetric(BaseMetric):
         label_dir: Folder of the label files ``<frame>.txt``, relative to ``data_root``. The frame is the stem of the
             sample's ``img_path``, or its ``img_id``.
         data_root: Prefix of ``label_dir``.
-        classes: Names of the detector's labels, in order; by default those of the data set's ``metainfo``. Those that
-            the benchmark evaluates (Car, Pedestrian, Cyclist, in any case) are.
+        classes: Names of the detector's labels, in order (a string is one); by default those of the data set's
+            ``metainfo``. Those that the benchmark evaluates (Car, Pedestrian, Cyclist, in any case) are.
         outfile_prefix: Folder to write official result files to, one ``<frame>.txt`` a frame; none by default.
         format_only: Only write the files (test images have no labels); no metrics then.
         collect_device: Where results of several processes are gathered, ``'cpu'`` or ``'gpu'``.
@@ -63,7 +63,7 @@ class KittiMetric(BaseMetric):
         self,
         label_dir: str = "training/label_2",
         data_root: str = "",
-        classes: Sequence[str] | None = None,
+        classes: str | Sequence[str] | None = None,
         outfile_prefix: str | None = None,
         format_only: bool = False,
         collect_device: str = "cpu",
@@ -73,7 +73,7 @@ class KittiMetric(BaseMetric):
         if format_only and outfile_prefix is None:
             raise ValueError("format_only writes result files and nothing else: say where with outfile_prefix")
         self.label_dir = Path(data_root) / label_dir
-        self.classes = None if classes is None else tuple(classes)
+        self.classes = (classes,) if isinstance(classes, str) else None if classes is None else tuple(classes)
         self.outfile_prefix = None if outfile_prefix is None else Path(outfile_prefix)
         self.format_only = format_only
         self._ground_truth: dict[str, kitti_ap.GroundTruth] = {}
