@@ -36,6 +36,12 @@ PGD = ((20, 1), (50, 10))
 WIDE = ("model.backbone.base_channels=32", "model.head.in_channels=128")
 
 
+def narrow(*widths: int) -> tuple[str, str]:
+    """Options of a control: the stages' widths, found as ``narrow_widths`` in sweep.py finds them."""
+    listed = ",".join(map(str, widths))
+    return f"model.backbone.base_channels=({listed})", f"model.head.in_channels={widths[-1]}"
+
+
 class RowSpec(NamedTuple):
     """A row as the command line shows it; fields as :class:`cifar_run.Row`'s."""
 
@@ -44,13 +50,19 @@ class RowSpec(NamedTuple):
     options: tuple[str, ...] = ()
     clean_weight: float = 0.0
     robust: bool = False
+    control: bool = False
 
+
+BRIEF = ("custom_hooks.0.begin=1", "custom_hooks.0.end=2")
 
 ROWS = (
     RowSpec("dense", "resnet20_cifar10"),
+    RowSpec("psi30_early", "resnet20_cifar10_psi30_early"),
+    RowSpec("narrow30", "resnet20_cifar10", narrow(9, 17, 34), control=True),
     RowSpec("psi20_b50", "resnet20_cifar10_psi20_b50"),
     RowSpec("psi20_b10", "resnet20_cifar10_psi20_b10"),
-    RowSpec("psi30_early", "resnet20_cifar10_psi30_early"),
+    RowSpec("narrow20", "resnet20_cifar10", narrow(7, 14, 29), control=True),
+    RowSpec("psi30_brief", "resnet20_cifar10_psi30_early", BRIEF),
     RowSpec("fastat", "resnet20_cifar10_fastat", robust=True),
     RowSpec("fastat_psi50", "resnet20_cifar10_fastat_psi50", robust=True),
     RowSpec("fastat_half", "resnet20_cifar10_fastat", (), 0.5, True),
@@ -59,6 +71,7 @@ ROWS = (
     RowSpec("fastat_wide", "resnet20_cifar10_fastat", WIDE, 0.0, True),
     RowSpec("fastat_psi50_wide", "resnet20_cifar10_fastat_psi50", WIDE, 0.0, True),
     RowSpec("resnet56_psi50_early", "resnet56_cifar10_psi50_early"),
+    RowSpec("resnet56_narrow50", "resnet56_cifar10", narrow(11, 23, 45), control=True),
 )
 
 
@@ -119,7 +132,8 @@ def train_rows(bench: Bench, args: argparse.Namespace) -> None:
     for seed in args.seeds:
         for spec in (r for r in ROWS if r.name in args.rows):
             attacks = tuple(Attack(*(min(n, 2) for n in pgd) if bench.dry else pgd) for pgd in PGD if spec.robust)
-            row = Row(spec.name, spec.config, spec.options, spec.clean_weight, published(spec.config), attacks)
+            told_of = {} if spec.control else published(spec.config)
+            row = Row(spec.name, spec.config, spec.options, spec.clean_weight, told_of, attacks, spec.control)
             wanted.append(partial(start, row, seed, data, bench, folder, args.bf16, about))
     left = share(wanted, args.together, bench, told)
     if left:

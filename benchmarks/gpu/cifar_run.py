@@ -18,7 +18,7 @@ import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,8 @@ class Row:
         clean_weight: part of the loss that is taken on the images as they are; the rest is on attacked ones.
         published: what the paper reports of the config.
         attacks: that its end is evaluated under.
+        control: whether the options give the widths of a control. Its operations and parameters are counted beside
+            those of the config without them.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Row:
     clean_weight: float = 0.0
     published: Mapping[str, Any] = field(default_factory=dict)
     attacks: tuple[Attack, ...] = ()
+    control: bool = False
 
 
 @dataclass
@@ -161,7 +164,8 @@ class Run:
         self.batch_size = int(self.cfg.train_dataloader.batch_size)
         self.state = State()
         init_default_scope(self.cfg.default_scope)
-        self.dense = sizes(MODELS.build(dense_model(self.cfg)))
+        whole = config_of(replace(row, options=())) if row.control else self.cfg
+        self.dense = sizes(MODELS.build(dense_model(whole)))
         set_random_seed(seed)
         self._build()
         self.generator = torch.Generator(self.device)

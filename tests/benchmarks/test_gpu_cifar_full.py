@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -33,7 +34,8 @@ def data(root: Path) -> Any:
 
 def row_of(name: str) -> Any:
     spec = next(row for row in module("cifar_full").ROWS if row.name == name)
-    return module("cifar_run").Row(spec.name, spec.config, spec.options, spec.clean_weight)
+    row = module("cifar_run").Row(spec.name, spec.config, spec.options, spec.clean_weight)
+    return dataclasses.replace(row, control=spec.control)
 
 
 def toy(name: str) -> Any:
@@ -72,6 +74,12 @@ def test_a_run_trains_what_the_hooks_train(name: str, data: Any, root: Path, tmp
     for key, value in theirs.items():
         assert torch.allclose(ours[key].double(), value.double(), rtol=1e-4, atol=1e-5), key
     assert run.state.figures["macs_kept"] < run.dense["macs"] // 2 + 1
+
+
+@pytest.mark.parametrize(("name", "kept"), [("narrow30", 0.2977), ("narrow20", 0.1983), ("resnet56_narrow50", 0.4949)])
+def test_a_control_is_counted_beside_the_full_width(name: str, kept: float, data: Any, tmp_path: Path) -> None:
+    run = module("cifar_run").Run(row_of(name), 0, data, "cpu", tmp_path)
+    assert module("measured").sizes(run.model)["macs"] / run.dense["macs"] == pytest.approx(kept, abs=1e-4)
 
 
 @pytest.mark.parametrize(("name", "after"), [("fastat_psi50_half", 1), ("psi30_early", 2)])
@@ -276,9 +284,13 @@ def test_rows_name_configs_of_300_epochs_that_exist() -> None:
     for name in names:
         cfg = cifar_run.config_of(row_of(name))
         assert cfg.train_cfg.max_epochs == 300
-        wide = name.endswith("wide")
-        assert cfg.model.backbone.get("base_channels", 16) == (32 if wide else 16)
-        assert cfg.model.head.in_channels == (128 if wide else 64)
+        wide, channels = name.endswith("wide"), cfg.model.backbone.get("base_channels", 16)
+        if row_of(name).control:
+            assert cfg.model.head.in_channels == channels[-1]
+            assert "custom_hooks" not in cfg
+        else:
+            assert channels == (32 if wide else 16)
+            assert cfg.model.head.in_channels == (128 if wide else 64)
         assert bool(row_of(name).clean_weight) == name.endswith("half")
     assert module("cifar_full").published("resnet20_cifar10_psi20_b50") == {
         "ops, paper": 0.17,
