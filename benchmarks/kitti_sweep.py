@@ -6,7 +6,7 @@
     python benchmarks/kitti_sweep.py latency [--only PATTERN ...] [--rounds 100]
     python benchmarks/kitti_sweep.py compare [--only PATTERN ...]
     python benchmarks/kitti_sweep.py fit [--only PATTERN ...]
-    python benchmarks/kitti_sweep.py robust [--only PATTERN ...] [--images 128]
+    python benchmarks/kitti_sweep.py robust [--only PATTERN ...] [--images 128] [--attacks "PGD-20 eps 2" ...]
     python benchmarks/kitti_sweep.py publish [--only PATTERN ...]
     python benchmarks/kitti_sweep.py table [--write | --check]
 
@@ -28,9 +28,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +69,8 @@ CLASSES = ("Car", "Pedestrian", "Cyclist")
 #: steps of PGD and eps in pixels/255, in the order in which they are worked off; no steps are no attack
 CLEAN = (0, 0.0)
 ATTACKS = ((20, 2.0), (10, 2.0), (20, 4.0), (20, 8.0), (10, 4.0), (10, 8.0))
+#: of the validation set, spread evenly: what attacks are tested on
+IMAGES = 128
 #: cars are evaluated above this overlap, too (official: 0.7): how much of a difference are loose boxes
 LOOSE = 0.5
 LABELS, SPLIT = "data/kitti/training/label_2", "data/kitti/ImageSets/val.txt"
@@ -272,8 +276,9 @@ def fit(sweep: Sweep, chosen: list[Run]) -> None:
         say(f"{run.name}: on the training frames {entry}")
 
 
-def robust(sweep: Sweep, chosen: list[Run], images: int) -> None:
-    """Tests finished networks under PGD of the training loss, for their metrics files (``robust``).
+def robust(sweep: Sweep, chosen: list[Run], images: int = IMAGES, only: Sequence[str] | None = None) -> None:
+    """Tests finished networks under PGD of the training loss, for their metrics files (``robust``; ``robust_N`` for
+    another number of images than the usual one).
 
     The networks are those that the runs left: the slimmed ones where masks were cut out. Each is attacked through
     itself, step eps / 4, one restart, by every attack of :data:`ATTACKS`. Its detections are kept in ``--work`` and
@@ -283,6 +288,7 @@ def robust(sweep: Sweep, chosen: list[Run], images: int) -> None:
         sweep: where metrics, work folders and configs are.
         chosen: the runs.
         images: of the validation set, spread evenly.
+        only: names of the attacks (:func:`attacked_by`); all by default.
     """
     import torch
     from measured import write_json
@@ -292,10 +298,10 @@ def robust(sweep: Sweep, chosen: list[Run], images: int) -> None:
     torch.set_num_threads(1)
     for run in (run for run in chosen if run.shown and sweep.finished(run)):
         known = read(sweep.out, run.name) or {}
-        done = known.get("robust", {})
-        if done.get("images") != images:
-            done = dict(images=images)
-        todo = [attack for attack in ATTACKS if attacked_by(*attack) not in done]
+        key = "robust" if images == IMAGES else f"robust_{images}"
+        done = known.get(key, dict(images=images))
+        wanted = [attack for attack in ATTACKS if only is None or attacked_by(*attack) in only]
+        todo = [attack for attack in wanted if attacked_by(*attack) not in done]
         if not todo:
             continue
         folder = sweep.work / run.name / f"attacked_{images}"
@@ -316,8 +322,8 @@ def robust(sweep: Sweep, chosen: list[Run], images: int) -> None:
                     loop.run()
                 largest = log.largest
             figures = evaluated(folder / name, *CLASSES, split=frames)
-            done[name] = {**{key: figures.get(key) for key in CLASSES}, "largest_change": round(largest, 3)}
-            write_json(sweep.out / f"{run.name}.json", {**(read(sweep.out, run.name) or {}), "robust": done})
+            done[name] = {**{label: figures.get(label) for label in CLASSES}, "largest_change": round(largest, 3)}
+            write_json(sweep.out / f"{run.name}.json", {**(read(sweep.out, run.name) or {}), key: done})
             say(f"{run.name}: {name}, Car moderate R40 {cell(done[name], 'Car', 1)}")
 
 
@@ -344,8 +350,9 @@ def robust_table(runs: list[Run], out: Path) -> str:
         "|---|---|---|---|" + "---|" * len(names),
     ]
     for run in runs:
-        tested = (read(out, run.name) or {}).get("robust", {})
-        for name in CLASSES if tested else ():
+        known = read(out, run.name) or {}
+        tests = [known[key] for key in sorted(known) if key == "robust" or key.startswith("robust_")]
+        for tested, name in itertools.product(tests, CLASSES):
             cells = [cell(tested[attack], name, 1) if attack in tested else "not tested" for attack in names]
             first = [run.row if name == CLASSES[0] else "", str(run.seed), str(tested["images"]), name]
             lines.append(f"| {' | '.join([*first, *cells])} |")
@@ -454,7 +461,8 @@ def table(runs: list[Run], out: Path) -> str:
 def main() -> None:
     more = ("compare", "fit", "publish", "robust")
     parser, arguments = command_line(__doc__, METRICS, "work_dirs/kitti1348", 12, more=more)
-    arguments["robust"].add_argument("--images", type=int, default=128, help="of the validation set, spread evenly")
+    arguments["robust"].add_argument("--images", type=int, default=IMAGES, help="of the validation set, spread evenly")
+    arguments["robust"].add_argument("--attacks", nargs="+", choices=[attacked_by(*attack) for attack in ATTACKS])
     args = parser.parse_args()
     runs = declared()
     if args.command == "table":
@@ -479,7 +487,7 @@ def main() -> None:
         fit(sweep, chosen)
         return
     if args.command == "robust":
-        robust(sweep, chosen, args.images)
+        robust(sweep, chosen, args.images, args.attacks)
         return
     if args.command == "publish":
         publish(sweep, chosen, WEIGHTS)

@@ -95,6 +95,7 @@ def test_a_measured_detector_run_is_slimmed_and_judged_with_intervals(
     assert list(seen) == ["Car", "Pedestrian", "Cyclist"]
 
     monkeypatch.setattr(kitti_sweep, "ATTACKS", ((1, 2.0), (2, 4.0)))
+    monkeypatch.setattr(kitti_sweep, "IMAGES", 1)
     monkeypatch.setattr(kitti_sweep, "ROOT", root.parent)
     monkeypatch.setattr(kitti_sweep, "LABELS", f"{root.name}/training/label_2")
     sweeping = sweep.Sweep([run], tmp_path, tmp_path, configs=CONFIGS)
@@ -112,6 +113,13 @@ def test_a_measured_detector_run_is_slimmed_and_judged_with_intervals(
     assert row.count("|") == 8
     kitti_sweep.robust(sweeping, [run], 1)  # nothing is left to do
     assert json.loads((tmp_path / "run.json").read_text())["robust"] == tested
+    kitti_sweep.robust(sweeping, [run], 2, ["PGD-1 eps 2"])  # on more images: beside those
+    known = json.loads((tmp_path / "run.json").read_text())
+    assert known["robust"] == tested
+    assert list(known["robust_2"]) == ["images", "clean", "PGD-1 eps 2"]
+    rows = kitti_sweep.robust_table([run], tmp_path).splitlines()[2:]
+    assert [cells.split(" | ")[1:4] for cells in rows[::3]] == [["0", "1", "Car"], ["0", "2", "Car"]]
+    assert rows[3].endswith("not tested |")
     assert kitti_sweep.robust_table([run], tmp_path / "none") == "Not tested yet.\n"
 
 
@@ -151,6 +159,7 @@ def test_rtmdet_starts_from_another_runs_average_and_is_tested_with_its_own(
         return cfg
 
     monkeypatch.setattr(driver, "config_of", at_toys)
+    monkeypatch.setattr(driver, "IMAGES", 1)
     sweeping = sweep.Sweep([start, run], tmp_path, tmp_path, configs=CONFIGS, figure="ap")
     driver.robust(sweeping, [run], 1)
     assert list(json.loads((tmp_path / f"{run.name}.json").read_text())["robust"]) == ["images", "clean", "PGD-1 eps 2"]
