@@ -9,7 +9,6 @@ output holds scatters into zeros that nobody reads.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from .masks import NOT_FINITE, remove_banks
 from .needs import channel_masked
 from .reparam import guard_reparameterization
 from .slim_layers import SlimLayer
-from .verify import difference, difference_in_double
+from .verify import copy_of, difference, difference_in_double
 
 logger = logging.getLogger(__name__)
 
@@ -342,7 +341,7 @@ def checked(
     # A network that did not bear narrower tensors when it was cut need not try them again.
     for whole_tensors in (True,) if budget.whole_tensors else (False, True):
         plan = plan_slim(model, budget, whole_tensors, pattern)
-        small = apply_plan(copy.deepcopy(model), plan, keep_masks=pattern is not None)
+        small = apply_plan(copy_of(model), plan, keep_masks=pattern is not None)
         problems = [_real_difference(model, small, example) for example in examples]
         if not any(problems):
             return small, plan, whole_tensors

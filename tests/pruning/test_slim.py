@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -237,3 +238,22 @@ def test_a_network_that_looks_at_the_width_of_its_tensors_keeps_them(caplog: pyt
     assert "narrow tensors do not suit Scaled" in caplog.text
     assert small.a.weight.shape[0] == 5  # computes what is read, and fills up with zeros
     torch.testing.assert_close(small(x), net(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_a_network_that_holds_tensors_of_the_last_pass_slims(norm: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 1), norm(nn.Conv2d(8, 8, 1)), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = [self.c(self.b(self.a(x)).relu())]
+            return self.seen[0]
+
+    net, x = mask_model(Net()), torch.randn(1, 3, 4, 4)
+    net.c.prune_mask.data[:3] = -1
+    budget = MacBudget(net, x)
+    net(x).sum().backward()
+    assert slim(net, x, budget).c.in_channels == 5
