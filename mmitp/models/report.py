@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from mmengine import Config, MessageHub
 from mmengine.optim import OptimWrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from torch import nn
 
-from mmitp.engine.config import require_keys
+from mmitp.engine.config import enter_scope, require_keys
 from mmitp.engine.example import image_channels
 from mmitp.models.slim_config import drop_pretrained, is_masked
 from mmitp.pruning.rng import kept_rng
@@ -31,7 +31,7 @@ def build_masked(cfg: Config, linear: bool = False) -> nn.Module:
         ValueError: the config has no model, or no layer of it can be masked.
     """
     require_keys(cfg, ["model"], "to report on")
-    init_default_scope(cfg.get("default_scope") or "mmengine")
+    enter_scope(cfg)
     model = copy.deepcopy(cfg.model)
     if cfg.get("data_preprocessor") is not None:
         model.setdefault("data_preprocessor", copy.deepcopy(cfg.data_preprocessor))  # as the Runner does
