@@ -53,8 +53,9 @@ def is_type(node: Any, name: str) -> bool:
 
 
 def prune_hook_of(cfg: Mapping[str, Any]) -> Any:
-    """A config's settings of PruneHook, or None."""
-    return next((hook for hook in cfg.get("custom_hooks") or [] if is_type(hook, "PruneHook")), None)
+    """A config's settings of PruneHook, or None; mmengine takes it among the default hooks as well."""
+    hooks = [*(cfg.get("custom_hooks") or []), *(cfg.get("default_hooks") or {}).values()]
+    return next((hook for hook in hooks if is_type(hook, "PruneHook")), None)
 
 
 def is_masked(model: Any) -> bool:
@@ -73,6 +74,8 @@ def slim_config(cfg: Config, plan: SlimPlan) -> Config:
     drop_pretrained(model)
     model.update(type="mmitp.SlimModel", of=type_name(model.of), slim=plan.spec())
     out.custom_hooks = [h for h in out.get("custom_hooks") or [] if not is_type(h, "PruneHook")]
+    for name in [name for name, hook in (out.get("default_hooks") or {}).items() if is_type(hook, "PruneHook")]:
+        del out.default_hooks[name]
     imports = dict(out.get("custom_imports") or {})
     names = imports.get("imports") or []
     names = [names] if isinstance(names, str) else list(names)

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mmitp.models  # noqa: F401  registers types
 from mmitp.engine.example import blank_example
 from mmitp.models.masked import MaskedModel
-from mmitp.models.slim_config import config_text, drop_pretrained, save_slim, slim_config
+from mmitp.models.slim_config import config_text, drop_pretrained, prune_hook_of, save_slim, slim_config
 from mmitp.pruning import (
     MacBudget,
     MaskedConv2d,
@@ -254,3 +254,10 @@ def test_pretrained_weights_in_lists_and_of_timm_are_left_out_too() -> None:
     )
     drop_pretrained(node)
     assert node == dict(init_cfg=[dict(type="Constant")], neck=dict(pretrained=False))
+
+
+def test_a_pruning_hook_among_the_default_hooks_is_one() -> None:
+    hooks = dict(logger=dict(type="LoggerHook"), prune=dict(type="mmitp.PruneHook", target=0.5), timer=None)
+    cfg = Config(dict(model=dict(type="mmitp.MaskedModel", of="mmdet.FCOS"), default_hooks=hooks))
+    assert prune_hook_of(cfg).target == 0.5
+    assert slim_config(cfg, SlimPlan()).default_hooks == dict(logger=dict(type="LoggerHook"), timer=None)
