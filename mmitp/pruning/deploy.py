@@ -26,7 +26,8 @@ def fold_norms(model: nn.Module, example_inputs: Any) -> nn.Module:
 
     ``y = s * (W x + c - mean) + b`` with ``s = gamma / sqrt(var + eps)`` becomes ``(s W) x + s (c - mean) + b``. One
     pass of the example shows which layer's output goes to which norm and to nothing else; other norms stay, and so does
-    one whose channels are not the layer's (``BatchNorm1d`` over the positions of a sequence). The copy
+    one whose channels are not the layer's (``BatchNorm1d`` over the positions of a sequence), and one that a forward
+    hook reads or changes, or whose layer's output one does. The copy
     computes what the model computes (checked here on the example); it is for inference, its training would differ.
 
     Args:
@@ -103,11 +104,18 @@ class _Reads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _hooked(module: nn.Module) -> bool:
+    """Whether hooks read or change what a layer gives, or what a norm takes and gives: folding would pass them by."""
+    hooks = [hook for hook in module._forward_hooks.values() if not getattr(hook, "of_empty_layers", False)]
+    return bool(hooks) or isinstance(module, _BatchNorm) and bool(module._forward_pre_hooks)
+
+
 @kept_rng()
 @torch.no_grad()
 def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, _BatchNorm]:
     """Layer -> the norm that alone reads its output, at every call, and reads nothing else."""
     reads = _Reads()
+    hooked = {module for module in model.modules() if _hooked(module)}
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         if reads.depth == 0:
@@ -151,7 +159,7 @@ def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, _BatchNorm]
     pairs: dict[nn.Module, _BatchNorm] = {}
     for layer, norms in fate.items():
         (norm, *others) = norms
-        if others or not isinstance(norm, _BatchNorm) or norm.running_mean is None:
+        if others or not isinstance(norm, _BatchNorm) or norm.running_mean is None or {layer, norm} & hooked:
             continue
         if set(sources.get(norm, [])) == {layer} and not any(id(p) in shared for p in layer.parameters()):
             pairs[layer] = norm
