@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         model = build_masked(cfg, args.linear)
     except ValueError as error:
-        raise UserError(f"{args.config}: {error}" + ("" if args.linear else "; see --linear")) from error
+        hint = "" if args.linear or isinstance(error, UserError) else "; see --linear"
+        raise UserError(f"{args.config}: {error}{hint}") from error
     shape = tuple(args.shape or input_shape(cfg, (320, 320) if is_detector(model) else (224, 224)))
     example = blank_example(model, shape)
     print(f"{type(model).__name__} of {args.config} at {shape[0]}x{shape[1]}, batch 1")

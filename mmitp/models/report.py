@@ -12,9 +12,10 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from torch import nn
 
+from mmitp.engine.cli import UserError
 from mmitp.engine.config import enter_scope, require_keys
 from mmitp.engine.example import image_channels
-from mmitp.models.slim_config import drop_pretrained, is_masked
+from mmitp.models.slim_config import drop_pretrained, is_masked, is_type
 from mmitp.pruning.rng import kept_rng
 from mmitp.pruning.small_steps import SmallSteps
 
@@ -28,7 +29,7 @@ def build_masked(cfg: Config, linear: bool = False) -> nn.Module:
         linear: mask linear layers too.
 
     Raises:
-        ValueError: the config has no model, or no layer of it can be masked.
+        ValueError: the config has no model, or that of a slimmed network, or no layer of it can be masked.
     """
     require_keys(cfg, ["model"], "to report on")
     enter_scope(cfg)
@@ -36,6 +37,11 @@ def build_masked(cfg: Config, linear: bool = False) -> nn.Module:
     if cfg.get("data_preprocessor") is not None:
         model.setdefault("data_preprocessor", copy.deepcopy(cfg.data_preprocessor))  # as the Runner does
     drop_pretrained(model)
+    if is_type(model, "SlimModel"):
+        raise UserError(
+            "this is a slimmed network's config, and such a network gets no masks: give the config that it was trained "
+            "with (mmitp test, export and report take this one)"
+        )
     if not is_masked(model):
         model = dict(model, type="mmitp.MaskedModel", of=model.type)
     if linear:

@@ -214,6 +214,18 @@ def test_check_of_a_model_with_batches_of_its_own_says_so(
     assert "own.py: --check trains on random images" in capsys.readouterr().err
 
 
+def test_a_slimmed_networks_config_is_called_one(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slim = "dict(layers=dict(), norms=dict(), pads=dict())"
+    (tmp_path / "config.py").write_text(f"model = dict(type='mmitp.SlimModel', of='mmdet.FCOS', slim={slim})")
+    with pytest.raises(SystemExit, match="2"):
+        run(str(tmp_path / "config.py"))
+    said = capsys.readouterr().err
+    assert "config.py: this is a slimmed network's config" in said
+    assert "--linear" not in said
+
+
 def test_building_never_asks_for_pretrained_weights() -> None:
     cfg = load_config("mmdet::retinanet/retinanet_r50_fpn_1x_coco")
     assert cfg.model.backbone.init_cfg.type == "Pretrained"
