@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 import sys
@@ -9,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from mmengine import Config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from toy_config import VALIDATION, tiny_config
@@ -212,6 +214,20 @@ FOREIGN = {
     "code/config.py": b"raise SystemExit(3)\n",
     "binary/config.py": b"\xff\xfe\x00",
 }
+
+
+def test_a_config_with_infinities_is_read(tmp_path):
+    cfg = Config(
+        dict(model=dict(type="X"), train_cfg=dict(max_epochs=2), clip=dict(max_norm=math.inf, parts=[-math.inf]))
+    )
+    by_hand(tmp_path / "run", [line(1, 1)], cfg.pretty_text)
+    run = read_run(tmp_path / "run")
+    assert run.cfg.clip == dict(max_norm=math.inf, parts=[-math.inf])
+    assert set(run.cfg) == {"model", "train_cfg", "clip"}
+    assert run.remarks == []
+    by_hand(tmp_path / "other", [line(1, 1)], "a = inf\nb = nowhere")
+    with pytest.raises(ValueError, match=r"other.*config.py cannot be read as a config.*nowhere"):
+        read_run(tmp_path / "other")
 
 
 def test_foreign_files_are_passed_over_and_damaged_ones_said(tmp_path):
