@@ -226,7 +226,7 @@ def _read_dumped(path: Path) -> Config:
                 raise ValueError(str(error).replace(str(copy), str(path))) from error
     for name in ("inf", "nan"):
         cfg._cfg_dict.pop(name)
-    cfg._filename = str(path)
+    object.__setattr__(cfg, "_filename", str(path))  # Config's own would make a key of it
     return cfg
 
 
