@@ -230,7 +230,14 @@ def apply_plan(model: nn.Module, plan: SlimPlan, keep_masks: bool = False) -> nn
             )
         shrink_layer(layer, kind, entry)
     for name, keep in plan.norms.items():
-        _shrink_norm(modules[name], keep)
+        norm = modules[name]
+        size = getattr(norm, _norm_size(norm), None)
+        if not isinstance(size, int) or not _is_scalar(norm) and len(keep) > size:
+            raise ValueError(
+                f"the slim spec gives {name!r} {len(keep)} channels, which is {norm} here: it was made from another "
+                "model"
+            )
+        _shrink_norm(norm, keep)
     for name, (front, passed, after) in plan.pads.items():
         pad = modules[name]
         if not isinstance(pad, ChannelPad) or passed > pad.in_channels or front + passed + after > pad.out_channels:
@@ -382,11 +389,21 @@ def shrink_layer(layer: nn.Module, kind: Conv2dKind, entry: LayerPlan) -> None:
     )
 
 
+def _norm_size(norm: nn.Module) -> str:
+    """The name of a norm's number of channels."""
+    return "num_parameters" if isinstance(norm, nn.PReLU) else "num_features"
+
+
+def _is_scalar(norm: nn.Module) -> bool:
+    """Whether all channels share one parameter."""
+    return isinstance(norm, nn.PReLU) and norm.num_parameters == 1
+
+
 def _shrink_norm(norm: Any, keep: Tensor) -> None:
-    if isinstance(norm, nn.PReLU) and norm.num_parameters == 1:
+    if _is_scalar(norm):
         return
     for name in ("weight", "bias", "running_mean", "running_var"):
         value = getattr(norm, name, None)
         if isinstance(value, Tensor):
             value.data = value.data.index_select(0, keep.to(value.device))
-    setattr(norm, "num_parameters" if isinstance(norm, nn.PReLU) else "num_features", len(keep))
+    setattr(norm, _norm_size(norm), len(keep))

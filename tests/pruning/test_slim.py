@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmitp.pruning import MacBudget, freeze_masks, mask_model, masked_layers, project, slim
 from mmitp.pruning.layers import kind_of
-from mmitp.pruning.slim import LayerPlan, shrink_layer
+from mmitp.pruning.slim import LayerPlan, SlimPlan, apply_plan, shrink_layer
 from mmitp.pruning.slim_layers import SlimLayer, gather, scatter, zeros
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -257,3 +257,11 @@ def test_a_network_that_holds_tensors_of_the_last_pass_slims(norm: Any) -> None:
     budget = MacBudget(net, x)
     net(x).sum().backward()
     assert slim(net, x, budget).c.in_channels == 5
+
+
+@pytest.mark.parametrize(("name", "channels"), [("1", 9), ("2", 3)])
+def test_a_spec_with_norms_of_another_model_is_refused(name: str, channels: int) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.PReLU())
+    apply_plan(net, SlimPlan.from_spec(dict(layers={}, norms={"1": 8, "3": 8})))
+    with pytest.raises(ValueError, match=f"the slim spec gives '{name}' {channels} channels.*made from another model"):
+        apply_plan(net, SlimPlan.from_spec(dict(layers={}, norms={name: channels})))
