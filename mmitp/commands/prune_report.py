@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmitp.engine.cli import UserError, add_config, command, parser, positive
+from mmitp.engine.cli import UserError, add_config, command, parser, positive, raised_by_us
 
 if TYPE_CHECKING:
     from mmitp.pruning import MacBudget
@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         model = build_masked(cfg, args.linear)
     except ValueError as error:
-        raise UserError(f"{args.config}: {error}" + ("" if args.linear else "; see --linear")) from error
+        hint = "" if args.linear or isinstance(error, UserError) else "; see --linear"
+        raise UserError(f"{args.config}: {error}{hint}") from error
     shape = tuple(args.shape or input_shape(cfg, (320, 320) if is_detector(model) else (224, 224)))
     example = blank_example(model, shape)
     print(f"{type(model).__name__} of {args.config} at {shape[0]}x{shape[1]}, batch 1")
@@ -63,6 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         losses = train_on_noise(model, shape)
     except NotImplementedError as error:  # distilled networks that mmpretrain can only run
         raise UserError(f"{args.config}: --check needs a training step, and this model has none: {error}") from error
+    except Exception as error:  # any kind: the model's own code
+        if raised_by_us(error):
+            raise
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"{args.config}: --check trains on random images with labels or boxes, as mmpretrain's and mmdet's models "
+            f"take them, and {type(model).__name__} does not: {said[:300]}. What can be pruned is listed without it, "
+            "and slimming compares the networks whatever trained them"
+        ) from error
     print("losses on random data: " + ", ".join(f"{loss:.4g}" for loss in losses))
     outcome = check_slimming(model, example, more_examples=more)
     print(f"MACs at ratio {outcome.ratio:.4f}: {outcome.macs_budget:,} by the budget, {outcome.macs_counted:,} counted")

@@ -18,6 +18,9 @@ from mmitp.engine.safe_load import data_only
 from mmitp.pruning import masked_layers
 from mmitp.values import is_count, is_size
 
+# What wrappers add to names: a compiled part may stand anywhere, a distributed one holds the whole network.
+_WRAPPERS = (r"(?<![^.])_orig_mod\.", r"^(module\.)+")
+
 
 def read_checkpoint(path: str, trust: bool = False) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU: as data, with its checksums compared, and with what it must hold looked at.
@@ -56,6 +59,8 @@ def check_content(loaded: Mapping[str, Any], path: str) -> None:
     state = loaded.get("state_dict", loaded)
     if not state:
         raise ValueError(f"{path}: 'state_dict' is empty")
+    if state is loaded and not any(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError(f"{path} holds no weights, for it lacks state_dict: {_instead(loaded)}")
     broken = []
     for key, value in state.items():
         if not isinstance(value, Tensor):
@@ -79,6 +84,29 @@ def check_content(loaded: Mapping[str, Any], path: str) -> None:
     slimmed = loaded.get(STATE_KEY, {}).get("slimmed")
     if slimmed is not None and not (isinstance(slimmed, Mapping) and {"spec", "macs_dense", "macs_kept"} <= {*slimmed}):
         raise ValueError(f"{path}: {STATE_KEY}.slimmed lacks spec, macs_dense or macs_kept")
+
+
+def _instead(loaded: Mapping[str, Any]) -> str:
+    """What a file without weights in their places has, and where they seem to be."""
+    names = ", ".join(repr(str(key)) for key in list(loaded)[:5])
+    said = f"its keys are {names}" + (", ..." if len(loaded) > 5 else "")
+    for key, value in loaded.items():
+        if isinstance(value, Mapping) and any(isinstance(tensor, Tensor) for tensor in value.values()):
+            return f"{said}. If those under {key!r} are the network's, save them as dict(state_dict=...)"
+    return said
+
+
+def weights_of_checkpoint(loaded: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    """The state dict of a checkpoint by the model's own names.
+
+    Prefixes that wrappers leave are taken off, DataParallel's and DistributedDataParallel's ``module.`` and
+    torch.compile's ``_orig_mod.``, wherever the model itself has no such part.
+    """
+    state, own = loaded.get("state_dict", loaded), model.state_dict().keys()
+    for prefix in _WRAPPERS:
+        if not any(re.search(prefix, key) for key in own) and any(re.search(prefix, key) for key in state):
+            state = {re.sub(prefix, "", key): value for key, value in state.items()}
+    return state
 
 
 def known_input(loaded: Mapping[str, Any]) -> tuple[tuple[int, int] | None, int | None]:
@@ -135,8 +163,7 @@ class FitHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Raises ``ValueError`` where keys are missing, shapes differ, or masks would be ignored."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        state = checkpoint.get("state_dict", checkpoint)
-        state = {re.sub(r"^module\.", "", key): value for key, value in state.items()}
+        state = weights_of_checkpoint(checkpoint, model)
         path, config = str(runner._load_from), runner.cfg.filename or "the config"
         if not masked_layers(model) and any(key.endswith("prune_mask") for key in state):
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import difflib
 import inspect
 import logging
@@ -30,8 +31,10 @@ from mmengine.registry import (
     TRANSFORMS,
     VISBACKENDS,
     VISUALIZERS,
+    init_default_scope,
 )
 from mmengine.runner import Runner
+from torch import nn
 
 from mmitp.values import is_count
 
@@ -200,6 +203,27 @@ def require_keys(cfg: Config, keys: Sequence[str], purpose: str) -> None:
         raise ValueError(
             f"{cfg.filename or 'the config'} has no {' and no '.join(missing)}: there is nothing {purpose}"
         )
+
+
+def enter_scope(cfg: Config) -> None:
+    """Makes a config's ``default_scope`` the present one, as the Runner does.
+
+    None, as in the newer style's configs, leaves every package to its own registry.
+    """
+    if (scope := cfg.get("default_scope", "mmengine")) is not None:
+        init_default_scope(scope)
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Builds a config's model as the Runner does: in the config's scope, with its data preprocessor.
+
+    The config stays as it is, whatever a model's code does to its arguments: DETR's heads write tensors into theirs.
+    """
+    enter_scope(cfg)
+    model = copy.deepcopy(cfg.model)
+    if cfg.get("data_preprocessor") is not None:
+        model.setdefault("data_preprocessor", copy.deepcopy(cfg.data_preprocessor))
+    return MODELS.build(model)
 
 
 def _packaged(package: str, name: str) -> Config:

@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from mmitp.engine.checkpoint import known_input, load_fitting, not_final, read_checkpoint
-from mmitp.engine.config import require_keys
+from mmitp.engine.checkpoint import known_input, load_fitting, not_final, read_checkpoint, weights_of_checkpoint
+from mmitp.engine.config import build_model, require_keys
 from mmitp.engine.example import blank_example, image_channels
+from mmitp.engine.hooks.prune_hook import STATE_KEY
+from mmitp.engine.results import keep_inputs
 from mmitp.files import write_whole
-from mmitp.pruning import MacBudget, masked_layers
+from mmitp.pruning import MacBudget, SlimPlan, apply_plan, masked_layers
+from mmitp.pruning.progressive import restore_cut
 from mmitp.pruning.slim import slim_with_plan
 from mmitp.pruning.verify import relative_gap, tensors_in
 
@@ -52,8 +54,16 @@ class RawOutputs(nn.Module):
         super().__init__()
         self.model, self.shape = model, shape
         self.channels = image_channels(model, shape) if channels is None else channels
-        with torch.no_grad():
-            count = len(list(tensors_in(self.raw(torch.zeros(1, self.channels, *shape)))))
+        try:
+            with torch.no_grad():
+                count = len(list(tensors_in(self.raw(torch.zeros(1, self.channels, *shape)))))
+        except Exception as error:  # a model's code may miss what it is not given anywhere
+            said = f"{type(error).__name__}: {error}"
+            raise ValueError(
+                f"{type(model).__name__} does not run on images alone ({said}, at {shape[0]}x{shape[1]}): two-stage "
+                "detectors cannot be exported, nor others whose forward pass reads data samples (DETR and its like); "
+                "and some networks take images of certain sizes only (--shape)"
+            ) from error
         self.decodes = hasattr(getattr(model, "bbox_head", None), "heatmap_head")
         if self.decodes:
             self.names = ["heatmap", "wh", "offset", "boxes", "labels"]
@@ -63,13 +73,7 @@ class RawOutputs(nn.Module):
             self.names = [f"output_{i}" for i in range(count)]
 
     def raw(self, images: Tensor) -> Any:
-        try:
-            return self.model(images, None, mode="tensor")
-        except TypeError as error:
-            raise ValueError(
-                f"{type(self.model).__name__} does not run on images alone ({error}): two-stage detectors cannot be "
-                "exported"
-            ) from error
+        return self.model(images, None, mode="tensor")
 
     def decode(self, heatmap: Tensor, wh: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         """CenterNet's ``boxes`` and ``labels`` from its three maps."""
@@ -133,8 +137,8 @@ def export_checkpoint(
         trust: also read a checkpoint that may run code.
 
     Raises:
-        ValueError: the ending is none of these, the packages for ONNX are missing, the checkpoint does not fit, no
-            shape is known, or the network cannot be exported that way.
+        ValueError: the ending is none of these, the file is the checkpoint itself, the packages for ONNX are missing,
+            the checkpoint does not fit, no shape is known, or the network cannot be exported that way.
         RuntimeError: the file would not compute what torch does; it is not written then.
         OSError: it cannot be written, for want of space and the like; nothing is left behind.
     """
@@ -142,22 +146,28 @@ def export_checkpoint(
     ending = os.path.splitext(out)[1]
     if ending not in writers:
         raise ValueError(f"{out}: the ending says what to write: {', '.join(writers)}")
+    keep_inputs(out, cfg.filename, checkpoint)
     require_keys(cfg, ["model"], "to export")
-    init_default_scope(cfg.get("default_scope", "mmengine"))
     loaded = read_checkpoint(checkpoint, trust)
     trained, channels = known_input(loaded)
     size = tuple(shape) if shape else trained
     if size is None:
         raise ValueError(f"{checkpoint} does not say which input size it is for: give --shape H W")
     height, width = int(size[0]), int(size[1])
-    model = MODELS.build(cfg.model)
-    load_fitting(model, loaded.get("state_dict", loaded), checkpoint, cfg.filename)
+    model = build_model(cfg)
+    state, known = weights_of_checkpoint(loaded, model), loaded.get(STATE_KEY, {})
+    example, budget = blank_example(model, (height, width), channels), None
+    if masked_layers(model) and (slimmed := known.get("slimmed")):  # by slim_at_end
+        apply_plan(model, SlimPlan.from_spec(slimmed["spec"]))
+    elif masked_layers(model) and (cut := known.get("pruner", {}).get("cut")) is not None:  # progressively
+        budget = MacBudget(model.eval(), example)
+        apply_plan(model, restore_cut(model, budget, cut), keep_masks=True)
+    load_fitting(model, state, checkpoint, cfg.filename)
     warning = not_final(model, checkpoint)
     model.eval()
     how = f"{cfg.model.get('of', cfg.model.type)} as it is"
     if masked_layers(model):
-        example = blank_example(model, (height, width), channels)
-        budget = MacBudget(model, example)
+        budget = budget or MacBudget(model, example)
         model, _ = slim_with_plan(model, example, budget)
         how = f"{cfg.model.of}, slimmed: {budget.kept_macs():,} of {budget.dense_macs:,} MACs at {height}x{width}"
     network = RawOutputs(model, (height, width), channels).eval()

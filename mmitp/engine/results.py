@@ -19,7 +19,7 @@ from typing import Any
 
 import mmitp
 
-__all__ = ["check_writable", "free_name", "plain", "provenance", "write_results"]
+__all__ = ["check_writable", "free_name", "keep_inputs", "plain", "provenance", "write_results"]
 
 #: bytes that a trial writes: as many as a result file has as a rule
 _TRIED = 64 * 1024
@@ -41,6 +41,21 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise _unwritable(path, error) from error
     return path
+
+
+def keep_inputs(path: str | os.PathLike[str], *inputs: str | os.PathLike[str] | None) -> None:
+    """Refuses to write over a file that is read.
+
+    Args:
+        path: what is to be written.
+        inputs: files, and names that are none (URLs, packaged configs).
+
+    Raises:
+        ValueError: it is one of them, under whatever name.
+    """
+    for given in inputs:
+        if given is not None and os.path.exists(path) and os.path.exists(given) and os.path.samefile(path, given):
+            raise ValueError(f"{path} is the input {given} and would be written over: give another name to write to")
 
 
 def _with_folder(path: str | os.PathLike[str]) -> Path:

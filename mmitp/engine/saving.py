@@ -25,6 +25,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
 from mmitp.engine.attack import unwrap
+from mmitp.engine.checkpoint import weights_of_checkpoint
 from mmitp.engine.cli import raised_by_us
 from mmitp.engine.ranks import watched
 from mmitp.engine.safe_load import data_only, replaced, saved_bytes
@@ -124,7 +125,7 @@ class BareWeights(Hook):
     """Makes a checkpoint of a file that holds weights alone, as ``torch.save(model.state_dict(), path)`` writes them.
 
     The Runner itself takes such files, but its hooks read ``checkpoint["state_dict"]``: mmengine's EMAHook would end
-    the run.
+    the run. Names that a wrapper has changed become the model's again (:func:`weights_of_checkpoint`).
     """
 
     priority = "HIGHEST"  # before those that read it
@@ -135,6 +136,8 @@ class BareWeights(Hook):
             weights = copy.copy(checkpoint)
             checkpoint.clear()
             checkpoint["state_dict"] = weights
+        if isinstance(checkpoint.get("state_dict"), Mapping):
+            checkpoint["state_dict"] = weights_of_checkpoint(checkpoint, unwrap(runner.model))
 
 
 class PendingGradients(Hook):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmengine import Config
-from mmengine.registry import MODELS, init_default_scope
 
-from mmitp.engine.checkpoint import known_input, load_fitting, not_final, read_checkpoint
-from mmitp.engine.config import require_keys
+from mmitp.engine.checkpoint import known_input, load_fitting, not_final, read_checkpoint, weights_of_checkpoint
+from mmitp.engine.config import build_model, require_keys
 from mmitp.engine.example import blank_example, second_example
 from mmitp.engine.hooks.prune_hook import STATE_KEY
+from mmitp.engine.results import keep_inputs
 from mmitp.models.slim_config import is_masked, save_slim
 from mmitp.pruning import MacBudget, SlimPlan, apply_plan
 from mmitp.pruning.masks import weights_of
@@ -58,22 +59,24 @@ def slim_checkpoint(
 
     Raises:
         ValueError: the config builds no masked model; the checkpoint cannot be read, holds no masks or does not fit; no
-            shape is known.
+            shape is known; ``out_dir`` holds what must not be lost: a file given here, a config of another network.
     """
+    for name in ("config.py", "weights.pth"):
+        keep_inputs(os.path.join(out_dir, name), cfg.filename, checkpoint)
+    keep_foreign_config(os.path.join(out_dir, "config.py"))
     require_keys(cfg, ["model"], "to slim")
     if not is_masked(cfg.model):
         raise ValueError(f"{cfg.filename}: the model is {cfg.model.get('type')!r}, not 'mmitp.MaskedModel'")
-    init_default_scope(cfg.get("default_scope", "mmengine"))
     loaded = read_checkpoint(checkpoint, trust)
-    state = loaded.get("state_dict", loaded)
     known = loaded.get(STATE_KEY, {})
-    if not known.get("slimmed") and not any(key.endswith("prune_mask") for key in state):
+    if not known.get("slimmed") and not any(key.endswith("prune_mask") for key in loaded.get("state_dict", loaded)):
         raise ValueError(f"{checkpoint} holds no masks (no 'prune_mask' key): it was trained without pruning")
     trained, channels = known_input(loaded)
     size = (int(shape[0]), int(shape[1])) if shape else trained
     if size is None:
         raise ValueError(f"{checkpoint} does not say which input size its budget was for: give --shape H W")
-    model = MODELS.build(cfg.model)
+    model = build_model(cfg)
+    state = weights_of_checkpoint(loaded, model)
     warning = ""
     dense = sum(p.numel() for _, p in weights_of(model))
     if slimmed := known.get("slimmed"):  # slim_at_end has done it already
@@ -116,3 +119,15 @@ def slim_checkpoint(
         size,
         warning,
     )
+
+
+def keep_foreign_config(path: str) -> None:
+    """Refuses to write over a config that is no slimmed network's: it may be all there is of somebody's run.
+
+    Raises:
+        ValueError: with the file.
+    """
+    if os.path.isfile(path):
+        with open(path, encoding="utf-8", errors="replace") as file:
+            if "SlimModel" not in file.read():
+                raise ValueError(f"{path} exists and is no slimmed network's: give another folder to write to")

@@ -20,7 +20,7 @@ from mmitp.engine.attack import unwrap
 from mmitp.pruning import MacBudget, SlimPlan, masked_layers, randomize_masks
 from mmitp.pruning.live import plan_live, shrink_live, steps_elementwise
 from mmitp.pruning.rng import kept_rng
-from mmitp.pruning.verify import compare, doubled, train_without_noise
+from mmitp.pruning.verify import compare, copy_of, doubled, train_without_noise
 
 
 def require_slimmable(runner: Runner) -> None:
@@ -74,7 +74,7 @@ def require_same_training(model: nn.Module, example_inputs: Any, batch: Any) -> 
         ValueError: the losses differ.
     """
     with without_runner_hooks(model), kept_rng():
-        masked = copy.deepcopy(model)
+        masked = copy_of(model)
         data = masked.data_preprocessor(copy.deepcopy(batch), False)  # type: ignore[operator]
         randomize_masks(masked, 0.5, torch.Generator().manual_seed(0))
         plan = plan_live(masked, example_inputs, MacBudget(masked, example_inputs))

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from mmengine import Config, MessageHub
 from mmengine.optim import OptimWrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from torch import nn
 
-from mmitp.engine.config import require_keys
+from mmitp.engine.cli import UserError
+from mmitp.engine.config import enter_scope, require_keys
 from mmitp.engine.example import image_channels
-from mmitp.models.slim_config import drop_pretrained, is_masked
+from mmitp.models.slim_config import drop_pretrained, is_masked, is_type
 from mmitp.pruning.rng import kept_rng
 from mmitp.pruning.small_steps import SmallSteps
 
@@ -28,14 +29,19 @@ def build_masked(cfg: Config, linear: bool = False) -> nn.Module:
         linear: mask linear layers too.
 
     Raises:
-        ValueError: the config has no model, or no layer of it can be masked.
+        ValueError: the config has no model, or that of a slimmed network, or no layer of it can be masked.
     """
     require_keys(cfg, ["model"], "to report on")
-    init_default_scope(cfg.get("default_scope") or "mmengine")
+    enter_scope(cfg)
     model = copy.deepcopy(cfg.model)
     if cfg.get("data_preprocessor") is not None:
         model.setdefault("data_preprocessor", copy.deepcopy(cfg.data_preprocessor))  # as the Runner does
     drop_pretrained(model)
+    if is_type(model, "SlimModel"):
+        raise UserError(
+            "this is a slimmed network's config, and such a network gets no masks: give the config that it was trained "
+            "with (mmitp test, export and report take this one)"
+        )
     if not is_masked(model):
         model = dict(model, type="mmitp.MaskedModel", of=model.type)
     if linear:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from .freeze import freeze_masks
 from .products import ProductCounter, unfused
 from .rng import kept_rng
 from .slim import slim_with_plan
-from .verify import call_model, copied, difference, doubled, eval_mode, tensors_in
+from .verify import call_model, copied, copy_of, difference, doubled, eval_mode, tensors_in
 
 
 @dataclass
@@ -89,7 +88,7 @@ def check_slimming(
     if outcome.passed:
         return outcome
     try:
-        in_double = _compare(copy.deepcopy(model).double(), [doubled(e) for e in examples], rtol, in_double=True)
+        in_double = _compare(copy_of(model).double(), [doubled(e) for e in examples], rtol, in_double=True)
     except RuntimeError:
         return outcome  # not every model runs in float64
     return in_double if in_double.passed else outcome

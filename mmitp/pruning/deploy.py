@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -17,7 +16,7 @@ from .graph.ops import METADATA
 from .layers import slim_kind
 from .rng import kept_rng
 from .slim_layers import SlimLayer
-from .verify import call_model, difference, difference_in_double, tensors_in
+from .verify import call_model, copy_of, difference, difference_in_double, doubled, tensors_in
 
 _SHAPE_ONLY = frozenset("shape dtype device ndim layout is_cuda requires_grad".split())
 
@@ -27,7 +26,8 @@ def fold_norms(model: nn.Module, example_inputs: Any) -> nn.Module:
 
     ``y = s * (W x + c - mean) + b`` with ``s = gamma / sqrt(var + eps)`` becomes ``(s W) x + s (c - mean) + b``. One
     pass of the example shows which layer's output goes to which norm and to nothing else; other norms stay, and so does
-    one whose channels are not the layer's (``BatchNorm1d`` over the positions of a sequence). The copy
+    one whose channels are not the layer's (``BatchNorm1d`` over the positions of a sequence), and one that a forward
+    hook reads or changes, or whose layer's output one does. The copy
     computes what the model computes (checked here on the example); it is for inference, its training would differ.
 
     Args:
@@ -48,7 +48,15 @@ def fold_norms(model: nn.Module, example_inputs: Any) -> nn.Module:
           (1): Identity()
         )
     """
-    folded = copy.deepcopy(model)
+    folded = _folded(model, example_inputs)
+    problem = difference(model, folded, example_inputs, rtol=1e-5)
+    if problem and _real_difference(model, folded, example_inputs):
+        raise RuntimeError(f"{type(model).__name__} with its norms folded does not compute the same: {problem}")
+    return folded
+
+
+def _folded(model: nn.Module, example_inputs: Any) -> nn.Module:
+    folded = copy_of(model)
     folded.eval()
     pairs = _pairs(folded, example_inputs)
     for layer, norm in pairs.items():
@@ -58,10 +66,18 @@ def fold_norms(model: nn.Module, example_inputs: Any) -> nn.Module:
         for name, child in parent._modules.items():
             if child in norms:
                 parent._modules[name] = nn.Identity()
-    problem = difference(model, folded, example_inputs, rtol=1e-5)
-    if problem and difference_in_double(model, folded, example_inputs, rtol=1e-5):
-        raise RuntimeError(f"{type(model).__name__} with its norms folded does not compute the same: {problem}")
     return folded
+
+
+def _real_difference(model: nn.Module, folded: nn.Module, example_inputs: Any) -> str:
+    """What differs in float64, where rounding does not.
+
+    Weights of half precision are rounded anew by folding: there both networks are compared as float64 would fold them.
+    """
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
+        model, example_inputs = copy_of(model).double(), doubled(example_inputs)
+        folded = _folded(model, example_inputs)
+    return difference_in_double(model, folded, example_inputs, rtol=1e-5)
 
 
 class _Reads(TorchFunctionMode):
@@ -88,11 +104,18 @@ class _Reads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _hooked(module: nn.Module) -> bool:
+    """Whether hooks read or change what a layer gives, or what a norm takes and gives: folding would pass them by."""
+    hooks = [hook for hook in module._forward_hooks.values() if not getattr(hook, "of_empty_layers", False)]
+    return bool(hooks) or isinstance(module, _BatchNorm) and bool(module._forward_pre_hooks)
+
+
 @kept_rng()
 @torch.no_grad()
 def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, _BatchNorm]:
     """Layer -> the norm that alone reads its output, at every call, and reads nothing else."""
     reads = _Reads()
+    hooked = {module for module in model.modules() if _hooked(module)}
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         if reads.depth == 0:
@@ -136,7 +159,7 @@ def _pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, _BatchNorm]
     pairs: dict[nn.Module, _BatchNorm] = {}
     for layer, norms in fate.items():
         (norm, *others) = norms
-        if others or not isinstance(norm, _BatchNorm) or norm.running_mean is None:
+        if others or not isinstance(norm, _BatchNorm) or norm.running_mean is None or {layer, norm} & hooked:
             continue
         if set(sources.get(norm, [])) == {layer} and not any(id(p) in shared for p in layer.parameters()):
             pairs[layer] = norm

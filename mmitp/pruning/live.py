@@ -8,7 +8,6 @@ one up to rounding, once parameters, running statistics and optimizer state are 
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Sequence
 from itertools import compress
@@ -21,7 +20,7 @@ from .budget import MacBudget
 from .layers import masked_layers, slim_kind
 from .rng import kept_rng
 from .slim import LayerPlan, SlimLayer, SlimPlan, apply_plan, slim_with_plan
-from .verify import call_model, compare, copied, doubled, tensors_in, train_without_noise, values_in
+from .verify import call_model, compare, copied, copy_of, doubled, tensors_in, train_without_noise, values_in
 
 #: how far outputs in training mode may be apart: batch statistics enlarge rounding
 TRAINING_RTOL = 1e-3
@@ -82,7 +81,7 @@ def require_same_training(model: nn.Module, plan: SlimPlan, example_inputs: Any,
     Raises:
         ValueError: what differs.
     """
-    masked, small = copy.deepcopy(model), copy.deepcopy(model)
+    masked, small = copy_of(model), copy_of(model)
     shrink_live(small, plan, keep_masks=keep_masks)
     try:
         problem = _training_difference(masked, small, example_inputs)
@@ -210,7 +209,7 @@ def steps_elementwise(optimizer: torch.optim.Optimizer) -> bool:
 
 def _positions(model: nn.Module, plan: SlimPlan, keep_masks: bool) -> dict[str, Tensor]:
     """For each parameter that stays, which positions of its flattened self stay, in its new shape."""
-    shadow = copy.deepcopy(model).cpu()
+    shadow = copy_of(model).cpu()
     for p in shadow.parameters():
         p.requires_grad_(False)
         p.data = torch.arange(p.numel(), dtype=torch.float64).view(p.shape)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 
 from .budget import MacBudget
 from .graph import LayerRecord
 from .layers import masked_layers
 from .slim import apply_plan, plan_slim
+from .verify import copy_of
 
 
 def prunable_outputs(budget: MacBudget, record: LayerRecord) -> int:
@@ -77,7 +76,7 @@ def parameter_counts(model: nn.Module, budget: MacBudget) -> tuple[int, int]:
         model: the model ``budget`` was recorded on.
         budget: its budget.
     """
-    small = apply_plan(copy.deepcopy(model), plan_slim(model, budget))
+    small = apply_plan(copy_of(model), plan_slim(model, budget))
     zeros = sum(
         int((layer.binary_mask() == 0).sum())
         for layer in masked_layers(model).values()

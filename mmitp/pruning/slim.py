@@ -9,7 +9,6 @@ output holds scatters into zeros that nobody reads.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from .masks import NOT_FINITE, remove_banks
 from .needs import channel_masked
 from .reparam import guard_reparameterization
 from .slim_layers import SlimLayer
-from .verify import difference, difference_in_double
+from .verify import copy_of, difference, difference_in_double
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +230,14 @@ def apply_plan(model: nn.Module, plan: SlimPlan, keep_masks: bool = False) -> nn
             )
         shrink_layer(layer, kind, entry)
     for name, keep in plan.norms.items():
-        _shrink_norm(modules[name], keep)
+        norm = modules[name]
+        size = getattr(norm, _norm_size(norm), None)
+        if not isinstance(size, int) or not _is_scalar(norm) and len(keep) > size:
+            raise ValueError(
+                f"the slim spec gives {name!r} {len(keep)} channels, which is {norm} here: it was made from another "
+                "model"
+            )
+        _shrink_norm(norm, keep)
     for name, (front, passed, after) in plan.pads.items():
         pad = modules[name]
         if not isinstance(pad, ChannelPad) or passed > pad.in_channels or front + passed + after > pad.out_channels:
@@ -342,7 +348,7 @@ def checked(
     # A network that did not bear narrower tensors when it was cut need not try them again.
     for whole_tensors in (True,) if budget.whole_tensors else (False, True):
         plan = plan_slim(model, budget, whole_tensors, pattern)
-        small = apply_plan(copy.deepcopy(model), plan, keep_masks=pattern is not None)
+        small = apply_plan(copy_of(model), plan, keep_masks=pattern is not None)
         problems = [_real_difference(model, small, example) for example in examples]
         if not any(problems):
             return small, plan, whole_tensors
@@ -383,11 +389,21 @@ def shrink_layer(layer: nn.Module, kind: Conv2dKind, entry: LayerPlan) -> None:
     )
 
 
+def _norm_size(norm: nn.Module) -> str:
+    """The name of a norm's number of channels."""
+    return "num_parameters" if isinstance(norm, nn.PReLU) else "num_features"
+
+
+def _is_scalar(norm: nn.Module) -> bool:
+    """Whether all channels share one parameter."""
+    return isinstance(norm, nn.PReLU) and norm.num_parameters == 1
+
+
 def _shrink_norm(norm: Any, keep: Tensor) -> None:
-    if isinstance(norm, nn.PReLU) and norm.num_parameters == 1:
+    if _is_scalar(norm):
         return
     for name in ("weight", "bias", "running_mean", "running_var"):
         value = getattr(norm, name, None)
         if isinstance(value, Tensor):
             value.data = value.data.index_select(0, keep.to(value.device))
-    setattr(norm, "num_parameters" if isinstance(norm, nn.PReLU) else "num_features", len(keep))
+    setattr(norm, _norm_size(norm), len(keep))

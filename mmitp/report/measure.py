@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 from mmengine import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmitp.engine.checkpoint import known_input, read_checkpoint
+from mmitp.engine.config import enter_scope
 from mmitp.engine.data_paths import check_data
 from mmitp.engine.example import blank_example
 from mmitp.engine.robust_eval import EvalAttack, attacked, build_test_runner
@@ -77,7 +78,7 @@ def input_shape(run: RunRecord, trust: bool = False) -> Shape | None:
 
 def dense_model(cfg: Config) -> nn.Module:
     """The config's network without masks, with random weights."""
-    init_default_scope(cfg.get("default_scope") or "mmengine")
+    enter_scope(cfg)
     model = copy.deepcopy(cfg.model)
     if is_masked(model):
         model.type = model.pop("of")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,19 @@ def write_report(
         timed=f"Latency: one image of {common[0]}x{common[1]}, one thread, {machine}." if common and machine else "",
     )
     written = {"index.html": page, "report.md": markdown(heading, tables, remarks)}
-    written |= {f"{re.sub(r'[^A-Za-z0-9_.-]', '_', table.name)}.csv": table.csv() for table in tables if table.rows}
+    for table in tables:
+        if table.rows:
+            written[_csv_name(table.name, written)] = table.csv()
     for name, text in written.items():
         write_whole(folder / name, text)
     return [folder / name for name in written]
+
+
+def _csv_name(name: str, taken: Iterable[str]) -> str:
+    """The file of a table; runs whose names differ in what a file's name is better without get numbers."""
+    stem = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    names = (f"{stem}{number}.csv" for number in itertools.chain([""], (f"_{n}" for n in itertools.count(2))))
+    return next(name for name in names if name not in taken)
 
 
 def markdown(heading: str, tables: Sequence[Table], remarks: Sequence[str]) -> str:

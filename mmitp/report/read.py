@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,7 +185,7 @@ def read_run(folder: str | Path) -> RunRecord:
     unread = []
     for path in configs:
         try:
-            cfg = read_config(path)
+            cfg = _read_dumped(path)
             break
         except ValueError as error:
             unread.append(str(error))
@@ -201,6 +203,31 @@ def read_run(folder: str | Path) -> RunRecord:
         if record is not None:
             run.records.append(record)
     return run
+
+
+def _read_dumped(path: Path) -> Config:
+    """A config as mmengine leaves it in a work folder, which writes infinities and NaN as names that nobody defines.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return read_config(path)
+    except ValueError:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if re.search(r"\b(inf|nan)\b", text) is None:
+            raise
+        with tempfile.TemporaryDirectory(prefix="mmitp_report_") as folder:
+            copy = Path(folder) / path.name
+            copy.write_text(f"inf, nan = float('inf'), float('nan')\n{text}", encoding="utf-8")
+            try:
+                cfg = read_config(copy)
+            except ValueError as error:
+                raise ValueError(str(error).replace(str(copy), str(path))) from error
+    for name in ("inf", "nan"):
+        cfg._cfg_dict.pop(name)
+    object.__setattr__(cfg, "_filename", str(path))  # Config's own would make a key of it
+    return cfg
 
 
 def _read_scalars(run: RunRecord, logs: list[Path]) -> None:

@@ -6,24 +6,37 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from mmengine import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from torch import nn
 
 import mmitp  # noqa: F401
 import mmitp.engine.export as export_module
+from mmitp.engine.config import read_config
 from mmitp.engine.export import export_checkpoint
 from mmitp.engine.slim_checkpoint import slim_checkpoint
+from mmitp.models.resnet_cifar import ResNetCifar
 from mmitp.pruning import freeze_masks, masked_layers
+from mmitp.registry import MODELS as OUR_MODELS
 
 MODELS_DIR = Path(__file__).parents[2] / "configs" / "_base_" / "models"
 needs_onnx = pytest.mark.skipif(
     importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxruntime") is None,
     reason="onnx and onnxruntime are not installed (extra: export)",
 )
+
+
+class WritesIntoItsArguments(ResNetCifar):
+    """As DETR's heads do with the weights of their classes."""
+
+    def __init__(self, some: dict | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if some is not None:
+            some["weight"] = torch.ones(3)
 
 
 def classifier() -> Config:
@@ -227,3 +240,82 @@ def test_two_stage_detectors_are_declined_by_name(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="NeedsSamples does not run on images alone"):
         export_module.RawOutputs(NeedsSamples(), (32, 32))
+
+
+def test_a_network_that_asserts_its_data_samples_is_declined_by_name() -> None:
+    class Asserts(nn.Module):
+        def forward(self, images: torch.Tensor, samples: None, mode: str) -> None:
+            assert samples is not None
+
+    with pytest.raises(ValueError, match="Asserts does not run on images alone"):
+        export_module.RawOutputs(Asserts(), (32, 32))
+
+
+def test_the_checkpoint_itself_is_not_written_over(tmp_path: Path) -> None:
+    checkpoint = save(classifier(), tmp_path / "net.pt", 4)
+    before = (tmp_path / "net.pt").read_bytes()
+    (tmp_path / "link.pt").symlink_to(tmp_path / "net.pt")
+    for out in ("net.pt", "link.pt"):
+        with pytest.raises(ValueError, match="is the input"):
+            export_checkpoint(classifier(), checkpoint, str(tmp_path / out), (32, 32))
+    assert (tmp_path / "net.pt").read_bytes() == before
+
+
+def test_names_that_wrappers_left_fit_all_the_same(tmp_path: Path) -> None:
+    state = torch.load(save(classifier(), tmp_path / "weights.pth", 4))["state_dict"]
+    for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."):
+        torch.save(dict(state_dict={prefix + key: value for key, value in state.items()}), tmp_path / "wrapped.pth")
+        slim_checkpoint(classifier(), str(tmp_path / "wrapped.pth"), str(tmp_path / prefix), (32, 32))
+        slimmed = torch.load(tmp_path / prefix / "weights.pth")["state_dict"]
+        assert "head.fc.weight" in slimmed
+    report = export_checkpoint(classifier(), str(tmp_path / "wrapped.pth"), str(tmp_path / "net.pt"), (32, 32))
+    assert "slimmed" in report.how
+
+
+def test_a_config_without_a_scope_slims_and_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = save(classifier(), tmp_path / "weights.pth", 4)
+    cfg = classifier()
+    cfg.default_scope = None  # as mmdet's configs in the newer style have it
+    monkeypatch.setattr(DefaultScope, "_instance_dict", {})
+    slim_checkpoint(cfg, checkpoint, str(tmp_path / "slim"), (32, 32))
+    export_checkpoint(cfg, checkpoint, str(tmp_path / "net.pt"), (32, 32))
+    assert DefaultScope.get_current_instance() is None
+
+
+def test_what_a_model_writes_into_its_config_is_not_in_the_slimmed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = save(classifier(), tmp_path / "weights.pth", 4)
+    cfg = classifier()
+    monkeypatch.setitem(OUR_MODELS._module_dict, "Writes", WritesIntoItsArguments)
+    cfg.model.backbone.update(type="mmitp.Writes", some=dict(weight=1))
+    slim_checkpoint(cfg, checkpoint, str(tmp_path / "slim"), (32, 32))
+    assert read_config(tmp_path / "slim" / "config.py").model.backbone.some == dict(weight=1)
+
+
+def test_slimming_writes_over_nothing_but_slimmed_networks(tmp_path: Path) -> None:
+    checkpoint = save(classifier(), tmp_path / "weights.pth", 4)
+    before = (tmp_path / "weights.pth").read_bytes()
+    with pytest.raises(ValueError, match="is the input"):
+        slim_checkpoint(classifier(), checkpoint, str(tmp_path), (32, 32))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.py").write_text("model = dict(type='Mine')")
+    with pytest.raises(ValueError, match="is no slimmed network's"):
+        slim_checkpoint(classifier(), checkpoint, str(tmp_path / "run"), (32, 32))
+    assert (tmp_path / "weights.pth").read_bytes() == before
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.py"]
+    for _ in range(2):
+        slim_checkpoint(classifier(), checkpoint, str(tmp_path / "slim"), (32, 32))
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (dict(model=dict(a=torch.ones(1)), epoch=3), "'model', 'epoch'. If those under 'model' are the network's"),
+        (dict(optimizer=dict(state={}, param_groups=[]), epoch=3), "its keys are 'optimizer', 'epoch'"),
+    ],
+)
+def test_a_file_without_weights_is_told_from_one_without_masks(content: dict, text: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=f"other.pth holds no weights, for it lacks state_dict: .*{text}"):
+        slim_checkpoint(classifier(), str(tmp_path / "other.pth"), str(tmp_path / "slim"), (32, 32))

@@ -17,6 +17,7 @@ from test_prune_hook_slim import CHECKPOINT, SGD, Losses, Residual
 from toy_config import VALIDATION, tiny_config
 
 from mmitp.engine.example import blank_example
+from mmitp.engine.export import export_checkpoint
 from mmitp.engine.hooks import PruneHook
 from mmitp.engine.slim_checkpoint import slim_checkpoint
 from mmitp.pruning import masked_layers
@@ -120,6 +121,8 @@ def test_checkpoints_from_inside_the_window_are_validated_and_slimmed_as_they_ar
     assert counted_macs(small, blank_example(small, (8, 8))) == report.macs_slim < report.macs_dense
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(small.eval()(x), runner.model.eval()(x))
+    export_checkpoint(tiny_config(tmp_path / "d", hook=hook), path, str(tmp_path / "net.pt"))
+    torch.testing.assert_close(torch.jit.load(tmp_path / "net.pt")(x)[0], small(x))
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5])

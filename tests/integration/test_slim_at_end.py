@@ -8,6 +8,7 @@ import torch
 import mmitp  # noqa: F401  before mmdet, where compiled operators are missing
 from mmitp.datasets.scenes import write_scenes
 from mmitp.engine.config import load_config
+from mmitp.engine.export import export_checkpoint
 from mmitp.engine.run import build_runner
 from mmitp.engine.slim_checkpoint import slim_checkpoint
 from mmitp.pruning import masked_layers
@@ -66,3 +67,8 @@ def test_the_slim_tool_takes_it_as_it_is(job):
         assert torch.equal(state[name], value), name
     with pytest.raises(ValueError, match="leave --shape out"):
         slim_checkpoint(job["config"](), job["checkpoint"], folder, (32, 64))
+
+
+def test_it_is_exported_by_the_training_config(job):
+    report = export_checkpoint(job["config"](), job["checkpoint"], str(job["folder"] / "net.pt"))
+    assert report.parameters == sum(p.numel() for p in job["runner"].model.parameters())

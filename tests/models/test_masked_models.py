@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -18,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mmitp.models  # noqa: F401  registers types
 from mmitp.engine.example import blank_example
 from mmitp.models.masked import MaskedModel
-from mmitp.models.slim_config import save_slim, slim_config
+from mmitp.models.slim_config import config_text, drop_pretrained, prune_hook_of, save_slim, slim_config
 from mmitp.pruning import (
     MacBudget,
     MaskedConv2d,
@@ -221,3 +223,41 @@ def test_a_slimmed_config_asks_for_no_pretrained_weights():
     out = slim_config(Config(dict(model=model)), SlimPlan()).model
     assert [out.pretrained, out.backbone.init_cfg, out.parts[0].pretrained] == [None, None, None]
     assert out.type == "mmitp.SlimModel"
+
+
+def test_the_slimmed_config_reads_as_what_it_was_written_from(tmp_path: Path) -> None:
+    more = dict(
+        clip=dict(max_norm=math.inf, low=-math.inf, by=np.float64(0.1), many=np.int64(3)),
+        data_root=Path("data") / "Größe 1",
+        words={"class": 3, "it's": ["a", ("b",), ()], 7: {}},
+        kind=dict(type=nn.GELU, dtype=float),
+        long=[dict(name=f"part {i}", size=(i, i + 1)) for i in range(20)],
+    )
+    cfg = Config(dict(model=dict(type="mmitp.MaskedModel", of="mmdet.FCOS"), **copy.deepcopy(more)))
+    (tmp_path / "config.py").write_text(config_text(slim_config(cfg, SlimPlan())), encoding="utf-8")
+    read = Config.fromfile(tmp_path / "config.py").to_dict()
+    more["data_root"] = "data/Größe 1"
+    more["kind"]["type"] = "torch.nn.modules.activation.GELU"
+    assert {key: read[key] for key in more} == more
+
+
+def test_what_no_config_can_say_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    cfg = Config(dict(model=dict(type="mmitp.MaskedModel", of="mmdet.FCOS"), parts=[dict(kind=torch.float32)]))
+    with pytest.raises(ValueError, match=r"parts\.0\.kind is torch\.float32"):
+        save_slim(nn.Linear(1, 1), SlimPlan(), cfg, str(tmp_path / "slim"), {})
+    assert not (tmp_path / "slim").exists()
+
+
+def test_pretrained_weights_in_lists_and_of_timm_are_left_out_too() -> None:
+    node = dict(
+        init_cfg=[dict(type="Constant"), dict(type="Pretrained", checkpoint="x.pth")], neck=dict(pretrained=True)
+    )
+    drop_pretrained(node)
+    assert node == dict(init_cfg=[dict(type="Constant")], neck=dict(pretrained=False))
+
+
+def test_a_pruning_hook_among_the_default_hooks_is_one() -> None:
+    hooks = dict(logger=dict(type="LoggerHook"), prune=dict(type="mmitp.PruneHook", target=0.5), timer=None)
+    cfg = Config(dict(model=dict(type="mmitp.MaskedModel", of="mmdet.FCOS"), default_hooks=hooks))
+    assert prune_hook_of(cfg).target == 0.5
+    assert slim_config(cfg, SlimPlan()).default_hooks == dict(logger=dict(type="LoggerHook"), timer=None)

@@ -153,3 +153,39 @@ def test_inputs_passed_by_name_are_seen():
     x = torch.randn(2, 4, 6, 6)
     assert MacBudget(net, x).unfollowed == {}
     torch.testing.assert_close(slim(net, x)(x), net(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_networks_of_half_precision_fold(dtype):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 1)).eval()
+    nn.init.uniform_(net[1].running_var, 0.2, 4)
+    nn.init.uniform_(net[1].weight, 0.5, 2)
+    net, x = net.to(dtype), torch.randn(2, 3, 8, 8).to(dtype)
+    folded = fold_norms(net, x)
+    assert isinstance(folded[1], nn.Identity)
+    assert {p.dtype for p in folded.parameters()} == {dtype}
+    torch.testing.assert_close(folded(x), net(x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("place", ["conv", "bn", "bn before"])
+@pytest.mark.parametrize("changes", [False, True])
+def test_what_a_hook_reads_or_changes_stays(place, changes):
+    seen = []
+
+    def hook(module, args, out=None):
+        value = args[0] if out is None else out
+        seen.append(value)
+        return value * 2 if changes else None
+
+    net = Net(lambda m, x: m.bn(m.conv(x)), conv=nn.Conv2d(4, 4, 3), bn=nn.BatchNorm2d(4)).eval()
+    if place == "bn before":
+        net.bn.register_forward_pre_hook(hook)
+    else:
+        getattr(net, place).register_forward_hook(hook)
+    x = torch.randn(1, 4, 6, 6)
+    folded = fold_norms(net, x)
+    assert isinstance(folded.bn, nn.BatchNorm2d)
+    seen.clear()
+    assert torch.equal(folded(x), net(x))
+    assert torch.equal(*seen)

@@ -154,3 +154,14 @@ def test_functions_and_attention_are_measured_with_the_rest() -> None:
     budget = MacBudget(model, x, cost=LatencyCost(table, margin=0))
     assert budget.dense_cost > 0
     assert budget.ratio().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_the_clock_waits_for_any_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = []
+    monkeypatch.setattr(torch.xpu, "synchronize", lambda: waits.append(1))
+    clock = timing.clock_of(torch.device("xpu"))
+    first = clock()
+    assert clock() > first
+    assert len(waits) == 2
+    with pytest.raises(ValueError, match="nothing can be timed on meta"):
+        timing.clock_of(torch.device("meta"))

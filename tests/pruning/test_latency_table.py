@@ -40,6 +40,8 @@ def test_a_whole_table_passes():
         ("batch", 0, "batch must be a whole number of images"),
         ("shape", [32], "shape must be two whole numbers"),
         ("machine", 7, "machine must be a name"),
+        ("threads", "four", "threads must be a whole number of threads"),
+        ("threads", -1, "threads must be a whole number of threads"),
         ("layers.conv.pair_macs", float("inf"), "layers.conv.pair_macs must be a number"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from mmitp.pruning import MacBudget, freeze_masks, mask_model, masked_layers, project, slim
 from mmitp.pruning.layers import kind_of
-from mmitp.pruning.slim import LayerPlan, shrink_layer
+from mmitp.pruning.slim import LayerPlan, SlimPlan, apply_plan, shrink_layer
 from mmitp.pruning.slim_layers import SlimLayer, gather, scatter, zeros
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -237,3 +238,30 @@ def test_a_network_that_looks_at_the_width_of_its_tensors_keeps_them(caplog: pyt
     assert "narrow tensors do not suit Scaled" in caplog.text
     assert small.a.weight.shape[0] == 5  # computes what is read, and fills up with zeros
     torch.testing.assert_close(small(x), net(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_a_network_that_holds_tensors_of_the_last_pass_slims(norm: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 1), norm(nn.Conv2d(8, 8, 1)), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = [self.c(self.b(self.a(x)).relu())]
+            return self.seen[0]
+
+    net, x = mask_model(Net()), torch.randn(1, 3, 4, 4)
+    net.c.prune_mask.data[:3] = -1
+    budget = MacBudget(net, x)
+    net(x).sum().backward()
+    assert slim(net, x, budget).c.in_channels == 5
+
+
+@pytest.mark.parametrize(("name", "channels"), [("1", 9), ("2", 3)])
+def test_a_spec_with_norms_of_another_model_is_refused(name: str, channels: int) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.PReLU())
+    apply_plan(net, SlimPlan.from_spec(dict(layers={}, norms={"1": 8, "3": 8})))
+    with pytest.raises(ValueError, match=f"the slim spec gives '{name}' {channels} channels.*made from another model"):
+        apply_plan(net, SlimPlan.from_spec(dict(layers={}, norms={name: channels})))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 import sys
@@ -9,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from mmengine import Config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from toy_config import VALIDATION, tiny_config
@@ -212,6 +214,35 @@ FOREIGN = {
     "code/config.py": b"raise SystemExit(3)\n",
     "binary/config.py": b"\xff\xfe\x00",
 }
+
+
+def test_runs_of_similar_names_have_a_table_each(tmp_path):
+    layer = dict(name="", macs_dense=8, macs_kept=4, in_channels=2, in_kept=1, out_channels=2, out_kept=1)
+    config = CONFIG.replace("mmitp.MaskedModel", "TinyNet").replace('of="mmdet.Toy"', "")
+    names = ["run a", "run_a", "模型", "数据"]
+    for name in names:
+        folder = by_hand(tmp_path / name, [line(1, 1)], config)
+        record = dict(ratio=0.5, ratio_before=0.5, layers=[dict(layer, name=f"of {name}")])
+        (folder / "pruning.json").write_text(json.dumps(record), encoding="utf-8")
+    runs = [read_run(tmp_path / name) for name in names]
+    write_report(runs, tmp_path / "report", timing=False, samples=0)
+    tables = [path.read_text(encoding="utf-8") for path in (tmp_path / "report").glob("channels_*.csv")]
+    assert sorted(table.splitlines()[1].split(",")[0] for table in tables) == sorted(f"of {name}" for name in names)
+
+
+def test_a_config_with_infinities_is_read(tmp_path):
+    cfg = Config(
+        dict(model=dict(type="X"), train_cfg=dict(max_epochs=2), clip=dict(max_norm=math.inf, parts=[-math.inf]))
+    )
+    by_hand(tmp_path / "run", [line(1, 1)], cfg.pretty_text)
+    run = read_run(tmp_path / "run")
+    assert run.cfg.clip == dict(max_norm=math.inf, parts=[-math.inf])
+    assert set(run.cfg) == {"model", "train_cfg", "clip"}
+    assert run.cfg.filename == str(next((tmp_path / "run").rglob("config.py")))
+    assert run.remarks == []
+    by_hand(tmp_path / "other", [line(1, 1)], "a = inf\nb = nowhere")
+    with pytest.raises(ValueError, match=r"other.*config.py cannot be read as a config.*nowhere"):
+        read_run(tmp_path / "other")
 
 
 def test_foreign_files_are_passed_over_and_damaged_ones_said(tmp_path):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import nn
 
 import mmitp.models.report as report_module
 import mmitp.pruning.check as check_module
@@ -188,6 +190,40 @@ def test_check_fails_where_the_outputs_differ(
     monkeypatch.setattr(check_module, "slim_with_plan", broken)
     assert run(RESNET, "--shape", "32", "32", "--check") == 1
     assert "slimmed outputs equal the masked ones: no: output differs" in capsys.readouterr().out
+
+
+class OwnBatches(BaseModel):
+    """A network of a user's own, whose preprocessor leaves the images in a list."""
+
+    def __init__(self, data_preprocessor: object = None) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, inputs: torch.Tensor, data_samples: object = None, mode: str = "tensor") -> object:
+        x = self.b(self.a(inputs))
+        return dict(loss=x.mean()) if mode == "loss" else x
+
+
+def test_check_of_a_model_with_batches_of_its_own_says_so(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS._module_dict, "OwnBatches", OwnBatches)
+    (tmp_path / "own.py").write_text("model = dict(type='OwnBatches')")
+    with pytest.raises(SystemExit, match="2"):
+        run(str(tmp_path / "own.py"), "--shape", "8", "8", "--check")
+    assert "own.py: --check trains on random images" in capsys.readouterr().err
+
+
+def test_a_slimmed_networks_config_is_called_one(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slim = "dict(layers=dict(), norms=dict(), pads=dict())"
+    (tmp_path / "config.py").write_text(f"model = dict(type='mmitp.SlimModel', of='mmdet.FCOS', slim={slim})")
+    with pytest.raises(SystemExit, match="2"):
+        run(str(tmp_path / "config.py"))
+    said = capsys.readouterr().err
+    assert "config.py: this is a slimmed network's config" in said
+    assert "--linear" not in said
 
 
 def test_building_never_asks_for_pretrained_weights() -> None:

@@ -177,6 +177,14 @@ def test_weights_of_another_network_are_refused(
     assert re.search(r"does not fit (.|\n)*head.fc.bias", capsys.readouterr().err)
 
 
+def test_weights_of_a_compiled_network_are_tested_as_its_own(run: Callable[..., dict], tmp_path: Path) -> None:
+    expected = run()["accuracy/top1"]
+    weights = tmp_path / "weights.pth"
+    state = torch.load(weights)["state_dict"]
+    torch.save({f"_orig_mod.{key}": value for key, value in state.items()}, weights)
+    assert run()["accuracy/top1"] == expected
+
+
 def test_masks_are_not_left_out(run: Callable[..., dict], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     masked = MODELS.build(load_config(CONFIG.replace("resnet20_cifar10", "resnet20_cifar10_psi50")).model)
     torch.save({"state_dict": masked.state_dict()}, tmp_path / "weights.pth")

@@ -25,7 +25,7 @@ from mmitp.engine.prune_log import tell_freeze, tell_groups, tell_ratio
 from mmitp.engine.surgery import require_same_training, require_slimmable, slim_runner, without_runner_hooks
 from mmitp.engine.window import RunLength, check_window, fit_window, is_part
 from mmitp.files import write_whole
-from mmitp.models.slim_config import is_masked, slim_config
+from mmitp.models.slim_config import config_text, is_masked, slim_config
 from mmitp.pruning import MacBudget, MaskedLayer, SlimPlan, masked_layers
 from mmitp.pruning.cost import Cost, make_cost
 from mmitp.pruning.freeze import NotFinite
@@ -539,7 +539,12 @@ class PruneHook(Hook):
             self.pruner.detach()
         self.slimmed, self.pruner, self.masks, self.calibration = slim, None, {}, None
         if is_main_process() and is_masked(runner.cfg.get("model", {})):
-            write_whole(os.path.join(runner.work_dir, "slim", "config.py"), slim_config(runner.cfg, plan).pretty_text)
+            try:
+                text = config_text(slim_config(runner.cfg, plan))
+            except ValueError as error:  # the training goes on without it
+                MMLogger.get_current_instance().warning(f"PruneHook: no slim/config.py is written: {error}")
+            else:
+                write_whole(os.path.join(runner.work_dir, "slim", "config.py"), text)
 
     # -- evaluation and checkpoints
 

@@ -21,7 +21,7 @@ from ..graph import LayerRecord
 from ..needs import channel_masked
 from ..rng import kept_rng
 from ..slim import LayerPlan, shrink_layer
-from ..verify import call_model
+from ..verify import call_model, copy_of
 from .fit import fit_remainder
 from .networks import sample_patterns, slimmed_to
 from .table import TABLE_FORMAT
@@ -64,7 +64,7 @@ def measure_latency(
     Raises:
         ValueError: no mask counts in the model.
     """
-    model = copy.deepcopy(model).eval()
+    model = copy_of(model).eval()
     budget = MacBudget(model, example_inputs)
     if not budget.masked:
         raise ValueError(f"{type(model).__name__} has no mask that counts: there is nothing a table could predict")

@@ -50,6 +50,8 @@ def check_latency_table(table: Any, source: str) -> None:
         refuse("constant", "a time in ns, finite and not negative", table.get("constant"))
     if not is_count(table.get("batch", 1)):
         refuse("batch", "a whole number of images, at least 1", table["batch"])
+    if not is_count(table.get("threads", 1)):
+        refuse("threads", "a whole number of threads, at least 1", table["threads"])
     if not is_size(table.get("shape", [1, 1])):
         refuse("shape", "two whole numbers of pixels (H, W)", table["shape"])
     for key in ("machine", "device"):

@@ -40,6 +40,11 @@ def torch_threads(number: int | None) -> Iterator[None]:
 
 
 def clock_of(device: torch.device) -> Callable[[], int]:
+    """What tells the time in ns, once a device has done what it was given.
+
+    Raises:
+        ValueError: torch cannot wait for such a device: its kernels would be timed as they are queued.
+    """
     if device.type == "cuda":
 
         def synchronized() -> int:
@@ -47,6 +52,16 @@ def clock_of(device: torch.device) -> Callable[[], int]:
             return time.perf_counter_ns()
 
         return synchronized
+    if device.type != "cpu":
+        wait = getattr(getattr(torch, device.type, None), "synchronize", None)
+        if wait is None:
+            raise ValueError(f"nothing can be timed on {device}: this torch has no torch.{device.type}.synchronize")
+
+        def waited() -> int:
+            wait()
+            return time.perf_counter_ns()
+
+        return waited
     return time.thread_time_ns if torch.get_num_threads() == 1 else time.perf_counter_ns
 
 
