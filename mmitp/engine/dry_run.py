@@ -20,7 +20,8 @@ from mmitp.engine.hooks import AdversarialHook, CollapseGuardHook, PruneHook
 from mmitp.engine.resume import settle_start
 from mmitp.engine.run import build_runner
 from mmitp.engine.window import RunLength
-from mmitp.models.slim_config import is_type, type_name
+from mmitp.models.config_text import type_name
+from mmitp.models.slim_config import hooks_of, is_type
 from mmitp.registry import HOOKS
 from mmitp.values import is_count, is_number
 
@@ -100,8 +101,8 @@ def shortened(cfg: Config, work_dir: str) -> Config:
             loader.update(num_workers=0, persistent_workers=False)
             loader.pop("prefetch_factor", None)
     _shorten_attacks(cfg, unit, by_epoch)
-    for hook in cfg.get("custom_hooks") or []:
-        kind = type_name(hook["type"])
+    for hook in hooks_of(cfg):
+        kind = type_name(hook.get("type"))
         if kind.endswith("PruneHook"):  # a push of fixed weight does not reach the target in one step
             hook.update(begin=unit, end=2 * unit, by_epoch=True, on_miss="project")
         elif kind.endswith("CollapseGuardHook"):
@@ -135,7 +136,7 @@ def _shorten_attacks(cfg: Config, unit: int, by_epoch: bool) -> None:
         unit: epochs or iterations of an optimizer step.
         by_epoch: whether it is epochs.
     """
-    hooks = [hook for hook in cfg.get("custom_hooks") or [] if is_type(hook, "AdversarialHook")]
+    hooks = [hook for hook in hooks_of(cfg) if is_type(hook, "AdversarialHook")]
     hooks = sorted((hook for hook in hooks if is_number(hook.get("begin", 0))), key=lambda hook: hook.get("begin", 0))
     if not hooks:
         return
@@ -234,8 +235,7 @@ def _fit(cfg: Config, trial: Runner) -> list[str]:
         batches = len(sampler) / loader.get("batch_size", 1)
         epoch = int(batches) if loader.get("drop_last") else math.ceil(batches)
     run = RunLength(by_epoch, length, length * epoch)
-    hooks = [hook for hook in cfg.get("custom_hooks") or [] if isinstance(hook, Mapping)]
-    ours = [hook for hook in hooks if any(is_type(hook, kind.__name__) for kind in _WINDOWS)]
+    ours = [hook for hook in hooks_of(cfg) if any(is_type(hook, kind.__name__) for kind in _WINDOWS)]
     built = [hook for hook in map(HOOKS.build, copy.deepcopy(ours)) if isinstance(hook, _WINDOWS)]
     return [f"the run will warn: {told}" for hook in built for told in hook.check_length(run)]
 

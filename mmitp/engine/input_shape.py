@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmitp.models.slim_config import prune_hook_of, type_name
+from mmitp.models.config_text import type_name
+from mmitp.models.slim_config import prune_hook_of
 
 #: transforms that give every image one size, and the argument that says which
 _FIXED = {

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import keyword
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from mmengine import Config
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
@@ -20,9 +17,7 @@ from mmitp.pruning import SlimPlan, apply_plan
 from mmitp.registry import MODELS
 
 from . import dcn  # noqa: F401  registers the deformable convolution with the core
-
-#: columns up to which a dict or list of a written config stands in one line
-_WIDTH = 100
+from .config_text import config_text, type_name
 
 
 @MODELS.register_module()
@@ -41,21 +36,21 @@ def SlimModel(of: str, slim: dict[str, Any], **model: Any) -> nn.Module:  # noqa
     return apply_plan(built, SlimPlan.from_spec(slim))
 
 
-def type_name(kind: Any) -> str:
-    """A config's ``type`` as a string; configs of mmengine's newer style hold the class itself."""
-    return f"{kind.__module__}.{kind.__qualname__}" if hasattr(kind, "__qualname__") else str(kind)
-
-
 def is_type(node: Any, name: str) -> bool:
     """Whether a part of a config is of a class whose name ends so, be it ``'mmitp.X'``, a path or the class itself."""
     kind = node.get("type") if isinstance(node, Mapping) else None
     return kind is not None and type_name(kind).endswith(name)
 
 
-def prune_hook_of(cfg: Mapping[str, Any]) -> Any:
-    """A config's settings of PruneHook, or None; mmengine takes it among the default hooks as well."""
+def hooks_of(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Settings of all hooks of a config; mmengine takes any hook among the default ones as well."""
     hooks = [*(cfg.get("custom_hooks") or []), *(cfg.get("default_hooks") or {}).values()]
-    return next((hook for hook in hooks if is_type(hook, "PruneHook")), None)
+    return [hook for hook in hooks if isinstance(hook, dict)]
+
+
+def prune_hook_of(cfg: Mapping[str, Any]) -> Any:
+    """A config's settings of PruneHook, or None."""
+    return next((hook for hook in hooks_of(cfg) if is_type(hook, "PruneHook")), None)
 
 
 def is_masked(model: Any) -> bool:
@@ -98,65 +93,13 @@ def save_slim(small: nn.Module, plan: SlimPlan, cfg: Config, out_dir: str, meta:
         meta: the checkpoint's meta, ``dataset_meta`` included where inference needs class names.
 
     Raises:
-        ValueError: the config holds what no file can say (see :func:`config_text`); nothing is written then.
+        ValueError: the config holds what no file can say; nothing is written then.
     """
     config, weights = os.path.join(out_dir, "config.py"), os.path.join(out_dir, "weights.pth")
     text = config_text(slim_config(cfg, plan))
     write_whole(weights, saved_bytes(dict(meta=meta, state_dict=small.state_dict())))
     write_whole(config, text)
     return config, weights
-
-
-def config_text(cfg: Config) -> str:
-    """A config as the text of a file that reads as the same config.
-
-    mmengine's ``pretty_text`` is not for all: infinities, paths and classes stand there as names that nobody defines.
-
-    Raises:
-        ValueError: a value that no text stands for (a tensor, a function), with its key.
-    """
-    return "".join(f"{key} = {_written(value, str(key))}\n" for key, value in cfg.to_dict().items())
-
-
-def _written(value: Any, where: str, indent: str = "") -> str:
-    """A value as it stands in a config file, in one line where it is short."""
-    if isinstance(value, Mapping):
-        by_name = all(isinstance(k, str) and k.isidentifier() and not keyword.iskeyword(k) for k in value)
-        inner = [(k if by_name else repr(k), _written(v, f"{where}.{k}", indent + "    ")) for k, v in value.items()]
-        brackets, link = (("dict(", ")"), "=") if by_name else (("{", "}"), ": ")
-        parts = [f"{k}{link}{v}" for k, v in inner]
-    elif isinstance(value, (list, tuple)):
-        brackets = ("[", "]") if isinstance(value, list) else ("(", ",)" if len(value) == 1 else ")")
-        parts = [_written(item, f"{where}.{i}", indent + "    ") for i, item in enumerate(value)]
-    else:
-        return _scalar(value, where)
-    line = brackets[0] + ", ".join(parts) + brackets[1]
-    if len(indent) + len(line) <= _WIDTH and "\n" not in line:
-        return line
-    lines = "".join(f"\n{indent}    {part}," for part in parts)
-    return f"{brackets[0]}{lines}\n{indent}{brackets[1].lstrip(',')}"
-
-
-def _scalar(value: Any, where: str) -> str:
-    if isinstance(value, float):  # NumPy's too, whose own text differs
-        return float.__repr__(value) if math.isfinite(value) else f"float('{float(value)}')"
-    if isinstance(value, os.PathLike):
-        return repr(os.fspath(value))
-    if hasattr(value, "__qualname__"):  # a registry takes a class or function by its path
-        if getattr(value, "__module__", None) == "builtins":
-            return value.__name__
-        if where.endswith((".type", ".of")):
-            return repr(type_name(value))
-    if value is None or isinstance(value, (bool, int, str, bytes, complex, range, slice, set, frozenset)):
-        return repr(value)
-    if isinstance(value, np.generic):
-        return repr(value.item())
-    shown = " ".join(repr(value).split())
-    shown = shown[:77] + "..." if len(shown) > 80 else shown
-    raise ValueError(
-        f"the config cannot be written to a file: {where} is {shown} ({type(value).__name__}), which no text of a "
-        "config stands for. Give it as a number, a name, or a list of them"
-    )
 
 
 def drop_pretrained(node: Any) -> None:

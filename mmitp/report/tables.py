@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmitp.models.slim_config import is_type, type_name
+from mmitp.models.config_text import type_name
+from mmitp.models.slim_config import hooks_of, is_type
 from mmitp.report.measure import Sizes, Timing
 from mmitp.report.read import RunRecord, headline
 
@@ -76,7 +77,7 @@ def _network(run: RunRecord) -> str:
     kind = _short(model.get("of") or model.get("type"))
     if backbone := (model.get("backbone") or {}).get("type"):
         kind = f"{kind} ({_short(backbone)})"
-    adversarial = any(is_type(hook, "AdversarialHook") for hook in run.cfg.get("custom_hooks") or [])
+    adversarial = any(is_type(hook, "AdversarialHook") for hook in hooks_of(run.cfg))
     return f"{kind}, {'pruned' if run.pruned else 'dense'}" + (", adversarial" if adversarial else "")
 
 

@@ -168,6 +168,16 @@ def test_windows_that_the_run_refuses_are_refused(tmp_path, prune, hooks, refuse
         dry_run(cfg)
 
 
+def test_hooks_among_the_default_ones_are_shortened_and_asked(tmp_path):
+    cfg = tiny_config(tmp_path)
+    cfg.default_hooks.prune = cfg.custom_hooks.pop()
+    cfg.default_hooks.attack = dict(ATTACK, begin=4)
+    assert "in the pruning window, attacked by 8 pixels" in dry_run(cfg).splitlines()[2]
+    cfg.default_hooks.prune.end = 7
+    with pytest.raises(ValueError, match="window ends after 7 epochs"):
+        dry_run(cfg)
+
+
 def test_what_the_run_warns_of_is_told(tmp_path):
     said = dry_run(tiny_config(tmp_path, hooks=[dict(ATTACK, begin=5, end=9, warmup=2), GUARD])).splitlines()
     assert said[-3:] == [

@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mmitp.models  # noqa: F401  registers types
 from mmitp.engine.example import blank_example
+from mmitp.models.config_text import config_text
 from mmitp.models.masked import MaskedModel
-from mmitp.models.slim_config import config_text, drop_pretrained, prune_hook_of, save_slim, slim_config
+from mmitp.models.slim_config import drop_pretrained, prune_hook_of, save_slim, slim_config
 from mmitp.pruning import (
     MacBudget,
     MaskedConv2d,

@@ -25,7 +25,8 @@ from mmitp.engine.prune_log import tell_freeze, tell_groups, tell_ratio
 from mmitp.engine.surgery import require_same_training, require_slimmable, slim_runner, without_runner_hooks
 from mmitp.engine.window import RunLength, check_window, fit_window, is_part
 from mmitp.files import write_whole
-from mmitp.models.slim_config import config_text, is_masked, slim_config
+from mmitp.models.config_text import config_text
+from mmitp.models.slim_config import is_masked, slim_config
 from mmitp.pruning import MacBudget, MaskedLayer, SlimPlan, masked_layers
 from mmitp.pruning.cost import Cost, make_cost
 from mmitp.pruning.freeze import NotFinite
