@@ -92,6 +92,11 @@ class Run:
     times: int = 1
     start: str | None = None
 
+    @property
+    def altered(self) -> bool:
+        """Whether it trains other than its config says: its steps have costs of their own."""
+        return self.start is not None or "--cfg-options" in self.args
+
 
 def trained(name: str, row: str, target: float, seed: int, config: str, *options: str, shown: bool = True) -> Run:
     args = (f"configs/cifar10/{config}.py", *options)
@@ -503,7 +508,7 @@ def status(sweep: Sweep, chosen: list[Run]) -> None:
 
 def cost_key(run: Run) -> str:
     """Name of a run's entry in ``costs.json``: the config, or the run's without its seed where options change it."""
-    return run.config if run.start is None else run.name.removesuffix(f"_s{run.seed}")
+    return run.name.removesuffix(f"_s{run.seed}") if run.altered else run.config
 
 
 def relative_cost(known: dict[str, Any], costs: dict[str, Any]) -> float | None:
@@ -660,7 +665,7 @@ def cost(
 
 def config_file(sweep: Sweep, run: Run, folder: Path) -> Path:
     """The config of a run; one that options change is written to ``folder``."""
-    if run.start is None:
+    if not run.altered:
         return sweep.configs / f"{run.config}.py"
     import measured
 

@@ -76,6 +76,21 @@ def test_controls_are_timed_from_their_configs_and_other_libraries_networks_left
     assert "trained30_tp_l1_s0: left out, no config builds the network" in capsys.readouterr().out
 
 
+def test_a_run_that_options_change_does_not_go_by_its_configs_costs(sweep: Any) -> None:
+    runs = {run.name: run for run in sweep.declared()}
+    keys = {name: sweep.cost_key(runs[name]) for name in ("psi30_brief_s0", "psi30_fisher_s1", "trained30_fisher_s0")}
+    assert keys == {
+        "psi30_brief_s0": "resnet20_cifar10_psi30_brief_short",
+        "psi30_fisher_s1": "psi30_fisher",
+        "trained30_fisher_s0": "trained30_fisher",
+    }
+    entry = dict(epochs=dict(step=10), step=dict(median=0.5), dense_epochs=10)
+    known = {runs[name]: dict(config=runs[name].config) for name in keys}
+    costs = {"resnet20_cifar10_psi30_brief_short": entry}
+    of = {run.name: sweep.relative_cost(k, sweep.costs_of(run.row, known, costs)) for run, k in known.items()}
+    assert of == {"psi30_brief_s0": 0.5, "psi30_fisher_s1": None, "trained30_fisher_s0": None}
+
+
 def test_costs_are_of_the_schedules_that_the_runs_have(sweep: Any, tmp_path: Path) -> None:
     whole_run = importlib.import_module("whole_run")
     runs = sweep.declared()
