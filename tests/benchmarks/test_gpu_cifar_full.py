@@ -286,6 +286,8 @@ def test_rows_name_configs_of_300_epochs_that_exist() -> None:
         assert cfg.train_cfg.max_epochs == 300
         wide, channels = name.endswith("wide"), cfg.model.backbone.get("base_channels", 16)
         if row_of(name).control:
+            if name.startswith("narrow"):
+                assert tuple(channels) == module("sweep").narrow_widths(int(name.removeprefix("narrow")) / 100)
             assert cfg.model.head.in_channels == channels[-1]
             assert "custom_hooks" not in cfg
         else:
