@@ -249,7 +249,7 @@ def declared() -> list[Run]:
         # the default beside its rival to fear first, seed by seed
         *(run(30, seed) for seed in (0, 1) for run in (control, brief)),
         *(run(percent, seed) for seed in (0, 1) for percent in (50, 15) for run in (control, brief)),
-        *(run(percent, 2) for percent in (30, 50) for run in (control, brief)),
+        *(run(percent, 2) for percent in (30, 50, 15) for run in (control, brief)),
         *(run(30, seed) for seed in (0, 1) for run in (half, found)),
         *(longer(run, 3) for run in (brief(30, 0), control(30, 0), dense(0))),
         *(fisher(percent, seed) for seed in (0, 1) for percent in (30, 15, 50)),
