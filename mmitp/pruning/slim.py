@@ -10,12 +10,14 @@ output holds scatters into zeros that nobody reads.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mmitp.values import is_count
 
 from .budget import MacBudget
 from .layers import ChannelPad, Conv2dKind, bare_type, kind_of, masked_layers, slim_type
@@ -93,7 +95,12 @@ class SlimPlan:
 
     @staticmethod
     def from_spec(spec: dict[str, Any]) -> SlimPlan:
-        """The plan that gives a dense model the structure of a spec; which channels is left to the state dict."""
+        """The plan that gives a dense model the structure of a spec; which channels is left to the state dict.
+
+        Raises:
+            ValueError: it lacks a part, or a part is not what :meth:`spec` writes; the message names it.
+        """
+        _check_spec(spec)
         plan = SlimPlan()
         for name, entry in spec["layers"].items():
             n_in, n_out = int(entry["inputs"]), int(entry["outputs"])
@@ -109,6 +116,29 @@ class SlimPlan:
         for name, (front, passed, after) in spec.get("pads", {}).items():
             plan.pads[name] = int(front), int(passed), int(after)
         return plan
+
+
+def _check_spec(spec: Any) -> None:
+    """Refuses what :meth:`SlimPlan.spec` does not write (a config is edited by hand)."""
+
+    def require(holds: bool, where: str, what: str, found: Any) -> None:
+        if not holds:
+            raise ValueError(f"the slim spec's {where} must be {what}, got {found!r}: take it as 'mmitp slim' wrote it")
+
+    if not isinstance(spec, Mapping):
+        raise ValueError(f"a slim spec is a dictionary, got {spec!r}: take it as 'mmitp slim' wrote it")
+    for part in ("layers", "norms", "pads"):
+        found = spec.get(part, {} if part == "pads" else None)
+        require(isinstance(found, Mapping), part, "a dictionary by layer name", found)
+    for name, entry in spec["layers"].items():
+        require(isinstance(entry, Mapping), f"layers[{name!r}]", "a dictionary of inputs and outputs", entry)
+        for key in ("inputs", "outputs", *({"scatter"} & {*entry})):
+            require(is_count(entry.get(key), 0), f"layers[{name!r}].{key}", "a number of channels", entry.get(key))
+    for name, n in spec["norms"].items():
+        require(is_count(n, 0), f"norms[{name!r}]", "a number of channels", n)
+    for name, pad in spec.get("pads", {}).items():
+        whole = isinstance(pad, Sequence) and len(pad) == 3 and all(is_count(n, 0) for n in pad)
+        require(whole, f"pads[{name!r}]", "three numbers of channels: in front, passed on, behind", pad)
 
 
 def _places(keep: Tensor, present: Tensor) -> Tensor:

@@ -265,3 +265,19 @@ def test_a_spec_with_norms_of_another_model_is_refused(name: str, channels: int)
     apply_plan(net, SlimPlan.from_spec(dict(layers={}, norms={"1": 8, "3": 8})))
     with pytest.raises(ValueError, match=f"the slim spec gives '{name}' {channels} channels.*made from another model"):
         apply_plan(net, SlimPlan.from_spec(dict(layers={}, norms={name: channels})))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (None, "a slim spec is a dictionary, got None"),
+        (dict(norms={}), "spec's layers must be a dictionary by layer name, got None"),
+        (dict(layers={"0": dict(inputs=3)}, norms={}), r"layers\['0'\].outputs must be a number of channels, got None"),
+        (dict(layers={"0": dict(inputs="3", outputs=8)}, norms={}), r"layers\['0'\].inputs must be .*, got '3'"),
+        (dict(layers={}, norms={"1": 2.5}), r"norms\['1'\] must be a number of channels, got 2.5"),
+        (dict(layers={}, norms={}, pads={"2": [1, 2]}), r"pads\['2'\] must be three numbers .*, got \[1, 2\]"),
+    ],
+)
+def test_a_spec_that_was_edited_into_another_shape_is_refused_by_its_part(spec: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"{message}: take it as 'mmitp slim' wrote it"):
+        SlimPlan.from_spec(spec)
