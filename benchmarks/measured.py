@@ -20,6 +20,7 @@ time of the config's own dense ones is worth is measured at the start (:func:`st
 import argparse
 import copy
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -54,7 +55,8 @@ from mmitp.pruning import MacBudget, freeze_masks, masked_layers, project
 from mmitp.pruning.check import counted_macs
 from mmitp.pruning.latency import processor
 from mmitp.pruning.report import parameter_counts
-from mmitp.pruning.slim import plan_slim
+from mmitp.pruning.slim import apply_plan, plan_slim
+from mmitp.pruning.verify import copy_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (32, 32)
@@ -90,6 +92,21 @@ def sizes(model: nn.Module, shape: tuple[int, int] = SHAPE) -> dict[str, int]:
             budget = MacBudget(model, example)
             return dict(macs=budget.kept_macs(), params=parameter_counts(model, budget)[1])
     return dict(macs=counted_macs(model, example), params=sum(p.numel() for p in model.parameters()))
+
+
+def channels(model: nn.Module, shape: tuple[int, int] = SHAPE) -> dict[str, list[int]]:
+    """Channels that each layer reads and computes, by its name; of a masked network those that it keeps."""
+    if masked_layers(model):
+        with without_runner_hooks(model):
+            plan = plan_slim(model, MacBudget(model, blank_example(model, shape)))
+        model = apply_plan(copy_of(model), plan)
+    pairs = (("in_channels", "out_channels"), ("in_features", "out_features"))
+    weighted = [(name, layer) for name, layer in model.named_modules() if "weight" in layer._parameters]
+    return {
+        name: [getattr(layer, a), getattr(layer, b)]
+        for (name, layer), (a, b) in itertools.product(weighted, pairs)
+        if hasattr(layer, a) and hasattr(layer, b)
+    }
 
 
 def judged_model(runner: Runner) -> nn.Module:
@@ -411,6 +428,7 @@ def measured_run(
         **size,
         ops_kept=size["macs"] / head["macs_dense"],
         params_kept=size["params"] / head["params_dense"],
+        channels=channels(runner.model, task.shape),
         train_seconds=round(metrics.seconds["train"], 1),
         wall_seconds=round(metrics.seconds["wall"], 1),
     )

@@ -146,6 +146,30 @@ def test_a_random_structure_meets_the_operations_and_is_the_seeds_own(
         assert 0.29 * 40_551_040 < macs <= 0.3 * 40_551_040
 
 
+def test_the_channels_that_a_network_reads_and_computes_are_noted(measured: Any, root: Path, tmp_path: Path) -> None:
+    """ResNet-8 with masks of single layers: in the second block the convolution between 32 and 64 channels reads 8."""
+    args = arguments(root, tmp_path, cfg_options=["model.backbone.depth=8"])
+    cfg = measured.configured(args, str(CONFIGS / "resnet20_cifar10_psi30_short.py"))
+    measured.init_default_scope("mmpretrain")
+    model = measured.MODELS.build(cfg.model)
+    layers = measured.masked_layers(model)
+    layers["backbone.layer2.0.conv2"].prune_mask.data[8:] = -1
+    layers["backbone.layer3.0.conv1"].prune_mask.data[:12] = -1
+    noted = measured.channels(model)
+    assert [*noted] == [
+        "backbone.conv1",
+        *(f"backbone.layer{i}.0.conv{j}" for i in (1, 2, 3) for j in (1, 2)),
+        "head.fc",
+    ]
+    # conv1 of the second block computes what conv2 reads; the third block reads 20 of a stream that adds hold together
+    assert noted["backbone.layer2.0.conv1"] == [16, 8]
+    assert noted["backbone.layer2.0.conv2"] == [8, 32]
+    assert noted["backbone.layer3.0.conv1"] == [20, 64]
+    assert noted["head.fc"] == [64, 10]
+    measured.train(arguments(root, tmp_path))
+    assert json.loads((tmp_path / "metrics.json").read_text())["channels"]["backbone.layer2.0.conv1"] == [16, 32]
+
+
 def test_a_recorded_command_names_no_folder_of_the_machine(measured: Any) -> None:
     argv = ["/home/me/benchmarks/x.py", "c.py", "--work-dir", "/a/b", "--seed", "1", "--dense-metrics", "/a/out/d.json"]
     assert measured.recorded_command(argv) == "python benchmarks/x.py c.py --seed 1 --dense-metrics out/d.json"
