@@ -115,6 +115,7 @@ BRIEF = "window of two epochs, slimmed on the way"
 FISHER = f"push='fisher', {BRIEF}"
 ROWS[f"{STARTED}prune50"] = ("_prune50_brief", f"pruned, default ({BRIEF}), common start", 0.5)
 ROWS[f"{STARTED}prune50_fisher"] = ("_prune50_fisher", f"pruned, {FISHER}, common start", 0.5)
+ROWS[f"{STARTED}uniform50"] = ("_uniform50", "control: the same start made narrower (mmitp control), common start", 0.5)
 ROWS[f"{STARTED}prune50_tied"] = ("_prune50_tied", "the same with masks tied over streams, common start", 0.5)
 ROWS[f"{STARTED}prune50_robust"] = ("_prune50_fisher_robust", f"pruned, {FISHER}, FastAT, common start", 0.5)
 ROWS[f"{STARTED}prune50_robust4"] = (
@@ -154,7 +155,8 @@ def run_of(name: str, seed: int) -> Run:
     if name.startswith((STARTED, RT)):
         start = start_of(family, "_narrow50" if ending == "_narrow50" else "")
         if family.published:
-            args += ("--start", (WEIGHTS / f"{start.name}.pth").relative_to(ROOT).as_posix())
+            file = "start_uniform50_s0" if ending == "_uniform50" else start.name
+            args += ("--start", (WEIGHTS / f"{file}.pth").relative_to(ROOT).as_posix())
         else:
             args, needs = (*args, "--start", f"{{work}}/{start.name}/weights.pth"), start.name
     return Run(f"{name}_s{seed}", row, target, seed, "detector_run.py", args, family.dense + ending, needs=needs)
@@ -184,7 +186,7 @@ def detector_args(config: str, ending: str) -> tuple[str, ...]:
 def declared() -> list[Run]:
     """All runs, in the order in which they are worked off."""
     three = ("prune50", "narrow50", "dense")
-    more = ("prune50_tied", "robust", "prune50_robust", "prune50_robust4", "prune50_paper", "prune30")
+    more = ("uniform50", "prune50_tied", "robust", "prune50_robust", "prune50_robust4", "prune50_paper", "prune30")
     return [
         *(start_of(CENTERNET, ending) for ending in ("", "_narrow50")),
         *(run_of(STARTED + name, seed) for seed in (0, 1) for name in ("prune50_fisher", *three)),
