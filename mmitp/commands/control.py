@@ -7,6 +7,7 @@ weights that CONFIG starts from, the channels with the largest L1 norms are take
 ones, so does the control. Then: mmitp train DIR/config.py, for as long as the pruned run takes.
 """
 
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,4 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _divisor(text: str) -> int | str:
-    return text if text == "auto" else positive(text)
+    """A number of channels, or 'auto'."""
+    if text == "auto":
+        return text
+    try:
+        return positive(text)
+    except ValueError:
+        raise ArgumentTypeError(f"must be 'auto' or a whole number of at least 1, got {text!r}") from None

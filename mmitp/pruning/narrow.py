@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .budget import MacBudget
+from .divisor import divisor_of
 from .freeze import project
 
 __all__ = ["narrow_pattern", "weight_norms"]
@@ -30,8 +31,8 @@ def narrow_pattern(
             theirs.
 
     Returns:
-        ``(N,)`` bool, flat over all counting masks (see :meth:`MacBudget.split`), within 1 % below the target where
-        single channels (or ``divisor`` of them) allow.
+        ``(N,)`` bool, flat over all counting masks (see :meth:`MacBudget.split`). What is left below the target would
+        not pay for a channel more (``divisor`` of them) of any tensor.
 
     Raises:
         ValueError: even the cheapest pattern costs more than the target.
@@ -53,7 +54,18 @@ def narrow_pattern(
     for number in source.unique():
         mine = order[source[order] == number]
         place[mine] = torch.arange(len(mine))
-    return project(budget, target, fill=True, divisor=divisor, masks=1 - place / source.bincount()[source]).pattern
+    sizes = source.bincount()
+    values = 1 - place / sizes[source]
+    pattern = project(budget, target, divisor=divisor, masks=values).pattern
+    # What is left below the target: each tensor once more a step wider, the narrowest first, where that fits.
+    kept = source[pattern].bincount(minlength=len(sizes))
+    wider = place < (kept + divisor_of(sizes, divisor))[source]
+    for number in (kept / sizes).argsort(stable=True):
+        more = torch.where(pattern | wider & (source == number), values, -1.0)
+        found = project(budget, target, divisor=divisor, masks=more).pattern
+        if bool((found >= pattern).all()):
+            pattern = found
+    return pattern
 
 
 def weight_norms(budget: MacBudget) -> Tensor:

@@ -1,0 +1,130 @@
+"""``mmitp control``: the config, and the weights to start from, of a network that pruning has to beat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from toy_config import TinyNet, tiny_config
+
+from mmitp.commands import control
+from mmitp.engine.narrow import narrow_control
+from mmitp.engine.run import build_runner
+
+#: TinyNet at 8x8: 64 * 9 * (3 + 8) a channel between its two convolutions, 16 for the linear layer; at 0.5 three fit
+CHANNEL, REST, KEPT = 6336, 16, 3
+
+
+def config(tmp_path: Path, **more: object) -> Config:
+    return tiny_config(tmp_path / "run", epochs=2, **more)
+
+
+def test_it_is_the_pruned_configs_network_built_narrower_and_it_trains(tmp_path: Path) -> None:
+    report = narrow_control(config(tmp_path), str(tmp_path / "control"), shape=(8, 8))
+    assert (report.macs_dense, report.macs) == (8 * CHANNEL + REST, KEPT * CHANNEL + REST)
+    assert report.start == "random weights"
+    assert not (tmp_path / "control/weights.pth").exists()
+    cfg = Config.fromfile(report.config)
+    assert cfg.custom_hooks == [] and cfg.load_from is None
+    runner = build_runner(cfg)
+    assert (runner.model.stem.out_channels, runner.model.norm.num_features, runner.model.body.in_channels) == (3, 3, 3)
+    runner.train()
+    assert runner.iter == 10
+
+
+@pytest.mark.parametrize("given", ["load_from", "weights"])
+def test_it_starts_from_the_largest_channels_of_the_weights_that_the_run_starts_from(
+    given: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    dense, path = TinyNet(), str(tmp_path / "dense.pth")
+    dense.body.weight.data[:, [1, 4, 6]] *= 100
+    torch.save(dict(state_dict=dense.state_dict()), path)
+    cfg = config(tmp_path)
+    if given == "load_from":
+        cfg.load_from = path
+    report = narrow_control(cfg, str(tmp_path / "control"), weights=path if given == "weights" else None, shape=(8, 8))
+    written = Config.fromfile(report.config)
+    assert Path(written.load_from) == tmp_path / "control/weights.pth"
+    runner = build_runner(written)
+    runner.load_or_resume()
+    torch.testing.assert_close(runner.model.stem.weight, dense.stem.weight[[1, 4, 6]])
+    torch.testing.assert_close(runner.model.body.weight, dense.body.weight[:, [1, 4, 6]])
+    torch.testing.assert_close(runner.model.fc.weight, dense.fc.weight)
+
+    scratch = narrow_control(cfg, str(tmp_path / "scratch"), scratch=True, shape=(8, 8))
+    assert (scratch.start, Config.fromfile(scratch.config).load_from) == ("random weights", None)
+    assert scratch.macs == report.macs
+
+
+@MODELS.register_module()
+class TinyPretrained(TinyNet):
+    """A backbone that loads its weights as mmengine's do."""
+
+    def __init__(self, init_cfg: dict | None = None) -> None:
+        super().__init__()
+        self.start = init_cfg
+
+    def init_weights(self) -> None:
+        if self.start is not None:
+            self.load_state_dict(torch.load(self.start["checkpoint"])["state_dict"])
+
+
+def test_pre_trained_parts_are_taken_along(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    dense, path = TinyNet(), str(tmp_path / "backbone.pth")
+    torch.save(dict(state_dict=dense.state_dict()), path)
+    cfg = config(tmp_path)
+    cfg.model = dict(type="mmitp.MaskedModel", of="TinyPretrained", init_cfg=dict(type="Pretrained", checkpoint=path))
+    report = narrow_control(cfg, str(tmp_path / "control"), shape=(8, 8))
+    assert "pre-trained" in report.start
+    kept = dense.body.weight.abs().sum((0, 2, 3)).topk(KEPT).indices.sort().values
+    state = torch.load(tmp_path / "control/weights.pth", weights_only=True)["state_dict"]
+    torch.testing.assert_close(state["body.weight"], dense.body.weight[:, kept].detach())
+    assert Config.fromfile(report.config).model.init_cfg is None  # the narrow network's weights are the other file's
+
+
+def test_a_dense_config_takes_a_target(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    cfg.model, cfg.custom_hooks = dict(type="TinyNet"), []
+    with pytest.raises(ValueError, match="no PruneHook names a target: give --target"):
+        narrow_control(cfg, str(tmp_path / "control"), shape=(8, 8))
+    report = narrow_control(cfg, str(tmp_path / "control"), target=0.3, shape=(8, 8))
+    assert report.macs == 2 * CHANNEL + REST
+    even = narrow_control(cfg, str(tmp_path / "even"), target=0.6, divisor=4, shape=(8, 8))
+    assert even.macs == 4 * CHANNEL + REST
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    cfg, out = config(tmp_path), str(tmp_path / "control")
+    slimmed = Config.fromfile(narrow_control(cfg, out, shape=(8, 8)).config)
+    with pytest.raises(ValueError, match="slimmed network's config.*train this one"):
+        narrow_control(slimmed, str(tmp_path / "other"), target=0.5, shape=(8, 8))
+    torch.save(dict(state_dict={"body.prune_mask": torch.ones(8)}), tmp_path / "pruned.pth")
+    with pytest.raises(ValueError, match="has masks: .*--scratch"):
+        narrow_control(cfg, out, weights=str(tmp_path / "pruned.pth"), shape=(8, 8))
+    torch.save(dict(state_dict={"stem.weight": torch.ones(8, 3, 3, 3)}), tmp_path / "part.pth")
+    with pytest.raises(ValueError, match="part.pth does not fit"):
+        narrow_control(cfg, out, weights=str(tmp_path / "part.pth"), shape=(8, 8))
+    with pytest.raises(ValueError, match="above the target|cheapest"):
+        narrow_control(cfg, out, target=0.01, shape=(8, 8))
+    cfg.model.prune = dict(granularity="weight")
+    with pytest.raises(ValueError, match="granularity 'weight'"):
+        narrow_control(cfg, out, shape=(8, 8))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.py").write_text("model = dict(type='Mine')\n")
+    with pytest.raises(ValueError, match="no slimmed network's"):
+        narrow_control(config(tmp_path), str(tmp_path / "mine"), shape=(8, 8))
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = Path(__file__).parents[2] / "configs/cifar10/resnet20_cifar10_psi30_brief_short.py"
+    assert not control.main([str(cfg), "--out", str(tmp_path / "c"), "--divisor", "1"])
+    said = capsys.readouterr().out
+    assert "MACs at 32x32: 40,551,040 -> 12,098,654 (0.2984)" in said
+    with pytest.raises(SystemExit):
+        control.main([str(cfg), "--out", str(tmp_path / "c"), "--divisor", "x"])
+    assert "--divisor: must be 'auto' or a whole number of at least 1, got 'x'" in capsys.readouterr().err
