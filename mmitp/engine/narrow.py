@@ -180,7 +180,7 @@ def _built(
     """The masked model, its example input, further ones, and the size of the first."""
     model = build_model(cfg)
     if pretrained and hasattr(model, "init_weights"):
-        model.init_weights()
+        model.init_weights()  # type: ignore[operator]
     height, width = shape or input_shape(cfg, (320, 320) if is_detector(model) else (224, 224))
     example = blank_example(model, (height, width))
     second = second_example(model, (height, width), example["inputs"].shape[1])

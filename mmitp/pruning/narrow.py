@@ -57,14 +57,14 @@ def narrow_pattern(
     sizes = source.bincount()
     values = 1 - place / sizes[source]
     pattern = project(budget, target, divisor=divisor, masks=values).pattern
-    # What is left below the target: each tensor once more a step wider, the narrowest first, where that fits.
-    kept = source[pattern].bincount(minlength=len(sizes))
-    wider = place < (kept + divisor_of(sizes, divisor))[source]
+    # What is left below the target: a step more for each tensor, where it fits and all stay a step from one part.
+    kept, step = source[pattern].bincount(minlength=len(sizes)), divisor_of(sizes, divisor)
     for number in (kept / sizes).argsort(stable=True):
-        more = torch.where(pattern | wider & (source == number), values, -1.0)
-        found = project(budget, target, divisor=divisor, masks=more).pattern
-        if bool((found >= pattern).all()):
-            pattern = found
+        if kept[number] / sizes[number] <= ((kept + step) / sizes).min():
+            wider = (source == number) & (place < kept[number] + step[number])
+            found = project(budget, target, divisor=divisor, masks=torch.where(pattern | wider, values, -1.0)).pattern
+            if bool((found >= pattern).all()):
+                pattern = found
     return pattern
 
 
