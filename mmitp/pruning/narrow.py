@@ -44,7 +44,7 @@ def narrow_pattern(
         >>> net = mask_model(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)))
         >>> budget = MacBudget(net, torch.randn(1, 3, 5, 5))
         >>> [int(part.sum()) for part in budget.split(narrow_pattern(budget, 0.6)).values()]
-        [5, 3]
+        [4, 3]
     """
     source = budget.tables(torch.device("cpu")).entry_source
     order = torch.arange(budget.n_entries)

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 pytest.importorskip("mmdet")
+from mmengine import Config
 from mmengine.registry import MODELS
 
 from mmitp.datasets.scenes import write_scenes
 from mmitp.engine.config import load_config
 from mmitp.engine.example import blank_example
+from mmitp.engine.narrow import narrow_control
 from mmitp.pruning.check import counted_macs
 
 CONFIGS = Path(__file__).parents[2] / "configs/kitti"
@@ -288,9 +290,21 @@ def give_figures(folder: Path, *names: str) -> None:
 def test_published_weights_fill_a_network_of_the_measured_size(config: Path) -> None:
     model = MODELS.build(load_config(str(config)).model).eval()
     model.load_state_dict(torch.load(config.with_suffix(".pth"), weights_only=True)["state_dict"])
-    measured = json.loads((CONFIGS / f"metrics/{config.stem}.json").read_text())
+    run = config.stem.replace("start_uniform50", "started_uniform50")  # no training of its own: start_s0, cut
+    measured = json.loads((CONFIGS / f"metrics/{run}.json").read_text())
     assert counted_macs(model, blank_example(model, (160, 512))) == measured["macs"]
     assert sum(p.numel() for p in model.parameters()) == measured["params"]
+
+
+def test_the_narrow_start_is_what_the_command_writes(tmp_path: Path) -> None:
+    pruned = load_config(str(CONFIGS / "centernet_dla34x025_kitti1348_short_prune50_fisher.py"))
+    start, committed = CONFIGS / "weights/start_s0.pth", CONFIGS / "weights/start_uniform50_s0.pth"
+    report = narrow_control(pruned, str(tmp_path), weights=str(start), shape=(160, 512))
+    written = Config.fromfile(report.config)
+    assert written.model.slim == load_config(str(committed.with_suffix(".py"))).model.slim
+    ours, theirs = (torch.load(path, weights_only=True)["state_dict"] for path in (written.load_from, committed))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value.to(theirs[name].dtype), theirs[name]) for name, value in ours.items())
 
 
 def test_a_run_starts_from_published_weights_and_resumes_from_its_own(
