@@ -186,10 +186,10 @@ def detector_args(config: str, ending: str) -> tuple[str, ...]:
 def declared() -> list[Run]:
     """All runs, in the order in which they are worked off."""
     three = ("prune50", "narrow50", "dense")
-    more = ("uniform50", "prune50_tied", "robust", "prune50_robust", "prune50_robust4", "prune50_paper", "prune30")
+    more = ("prune50_tied", "robust", "prune50_robust", "prune50_robust4", "prune50_paper", "prune30")
     return [
         *(start_of(CENTERNET, ending) for ending in ("", "_narrow50")),
-        *(run_of(STARTED + name, seed) for seed in (0, 1) for name in ("prune50_fisher", *three)),
+        *(run_of(STARTED + name, seed) for seed in (0, 1) for name in ("prune50_fisher", "uniform50", *three)),
         *(run_of(STARTED + name, 0) for name in more),
         *(start_of(RTMDET, ending) for ending in ("", "_narrow50")),
         *(run_of(RT + name, 0) for name in ("dense", "prune50_fisher", "narrow50", "prune50")),
