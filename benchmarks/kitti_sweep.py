@@ -134,6 +134,8 @@ CONTROLS = {"prune50": "narrow50", "prune50_paper": "narrow50"}
 CONTROLS |= {f"{STARTED}{name}": f"{STARTED}{control}" for name, control in CONTROLS.items()}
 CONTROLS |= dict.fromkeys((f"{STARTED}prune50_fisher", f"{STARTED}prune50_tied"), f"{STARTED}narrow50")
 CONTROLS |= dict.fromkeys((f"{RT}prune50_fisher", f"{RT}prune50"), f"{RT}narrow50")
+#: pruned network -> the control that is cut out of the same start
+NARROWED = {f"{STARTED}{name}": f"{STARTED}uniform50" for name in ("prune50", "prune50_fisher", "prune50_tied")}
 
 
 def family_of(name: str) -> Family:
@@ -203,18 +205,26 @@ def mean_ap(run: dict[str, Any]) -> float:
 
 
 def compare(sweep: Sweep, chosen: list[Run]) -> None:
-    """Adds ``minus_dense`` and ``minus_control`` to the metrics files of finished runs whose detections lie there, and
-    ``loose``: the same for cars, and their figures, at an overlap of :data:`LOOSE`."""
+    """Adds ``minus_dense``, ``minus_control`` and ``minus_narrowed`` to the metrics files of finished runs whose
+    detections lie there, and ``loose``: the same for cars, and their figures, at an overlap of :data:`LOOSE`.
+
+    Differences to runs whose detections are gone stay as they are.
+    """
     from measured import write_json
 
     for run in (run for run in chosen if run.shown and sweep.finished(run)):
         name, results = run.name.rpartition("_")[0], sweep.work / run.name / "results"
         if not results.is_dir():
             continue
-        others = {"minus_dense": dense_of(name), "minus_control": CONTROLS.get(name)}
-        more: dict[str, Any] = {}
+        others = {
+            "minus_dense": dense_of(name),
+            "minus_control": CONTROLS.get(name),
+            "minus_narrowed": NARROWED.get(name),
+        }
+        known, more = read(sweep.out, run.name), {}
+        assert known is not None
         cars = ("Car", "--overlap", str(LOOSE))
-        loose: dict[str, Any] = {"overlap": LOOSE, "Car": evaluated(results, *cars)["Car"]}
+        loose = {**known.get("loose", {}), "overlap": LOOSE, "Car": evaluated(results, *cars)["Car"]}
         for key, other in others.items():
             theirs = sweep.work / f"{other}_s{run.seed}" / "results"
             if other in (None, name) or not theirs.is_dir():
@@ -225,8 +235,6 @@ def compare(sweep: Sweep, chosen: list[Run]) -> None:
             more[key] = evaluated(results, *CLASSES, *versus)["difference"]
             loose[key] = evaluated(results, *cars, *versus)["difference"]["Car"]
             say(f"{run.name}: Car moderate R40 {cell(more[key], 'Car', 1, '+')} against {other}_s{run.seed}")
-        known = read(sweep.out, run.name)
-        assert known is not None
         write_json(sweep.out / f"{run.name}.json", {**known, **more, "loose": loose})
 
 
@@ -451,12 +459,16 @@ def table(runs: list[Run], out: Path) -> str:
         cells += [cell(known["loose"], key, 1, "+") for key in ("minus_dense", "minus_control")]
         cells.append(f"{known['training_frames']['Car']:.2f}" if "training_frames" in known else "-")
         lines.append(f"| {' | '.join(cells)} |")
-    against = [(run, known["minus_control"]) for run, known in finished if "minus_control" in known]
-    if against:
-        lines += ["", f"| minus the control of the same seed | seed | {' | '.join(CLASSES)} |", "|" + "---|" * 5]
-    for run, change in against:
-        cells = [run.row, str(run.seed), *(cell(change, name, 1, "+") for name in CLASSES)]
-        lines.append(f"| {' | '.join(cells)} |")
+    for key, title in (
+        ("minus_control", "minus the control of the same seed"),
+        ("minus_narrowed", "minus the same start made narrower, of the same seed"),
+    ):
+        against = [(run, known[key]) for run, known in finished if key in known]
+        if against:
+            lines += ["", f"| {title} | seed | {' | '.join(CLASSES)} |", "|" + "---|" * 5]
+        for run, change in against:
+            cells = [run.row, str(run.seed), *(cell(change, name, 1, "+") for name in CLASSES)]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n" if finished else "No run has ended yet.\n"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,23 @@ def test_a_pruned_run_is_compared_with_the_dense_one_and_its_control(
         ("started_prune50_s0", "started_narrow50_s0"),
         ("started_narrow50_s0", "started_dense_s0"),
     }
+    asked.clear()
+    narrowed = driver.run_of("started_uniform50", 0)
+    (tmp_path / narrowed.name / "results").mkdir(parents=True)
+    (tmp_path / f"{narrowed.name}.json").write_text(json.dumps(dict(state="finished", config=narrowed.config)))
+    shutil.rmtree(tmp_path / "started_dense_s0/results")
+    before = json.loads((tmp_path / "started_prune50_s0.json").read_text())
+    again = [*started, narrowed]
+    driver.compare(sweep.Sweep(again, tmp_path, tmp_path, configs=CONFIGS, figure="ap"), again)
+    assert ("started_prune50_s0", "started_uniform50_s0") in asked
+    after = json.loads((tmp_path / "started_prune50_s0.json").read_text())
+    # what was compared with the dense network stays, though its detections are gone
+    assert after["minus_dense"] == before["minus_dense"]
+    assert after["loose"]["minus_dense"] == before["loose"]["minus_dense"]
+    assert after["minus_narrowed"] is not None
+    give_figures(tmp_path, "started_prune50_s0")
+    table = driver.table(started[1:2], tmp_path)
+    assert "| minus the same start made narrower, of the same seed | seed | Car |" in table
     asked.clear()
     others = [driver.run_of(f"rtmdet_{name}", 0) for name in ("dense", "prune50_fisher", "narrow50")]
     for run in others:
