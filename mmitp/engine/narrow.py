@@ -122,7 +122,7 @@ def narrow_control(
         divisor if divisor is not None else pruning.get("divisor", 1),
         weight_norms(budget) if starts else None,
     )
-    freeze_masks(model, budget.split(chosen.float()))
+    freeze_masks(model, budget.split(chosen))
     small, plan = slim_with_plan(model, example, budget, more)
     control = slim_config(masked, plan)
     meta = dict(

@@ -31,6 +31,7 @@ from .layers import (
     register_kind,
 )
 from .masks import MaskedLayer
+from .narrow import narrow_pattern
 from .pruner import InTrainPruner
 from .slim import SlimPlan, apply_plan, slim
 
@@ -51,6 +52,7 @@ __all__ = [
     "freeze_masks",
     "mask_model",
     "masked_layers",
+    "narrow_pattern",
     "open_masks",
     "project",
     "randomize_masks",

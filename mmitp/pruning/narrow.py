@@ -40,11 +40,18 @@ def narrow_pattern(
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from mmitp.pruning import MacBudget, mask_model
+        >>> from mmitp.pruning import MacBudget, freeze_masks, mask_model, narrow_pattern, share_masks, slim
+        >>> x = torch.randn(1, 3, 5, 5)
         >>> net = mask_model(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)))
-        >>> budget = MacBudget(net, torch.randn(1, 3, 5, 5))
-        >>> [int(part.sum()) for part in budget.split(narrow_pattern(budget, 0.6)).values()]
-        [4, 3]
+        >>> _ = share_masks(net, x)
+        >>> budget = MacBudget(net, x)
+        >>> _ = freeze_masks(net, budget.split(narrow_pattern(budget, 0.6)))
+        >>> slim(net, x, budget)
+        Sequential(
+          (0): Conv2d(3, 4, kernel_size=(1, 1), stride=(1, 1))
+          (1): Conv2d(4, 3, kernel_size=(1, 1), stride=(1, 1))
+          (2): Conv2d(3, 8, kernel_size=(1, 1), stride=(1, 1))
+        )
     """
     source = budget.tables(torch.device("cpu")).entry_source
     order = torch.arange(budget.n_entries)

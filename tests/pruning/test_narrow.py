@@ -38,7 +38,7 @@ def test_every_tensor_keeps_the_same_part(target: float) -> None:
     net, x, budget = masked_stream()
     pattern = narrow_pattern(budget, target)
     assert 0.9 * target < budget.cost_of(pattern) / budget.dense_cost <= target
-    freeze_masks(net, budget.split(pattern.float()))
+    freeze_masks(net, budget.split(pattern))
     small = slim(net, x, budget)
     kept = {small.stem.out_channels: 16, small.a1.out_channels: 24, small.b1.out_channels: 8}
     shares = [(width / dense, 1 / dense) for width, dense in kept.items()]
