@@ -29,6 +29,7 @@ from mmitp.pruning.latency import LatencyCost
 from mmitp.pruning.narrow import narrow_pattern, weight_norms
 from mmitp.pruning.rng import kept_rng
 from mmitp.pruning.slim import slim_with_plan
+from mmitp.values import is_number
 
 
 @dataclass
@@ -96,8 +97,9 @@ def narrow_control(
     target = target if target is not None else pruning.get("target")
     if target is None:
         raise ValueError(f"{cfg.filename}: no PruneHook names a target: give --target, the part of operations to keep")
-    if weights is not None and scratch:
-        raise ValueError("weights to start from and a start from random ones exclude each other")
+    if not (is_number(target) and 0 < target < 1):
+        raise ValueError(f"{cfg.filename}: target must be a fraction of the operations in (0, 1), got {target!r}")
+    assert not (weights and scratch)
     weights = None if scratch else weights or cfg.get("load_from")
     paths = [os.path.join(out_dir, name) for name in ("config.py", "weights.pth")]
     for path in paths:
@@ -124,7 +126,7 @@ def narrow_control(
     )
     freeze_masks(model, budget.split(chosen))
     small, plan = slim_with_plan(model, example, budget, more)
-    control = slim_config(masked, plan)
+    control = slim_config(masked, plan, "control")
     meta = dict(
         macs_dense=budget.dense_macs, macs=budget.kept_macs(), input_shape=size, channels=example["inputs"].shape[1]
     )

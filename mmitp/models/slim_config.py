@@ -59,8 +59,16 @@ def is_masked(model: Any) -> bool:
     return path[0] == "mmitp" and path[-1] == "MaskedModel"
 
 
-def slim_config(cfg: Config, plan: SlimPlan) -> Config:
-    """The config of the slimmed network: the original's, without masks, pruning hook and pre-trained weights."""
+def slim_config(cfg: Config, plan: SlimPlan, ending: str = "slim") -> Config:
+    """The config of the slimmed network: the original's, without masks, pruning hook and pre-trained weights.
+
+    Its work folder is another one than the original's, whose checkpoints training it would replace.
+
+    Args:
+        cfg: the config of the masked model.
+        plan: what is left.
+        ending: of the work folder's name.
+    """
     out = copy.deepcopy(cfg)
     model = out.model
     if not is_masked(model):
@@ -79,6 +87,8 @@ def slim_config(cfg: Config, plan: SlimPlan) -> Config:
     out.custom_imports = dict(imports, imports=names)
     out.load_from = None
     out.resume = False
+    if out.get("work_dir"):
+        out.work_dir = f"{os.path.normpath(out.work_dir)}_{ending}"
     return out
 
 

@@ -32,6 +32,7 @@ def test_it_is_the_pruned_configs_network_built_narrower_and_it_trains(tmp_path:
     assert not (tmp_path / "control/weights.pth").exists()
     cfg = Config.fromfile(report.config)
     assert cfg.custom_hooks == [] and cfg.load_from is None
+    assert cfg.work_dir == str(tmp_path / "run_control")  # not the pruned run's
     runner = build_runner(cfg)
     assert (runner.model.stem.out_channels, runner.model.norm.num_features, runner.model.body.in_channels) == (3, 3, 3)
     runner.train()
@@ -114,6 +115,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
         narrow_control(cfg, out, weights=str(tmp_path / "part.pth"), shape=(8, 8))
     with pytest.raises(ValueError, match="target 0.01 is out of reach"):
         narrow_control(cfg, out, target=0.01, shape=(8, 8))
+    with pytest.raises(ValueError, match=r"target must be a fraction of the operations in \(0, 1\), got 1.5"):
+        narrow_control(cfg, out, target=1.5, shape=(8, 8))
     cfg.model.prune = dict(granularity="weight")
     with pytest.raises(ValueError, match="granularity 'weight'"):
         narrow_control(cfg, out, shape=(8, 8))

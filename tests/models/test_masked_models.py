@@ -262,3 +262,11 @@ def test_a_pruning_hook_among_the_default_hooks_is_one() -> None:
     cfg = Config(dict(model=dict(type="mmitp.MaskedModel", of="mmdet.FCOS"), default_hooks=hooks))
     assert prune_hook_of(cfg).target == 0.5
     assert slim_config(cfg, SlimPlan()).default_hooks == dict(logger=dict(type="LoggerHook"), timer=None)
+
+
+def test_a_slimmed_networks_work_folder_is_not_the_pruned_runs() -> None:
+    model = dict(type="mmitp.MaskedModel", of="mmdet.FCOS")
+    assert (
+        slim_config(Config(dict(model=model, work_dir="work_dirs/run/")), SlimPlan()).work_dir == "work_dirs/run_slim"
+    )
+    assert "work_dir" not in slim_config(Config(dict(model=model)), SlimPlan())
