@@ -90,6 +90,13 @@ def test_test_mode_keeps_frames_without_objects_and_training_may_leave_them_out(
     assert len(KittiDataset(data_root=str(root))) == 3
 
 
+def test_images_with_a_smaller_side_can_be_left_out(root):
+    cv2.imwrite(str(root / "training/image_2/000007.png"), np.zeros((40, 40, 3), np.uint8))  # the others: 64 x 32
+    kwargs = {"data_root": str(root), "filter_cfg": {"min_size": 33}}
+    assert [info["img_id"] for info in KittiDataset(**kwargs)] == ["000007"]
+    assert len(KittiDataset(**kwargs, test_mode=True)) == 3
+
+
 def test_a_box_without_area_is_ignored(tmp_path):
     root = _write(tmp_path, {"000000": f"Car 0.00 0 0 10 10 10 20 {TAIL}\n"})
     assert _summary(KittiDataset(data_root=str(root))) == [(10, 1, 1)]
@@ -199,6 +206,13 @@ def test_a_malformed_label_is_reported_with_file_and_line(root):
         ({"metainfo": {"classes": ("Car", "Car")}}, "each once"),
         ({"split": "train80"}, "train75, val25"),
         ({"split": "val25", "ann_file": "ImageSets/val.txt"}, "not both"),
+        ({"split": "val25", "split_seed": None}, "split_seed must be a whole number"),
+        ({"metainfo": {"CLASSES": ("Car",)}}, "under 'classes', not 'CLASSES'"),
+        ({"data_prefix": {"img": "training/image_2"}}, "data_prefix .* no key 'img', it knows img_path and label_path"),
+        ({"data_prefix": {"img_path": "training/image_2", "label": "training/label_2"}}, "no key 'label'"),
+        ({"data_prefix": {"label_path": "training/label_2"}}, "no img_path"),
+        ({"filter_cfg": {"filter_empty": True}}, "filter_cfg .* no key 'filter_empty', it knows filter_empty_gt"),
+        ({"filter_cfg": {"min_size": 33}}, "min_size=33 leaves none of 3 frames"),
     ],
 )
 def test_wrong_arguments_are_named(root, kwargs, message):
