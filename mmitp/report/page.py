@@ -192,4 +192,7 @@ def _configs(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
 
 
 def _text(run: RunRecord) -> str:
-    return run.cfg.pretty_text.replace(str(run.folder), ".")
+    """The config with its work folder, in which any two runs differ, as '.'."""
+    text, work_dir = run.cfg.pretty_text, str(run.cfg.get("work_dir") or ".")
+    text = re.sub(rf"(?<=['\"]){re.escape(work_dir)}(?=/)", ".", text)  # files in it
+    return re.sub(rf"(?m)^(work_dir ?= ?['\"]){re.escape(work_dir)}(?=['\"])", r"\1.", text)
