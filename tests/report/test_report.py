@@ -248,6 +248,19 @@ def test_a_work_folder_is_no_difference_and_its_name_stays_where_it_means_someth
     assert "train_set='data/train'" in shown
 
 
+@pytest.mark.parametrize("asked", [None, (32, 32)])
+def test_runs_of_different_input_sizes_are_told_of(tmp_path, asked):
+    config = CONFIG.replace("mmdet.Toy", "TinyNet")
+    layer = dict(name="", macs_dense=8, macs_kept=4, in_channels=2, in_kept=1, out_channels=2, out_kept=1)
+    for name, size in (("a", "(8, 8)"), ("b", "(16, 8)")):
+        folder = by_hand(tmp_path / name, [line(1, 1)], config.replace("(8, 8)", size))
+        (folder / "pruning.json").write_text(json.dumps(dict(ratio=0.5, ratio_before=0.5, layers=[layer])))
+    runs = [read_run(tmp_path / name) for name in ("a", "b")]
+    page = write_report(runs, tmp_path / "report", shape=asked, rounds=1, samples=0)[0].read_text()
+    assert "operations are stated for different input sizes: 8x8 (a), 16x8 (b)." in page
+    assert f"Latency: one image of {'32x32' if asked else '8x8 (a), 16x8 (b)'}, one thread" in page
+
+
 def test_a_config_with_infinities_is_read(tmp_path):
     cfg = Config(
         dict(model=dict(type="X"), train_cfg=dict(max_epochs=2), clip=dict(max_norm=math.inf, parts=[-math.inf]))
