@@ -21,6 +21,8 @@ from mmitp.values import is_count
 __all__ = ["KittiDataset", "seeded_split"]
 
 _SUFFIXES = (".png", ".jpg")
+# In lower case what else is an image; a file with such an ending was hardly meant to be passed over.
+_IMAGES = (*_SUFFIXES, ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 _IGNORED_FOR = {"van": "Car", "truck": "Car", "person_sitting": "Pedestrian"}
 _SPLITS = {"train75": True, "val25": False}
 _ADVICE = (
@@ -185,9 +187,19 @@ class KittiDataset(BaseDataset):
             if not Path(self.ann_file).is_file():
                 raise FileNotFoundError(f"no split file {Path(self.ann_file).absolute()}: {_ADVICE}")
             return kitti_ap.read_split(self.ann_file)
-        frames = sorted({path.stem for path in images.iterdir() if path.suffix in _SUFFIXES})
+        files = sorted(images.iterdir())
+        frames = sorted({path.stem for path in files if path.suffix in _SUFFIXES})
         if not frames:
             raise FileNotFoundError(f"no image ({', '.join(_SUFFIXES)}) in {images.absolute()}: {_ADVICE}")
+        known = set(frames)
+        others = [p.name for p in files if p.suffix.lower() in _IMAGES and p.stem not in known]
+        if others:
+            print_log(
+                f"{images}: {len(others)} images are no frames of the data set, for their names do not end in "
+                f"{' or '.join(_SUFFIXES)}, the first: {others[0]}",
+                logger="current",
+                level=logging.WARNING,
+            )
         if self.split is None:
             return frames
         train, val = seeded_split(frames, self.split_seed)

@@ -173,6 +173,22 @@ def test_class_names_that_kitti_does_not_have_are_counted_once_a_data_set(root, 
     assert "Vehicle (2), Caar (1)" in said[0]
 
 
+def test_images_of_other_endings_are_told_of(root, monkeypatch):
+    said = []
+    monkeypatch.setattr("mmitp.datasets.kitti.print_log", lambda text, **how: said.append(text))
+    images = root / "training/image_2"
+    (images / "Thumbs.db").write_bytes(b"")
+    (images / "000003.jpeg").write_bytes(b"")  # beside 000003.png
+    KittiDataset(data_root=str(root))
+    assert said == []
+    (images / "000007.png").rename(images / "000007.PNG")
+    (images / "000008.jpeg").write_bytes(b"")
+    assert [info["img_id"] for info in KittiDataset(data_root=str(root))] == ["000003", "000011"]
+    assert len(said) == 1
+    assert "image_2: 2 images are no frames of the data set" in said[0]
+    assert ".png or .jpg, the first: 000007.PNG" in said[0]
+
+
 def test_missing_data_is_named_with_where_it_was_looked_for(root, tmp_path):
     def build(**kwargs):
         return KittiDataset(**{"data_root": str(root), "ann_file": "ImageSets/train.txt", **kwargs})
