@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ from PIL import Image
 
 from mmitp.evaluation import kitti_ap
 from mmitp.registry import DATASETS
+from mmitp.values import is_count
 
 __all__ = ["KittiDataset", "seeded_split"]
 
 _SUFFIXES = (".png", ".jpg")
+# In lower case what else is an image; a file with such an ending was hardly meant to be passed over.
+_IMAGES = (*_SUFFIXES, ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 _IGNORED_FOR = {"van": "Car", "truck": "Car", "person_sitting": "Pedestrian"}
 _SPLITS = {"train75": True, "val25": False}
 _ADVICE = (
@@ -65,14 +68,15 @@ class KittiDataset(BaseDataset):
         split_seed: seed of that split.
         metainfo: ``dict(classes=...)`` chooses a subset of Pedestrian, Car and Cyclist, in label order.
         data_prefix: folders ``img_path`` and ``label_path``, relative to ``data_root``.
-        filter_cfg: ``dict(filter_empty_gt=True)`` leaves out frames without an object of the classes; by default they
-            are kept as examples of background. Never applied in ``test_mode``.
+        filter_cfg: ``filter_empty_gt=True`` leaves out frames without an object of the classes; by default they are
+            kept as examples of background. ``min_size=32`` leaves out images with a side of fewer pixels. Never applied
+            in ``test_mode``.
         kwargs: of :class:`mmengine.dataset.BaseDataset` (``pipeline``, ``test_mode``, ``indices``, ...).
 
     Raises:
         FileNotFoundError: split file, folder, image or label file missing; says which, and where it was looked for.
-        ValueError: a malformed label or split file (with line number), an unknown class or split, a split or filter
-            that leaves no frame.
+        ValueError: a malformed label or split file (with line number), an unknown class or split, keys of ``metainfo``,
+            ``data_prefix`` or ``filter_cfg`` that would be passed over, a split or filter that leaves no frame.
     """
 
     METAINFO: dict = {  # noqa: RUF012
@@ -88,6 +92,7 @@ class KittiDataset(BaseDataset):
         data_prefix: dict | None = None,
         split: str | None = None,
         split_seed: int = 0,
+        filter_cfg: dict | None = None,
         **kwargs: Any,
     ) -> None:
         if split is not None and split not in _SPLITS:
@@ -96,12 +101,23 @@ class KittiDataset(BaseDataset):
             raise ValueError(
                 f"give either a split file (ann_file={ann_file!r}) or a seeded split ({split!r}), not both"
             )
+        if not is_count(split_seed, 0):  # None would draw two splits that share frames
+            raise ValueError(f"split_seed must be a whole number of at least 0, got {split_seed!r}")
         self.split = split
         self.split_seed = split_seed
         if data_prefix is None:
             data_prefix = {"img_path": "training/image_2", "label_path": "training/label_2"}
+        _check_keys("data_prefix", data_prefix, ("img_path", "label_path"))
+        if "img_path" not in data_prefix:
+            raise ValueError(f"data_prefix has no img_path, the folder of the images: got {dict(data_prefix)}")
+        _check_keys("filter_cfg", filter_cfg or {}, ("filter_empty_gt", "min_size"))
         super().__init__(
-            ann_file=ann_file, metainfo=_with_palette(metainfo), data_root=data_root, data_prefix=data_prefix, **kwargs
+            ann_file=ann_file,
+            metainfo=_with_palette(metainfo),
+            data_root=data_root,
+            data_prefix=data_prefix,
+            filter_cfg=filter_cfg,
+            **kwargs,
         )
 
     def load_data_list(self) -> list[dict]:
@@ -144,13 +160,20 @@ class KittiDataset(BaseDataset):
         return data_list
 
     def filter_data(self) -> list[dict]:
-        """Leaves out frames without an object where ``filter_cfg`` asks for it."""
-        if self.test_mode or not (self.filter_cfg or {}).get("filter_empty_gt", False):
+        """Leaves out small images, and frames without an object, where ``filter_cfg`` asks for it."""
+        asked = self.filter_cfg or {}
+        if self.test_mode or not asked:
             return self.data_list
-        kept = [info for info in self.data_list if any(not i["ignore_flag"] for i in info["instances"])]
+        least = asked.get("min_size", 0)
+        large = [info for info in self.data_list if min(info["width"], info["height"]) >= least]
+        if not large:
+            raise ValueError(f"min_size={least} leaves none of {len(self.data_list)} frames: every image is smaller")
+        if not asked.get("filter_empty_gt", False):
+            return large
+        kept = [info for info in large if any(not i["ignore_flag"] for i in info["instances"])]
         if not kept:
             raise ValueError(
-                f"filter_empty_gt leaves none of {len(self.data_list)} frames: no object of "
+                f"filter_empty_gt leaves none of {len(large)} frames: no object of "
                 f"{', '.join(self.metainfo['classes'])} is labelled in {self.data_prefix.get('label_path')}"
             )
         return kept
@@ -164,9 +187,19 @@ class KittiDataset(BaseDataset):
             if not Path(self.ann_file).is_file():
                 raise FileNotFoundError(f"no split file {Path(self.ann_file).absolute()}: {_ADVICE}")
             return kitti_ap.read_split(self.ann_file)
-        frames = sorted({path.stem for path in images.iterdir() if path.suffix in _SUFFIXES})
+        files = sorted(images.iterdir())
+        frames = sorted({path.stem for path in files if path.suffix in _SUFFIXES})
         if not frames:
             raise FileNotFoundError(f"no image ({', '.join(_SUFFIXES)}) in {images.absolute()}: {_ADVICE}")
+        known = set(frames)
+        others = [p.name for p in files if p.suffix.lower() in _IMAGES and p.stem not in known]
+        if others:
+            print_log(
+                f"{images}: {len(others)} images are no frames of the data set, for their names do not end in "
+                f"{' or '.join(_SUFFIXES)}, the first: {others[0]}",
+                logger="current",
+                level=logging.WARNING,
+            )
         if self.split is None:
             return frames
         train, val = seeded_split(frames, self.split_seed)
@@ -178,9 +211,22 @@ class KittiDataset(BaseDataset):
         return train if _SPLITS[self.split] else val
 
 
-def _with_palette(metainfo: dict | None) -> dict | None:
+def _check_keys(what: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuses keys that nothing would read."""
+    strange = [key for key in given if key not in known]
+    if strange:
+        raise ValueError(
+            f"{what} of KittiDataset has no key {', '.join(map(repr, strange))}, it knows {' and '.join(known)} "
+            "(_delete_=True drops the keys that a base config gives)"
+        )
+
+
+def _with_palette(metainfo: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Checks the chosen classes and gives them their colours."""
-    if metainfo is None or "classes" not in metainfo:
+    metainfo = metainfo or {}
+    if wrong := [key for key in metainfo if key.lower() == "classes" and key != "classes"]:
+        raise ValueError(f"metainfo names the classes under 'classes', not {wrong[0]!r}, which nothing reads")
+    if "classes" not in metainfo:
         return metainfo
     known, palette = KittiDataset.METAINFO["classes"], KittiDataset.METAINFO["palette"]
     classes = metainfo["classes"]

@@ -254,7 +254,8 @@ def read_split(path: str | os.PathLike[str]) -> list[str]:
         if not frame:
             continue
         if frame in seen or len(frame.split()) != 1 or not frame.isprintable() or "/" in frame or "\\" in frame:
-            raise ValueError(f"{os.fspath(path)}, line {number}: expected one new frame id a line, got {frame!r}")
+            shown = frame if len(frame) <= 60 else f"{frame[:57]}..."
+            raise ValueError(f"{os.fspath(path)}, line {number}: expected one new frame id a line, got {shown!r}")
         seen.add(frame)
         frames.append(frame)
     if not frames:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmitp.engine.results import keep_inputs
 from mmitp.engine.safe_load import load_data, saved_bytes
 from mmitp.files import write_whole
 from mmitp.pruning.layers import ChannelPad
@@ -186,8 +187,9 @@ def convert_resnet_cifar_file(source: str, target: str, trust: bool = False) -> 
         trust: also read a source that may run code.
 
     Raises:
-        ValueError: the source is missing, no checkpoint of tensors, or not of such a network.
+        ValueError: the source is missing, no checkpoint of tensors, or not of such a network; it is the target.
     """
+    keep_inputs(target, source)
     try:
         checkpoint = load_data(source, "cpu", trust)
     except FileNotFoundError as error:

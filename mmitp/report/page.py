@@ -56,9 +56,9 @@ def write_report(
         raise ValueError(f"a report needs runs in folders of different names, got {names}")
     folder = Path(out)
     check_writable(folder / "index.html")
-    shapes = [input_shape(run, trust) for run in runs]
-    common = shape or next((known for known in shapes if known), None)
-    shapes = [shape or known or common for known in shapes]
+    own = [input_shape(run, trust) for run in runs]
+    common = shape or next((known for known in own if known), None)
+    shapes = [shape or known or common for known in own]
     sizes: list[Sizes] = [sizes_of(run, at) for run, at in zip(runs, shapes, strict=True)]
     timings: list[Timing | None] = [
         time_run(run, at, rounds) if timing and at else None for run, at in zip(runs, shapes, strict=True)
@@ -75,6 +75,10 @@ def write_report(
         versions_table(runs),
     ]
     remarks = [f"{run.name}: {remark}" for run in runs for remark in run.remarks]
+    # What a freeze noted is of the run's own size, whatever size is asked for.
+    counted = [(known if run.frozen else None) or at for run, known, at in zip(runs, own, shapes, strict=True)]
+    if len(set(counted)) > 1:
+        remarks.append(f"operations are stated for different input sizes: {_each(names, counted)}")
     if timing and common is None:
         remarks.append("nothing was timed: no run says which input size it is for (--shape H W)")
     heading = title or "Runs side by side: " * (len(runs) > 1) + ", ".join(names)
@@ -85,7 +89,7 @@ def write_report(
         tables,
         pictures=pictures,
         remarks=remarks,
-        timed=f"Latency: one image of {common[0]}x{common[1]}, one thread, {machine}." if common and machine else "",
+        timed=f"Latency: one image of {_each(names, shapes)}, one thread, {machine}." if machine else "",
     )
     written = {"index.html": page, "report.md": markdown(heading, tables, remarks)}
     for table in tables:
@@ -94,6 +98,14 @@ def write_report(
     for name, text in written.items():
         write_whole(folder / name, text)
     return [folder / name for name in written]
+
+
+def _each(names: Sequence[str], shapes: Sequence[tuple[int, int] | None]) -> str:
+    """The size that runs have in common, or each one's."""
+    texts = ["unknown size" if shape is None else f"{shape[0]}x{shape[1]}" for shape in shapes]
+    if len(set(texts)) == 1:
+        return texts[0]
+    return ", ".join(f"{text} ({name})" for name, text in zip(names, texts, strict=True))
 
 
 def _csv_name(name: str, taken: Iterable[str]) -> str:
@@ -192,4 +204,7 @@ def _configs(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
 
 
 def _text(run: RunRecord) -> str:
-    return run.cfg.pretty_text.replace(str(run.folder), ".")
+    """The config with its work folder, in which any two runs differ, as '.'."""
+    text, work_dir = run.cfg.pretty_text, str(run.cfg.get("work_dir") or ".")
+    text = re.sub(rf"(?<=['\"]){re.escape(work_dir)}(?=/)", ".", text)  # files in it
+    return re.sub(rf"(?m)^(work_dir ?= ?['\"]){re.escape(work_dir)}(?=['\"])", r"\1.", text)

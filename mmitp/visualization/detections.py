@@ -16,6 +16,7 @@ __all__ = ["DrawnBox", "draw_side_by_side", "save_gt_vs_pred"]
 _GREEN, _BLUE, _GREY = (60, 200, 60), (255, 120, 30), (150, 150, 150)  # BGR
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _MIN_WIDTH = 640  # pixels; smaller images are enlarged so that text can be read
+_FAR = 20_000  # pixels; OpenCV refuses corners that are too far away
 
 
 class DrawnBox(NamedTuple):
@@ -34,7 +35,7 @@ def _panel(image: np.ndarray, boxes: Sequence[DrawnBox], colour: tuple[int, int,
     size = 0.4 if panel.shape[1] < 1000 else 0.5
     for name, box, score, ignored in sorted(boxes, key=lambda b: (not b.ignored, b.score or 0.0)):
         shade = _GREY if ignored else colour
-        x1, y1, x2, y2 = (round(float(value) * factor) for value in box)
+        x1, y1, x2, y2 = (round(min(max(float(value) * factor, -_FAR), _FAR)) for value in box)
         cv2.rectangle(panel, (x1, y1), (x2, y2), shade, 1 if ignored else 2, cv2.LINE_AA)
         text = name if score is None else f"{name} {score:.2f}"
         (width, height), _ = cv2.getTextSize(text, _FONT, size, 1)
@@ -59,7 +60,8 @@ def draw_side_by_side(
     Args:
         image: (H, W, 3) uint8, BGR; left as it is. Images narrower than 640 pixels are enlarged by a whole factor.
         ground_truth: boxes of the left picture; ignored ones are grey.
-        predictions: boxes of the right picture; those with a score below the threshold are left out.
+        predictions: boxes of the right picture; those with a score below the threshold are left out, and those with a
+            NaN in the box, as a network that has diverged gives them.
         title: put before "ground truth" and "prediction", e.g. the frame.
         score_threshold: least score drawn.
 
@@ -67,6 +69,7 @@ def draw_side_by_side(
         uint8 BGR image: two panels of the (enlarged) image's size plus 22 pixels of height, 4 pixels between them.
     """
     kept = [box for box in predictions if box.score is None or box.score >= score_threshold]
+    kept = [box for box in kept if not np.isnan(box.box).any()]
     prefix = f"{title}  " if title else ""
     left = _panel(image, ground_truth, _GREEN, f"{prefix}ground truth")
     right = _panel(image, kept, _BLUE, f"{prefix}prediction, score >= {score_threshold:g}")
@@ -95,7 +98,8 @@ def save_gt_vs_pred(
         dataset: a built :class:`~mmitp.datasets.KittiDataset`, or any data set whose ``get_data_info(i)`` has
             ``img_id``, ``img_path`` and ``instances``; its ``metainfo['classes']`` names the labels.
         results: data samples of a detector (or dicts): ``img_id`` and ``pred_instances`` with ``bboxes`` (N, 4) in the
-            image's own pixels, ``scores`` (N,) and ``labels`` (N,).
+            image's own pixels, ``scores`` (N,) and ``labels`` (N,). A label beyond the classes, as a network with more
+            outputs than the data has classes can give it, is drawn by its number.
         out_path: image file to write; its folder is made.
         n: number of frames at most.
         score_threshold: least score drawn.
@@ -131,8 +135,8 @@ def save_gt_vs_pred(
         instances = _field(sample, "pred_instances")
         boxes, scores, labels = (_array(_field(instances, key)) for key in ("bboxes", "scores", "labels"))
         predictions = [
-            DrawnBox(classes[int(label)], box.tolist(), float(score))
-            for box, score, label in zip(boxes, scores, labels, strict=True)
+            DrawnBox(classes[label] if 0 <= label < len(classes) else f"label {label}", box.tolist(), float(score))
+            for box, score, label in zip(boxes, scores, map(int, labels), strict=True)
         ]
         rows.append(draw_side_by_side(image, truth, predictions, str(info["img_id"]), score_threshold))
     width = max(row.shape[1] for row in rows)

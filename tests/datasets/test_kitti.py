@@ -90,6 +90,13 @@ def test_test_mode_keeps_frames_without_objects_and_training_may_leave_them_out(
     assert len(KittiDataset(data_root=str(root))) == 3
 
 
+def test_images_with_a_smaller_side_can_be_left_out(root):
+    cv2.imwrite(str(root / "training/image_2/000007.png"), np.zeros((40, 40, 3), np.uint8))  # the others: 64 x 32
+    kwargs = {"data_root": str(root), "filter_cfg": {"min_size": 33}}
+    assert [info["img_id"] for info in KittiDataset(**kwargs)] == ["000007"]
+    assert len(KittiDataset(**kwargs, test_mode=True)) == 3
+
+
 def test_a_box_without_area_is_ignored(tmp_path):
     root = _write(tmp_path, {"000000": f"Car 0.00 0 0 10 10 10 20 {TAIL}\n"})
     assert _summary(KittiDataset(data_root=str(root))) == [(10, 1, 1)]
@@ -166,6 +173,22 @@ def test_class_names_that_kitti_does_not_have_are_counted_once_a_data_set(root, 
     assert "Vehicle (2), Caar (1)" in said[0]
 
 
+def test_images_of_other_endings_are_told_of(root, monkeypatch):
+    said = []
+    monkeypatch.setattr("mmitp.datasets.kitti.print_log", lambda text, **how: said.append(text))
+    images = root / "training/image_2"
+    (images / "Thumbs.db").write_bytes(b"")
+    (images / "000003.jpeg").write_bytes(b"")  # beside 000003.png
+    KittiDataset(data_root=str(root))
+    assert said == []
+    (images / "000007.png").rename(images / "000007.PNG")
+    (images / "000008.jpeg").write_bytes(b"")
+    assert [info["img_id"] for info in KittiDataset(data_root=str(root))] == ["000003", "000011"]
+    assert len(said) == 1
+    assert "image_2: 2 images are no frames of the data set" in said[0]
+    assert ".png or .jpg, the first: 000007.PNG" in said[0]
+
+
 def test_missing_data_is_named_with_where_it_was_looked_for(root, tmp_path):
     def build(**kwargs):
         return KittiDataset(**{"data_root": str(root), "ann_file": "ImageSets/train.txt", **kwargs})
@@ -199,6 +222,13 @@ def test_a_malformed_label_is_reported_with_file_and_line(root):
         ({"metainfo": {"classes": ("Car", "Car")}}, "each once"),
         ({"split": "train80"}, "train75, val25"),
         ({"split": "val25", "ann_file": "ImageSets/val.txt"}, "not both"),
+        ({"split": "val25", "split_seed": None}, "split_seed must be a whole number"),
+        ({"metainfo": {"CLASSES": ("Car",)}}, "under 'classes', not 'CLASSES'"),
+        ({"data_prefix": {"img": "training/image_2"}}, "data_prefix .* no key 'img', it knows img_path and label_path"),
+        ({"data_prefix": {"img_path": "training/image_2", "label": "training/label_2"}}, "no key 'label'"),
+        ({"data_prefix": {"label_path": "training/label_2"}}, "no img_path"),
+        ({"filter_cfg": {"filter_empty": True}}, "filter_cfg .* no key 'filter_empty', it knows filter_empty_gt"),
+        ({"filter_cfg": {"min_size": 33}}, "min_size=33 leaves none of 3 frames"),
     ],
 )
 def test_wrong_arguments_are_named(root, kwargs, message):

@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 import math
@@ -112,6 +113,33 @@ def test_own_scenes_are_written_anew_also_where_writing_was_ended(tmp_path):
     write_scenes(tmp_path, 1, seed=1, size=SMALL)
     assert json.loads((tmp_path / "scenes.json").read_text())["seed"] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ImageSets", "scenes.json", "training"]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_smaller_set_leaves_no_frames_of_a_larger_one_and_what_is_not_ours(tmp_path, ended):
+    def stop(done):
+        if ended and done == 2:
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        write_scenes(tmp_path, 3, size=SMALL, progress=stop)
+    (tmp_path / "training/image_2/000007.png").write_text("somebody's own")
+    with pytest.raises(ValueError, match="at least 160 x 64"):
+        write_scenes(tmp_path, 1, size=(16, 16))
+    assert (tmp_path / "training/label_2/000001.txt").is_file()
+    write_scenes(tmp_path, 1, seed=1, size=SMALL)
+    names = [path.name for path in sorted((tmp_path / "training").rglob("0*"))]
+    assert names == ["000000.png", "000007.png", "000000.txt"]
+
+
+def test_another_programs_scenes_json_is_no_mark_of_generated_scenes(tmp_path):
+    own = tmp_path / "ImageSets/train.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("real")
+    (tmp_path / "scenes.json").write_text('[{"token": "1"}]')
+    with pytest.raises(ValueError, match=r"no scenes\.json of ours"):
+        write_scenes(tmp_path, 2, size=SMALL)
+    assert own.read_text() == "real"
 
 
 def test_every_fourth_frame_is_for_validation():

@@ -396,6 +396,12 @@ class TestFiles:
         with pytest.raises(ValueError, match=r"val\.txt: no frame ids"):
             kitti_ap.read_split(path)
 
+    def test_of_a_file_that_is_no_split_a_few_words_are_shown(self, tmp_path):
+        (tmp_path / "val.json").write_text('{"images": [' + "1, " * 10_000)
+        with pytest.raises(ValueError, match=r"val\.json, line 1: expected one new frame id a line") as error:
+            kitti_ap.read_split(tmp_path / "val.json")
+        assert len(str(error.value)) < 200 + len(str(tmp_path))
+
     @pytest.mark.parametrize("text", ["000001\n000001\n", "000001\n000002 000003\n"])
     def test_split_file_has_one_new_id_a_line(self, tmp_path, text):
         path = tmp_path / "val.txt"

@@ -158,6 +158,13 @@ def test_samples_that_pad_the_last_batch_do_not_count(label_dir):
     assert metric.evaluate(41)["kitti/Car_R40_easy"] == pytest.approx(100)
 
 
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_work(label_dir, tmp_path):
+    (tmp_path / "file").write_text("")
+    metric = evaluator(data_root=str(tmp_path), outfile_prefix=str(tmp_path / "file" / "results"))
+    with pytest.raises(ValueError, match=r"cannot be written to .*results.000000\.txt: Not a directory"):
+        metric.process(data_samples=cars(1))
+
+
 def test_two_processes_give_the_figures_of_one(label_dir, tmp_path):
     # Each process runs this very file (see its end).
     command = [sys.executable, __file__, str(tmp_path / "rendezvous"), str(label_dir), str(tmp_path)]

@@ -183,6 +183,14 @@ def test_file_conversion_writes_a_loadable_checkpoint(tmp_path) -> None:
     assert torch.equal(written["backbone.conv1.weight"], state["module.conv1.weight"])
 
 
+def test_a_checkpoint_is_not_written_over_by_its_conversion(tmp_path) -> None:
+    torch.save(reference_layout(ResNetCifar(8), ""), tmp_path / "in.th")
+    before = (tmp_path / "in.th").read_bytes()
+    with pytest.raises(ValueError, match=r"in\.th is the input .*give another name"):
+        convert_resnet_cifar_file(str(tmp_path / "in.th"), str(tmp_path / "." / "in.th"))
+    assert (tmp_path / "in.th").read_bytes() == before
+
+
 def test_initialisation_is_he_normal_over_the_fan_in() -> None:
     torch.manual_seed(0)
     model = ResNetCifar(20)

@@ -1,6 +1,7 @@
 """The report on two real runs of a toy network and on folders made by hand: what is read, and what the page holds."""
 
 import csv
+import html
 import json
 import math
 import re
@@ -228,6 +229,36 @@ def test_runs_of_similar_names_have_a_table_each(tmp_path):
     write_report(runs, tmp_path / "report", timing=False, samples=0)
     tables = [path.read_text(encoding="utf-8") for path in (tmp_path / "report").glob("channels_*.csv")]
     assert sorted(table.splitlines()[1].split(",")[0] for table in tables) == sorted(f"of {name}" for name in names)
+
+
+def test_a_work_folder_is_no_difference_and_its_name_stays_where_it_means_something_else(tmp_path, monkeypatch):
+    (tmp_path / "work_dirs").mkdir()
+    config = CONFIG.replace('"mmitp.MaskedModel", of="mmdet.Toy"', '"TinyNet"')
+    for name in ("train", "work_dirs/test"):
+        more = f"work_dir = '{name}'\nload_from = '{name}/epoch_1.pth'\nsplit = 'train'\ntrain_set = 'data/train'\n"
+        by_hand(tmp_path / name, [line(1, 1)], config + more)
+    monkeypatch.chdir(tmp_path)
+    files = write_report([read_run("train"), read_run("work_dirs/test")], "report", timing=False, samples=0)
+    shown, difference = map(html.unescape, re.findall(r"<pre[^>]*>(.*?)</pre>", files[0].read_text(), re.DOTALL))
+    assert difference == "no difference"
+    assert "train_cfg" in shown
+    assert "work_dir='.'" in shown
+    assert "load_from='./epoch_1.pth'" in shown
+    assert "split='train'" in shown
+    assert "train_set='data/train'" in shown
+
+
+@pytest.mark.parametrize("asked", [None, (32, 32)])
+def test_runs_of_different_input_sizes_are_told_of(tmp_path, asked):
+    config = CONFIG.replace("mmdet.Toy", "TinyNet")
+    layer = dict(name="", macs_dense=8, macs_kept=4, in_channels=2, in_kept=1, out_channels=2, out_kept=1)
+    for name, size in (("a", "(8, 8)"), ("b", "(16, 8)")):
+        folder = by_hand(tmp_path / name, [line(1, 1)], config.replace("(8, 8)", size))
+        (folder / "pruning.json").write_text(json.dumps(dict(ratio=0.5, ratio_before=0.5, layers=[layer])))
+    runs = [read_run(tmp_path / name) for name in ("a", "b")]
+    page = write_report(runs, tmp_path / "report", shape=asked, rounds=1, samples=0)[0].read_text()
+    assert "operations are stated for different input sizes: 8x8 (a), 16x8 (b)." in page
+    assert f"Latency: one image of {'32x32' if asked else '8x8 (a), 16x8 (b)'}, one thread" in page
 
 
 def test_a_config_with_infinities_is_read(tmp_path):

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mmitp.visualization import DrawnBox, draw_side_by_side, save_gt_vs_pred
+from mmitp.visualization import DrawnBox, detections, draw_side_by_side, save_gt_vs_pred
 
 GREEN, BLUE, GREY = (60, 200, 60), (255, 120, 30), (150, 150, 150)
 
@@ -91,6 +91,29 @@ def test_data_samples_of_a_detector_are_accepted(frames, tmp_path):
     picture = cv2.imread(str(save_gt_vs_pred(frames, [sample], tmp_path / "p.png")))
     assert picture.shape[0] == 122
     assert _has(picture[:, 664:], BLUE)
+
+
+def test_boxes_of_a_diverged_network_end_at_the_edge_or_are_left_out():
+    image = np.zeros((200, 700, 3), np.uint8)
+    odd = [(100, 60, 1e12, 120), (float("-inf"), 60, 90, 120), (float("nan"), 140, 90, 180)]
+    picture = draw_side_by_side(image, [], [DrawnBox("Car", box, 0.9) for box in odd])
+    right = picture[22:, 704:]
+    assert (right[120, [0, 90, 100, 699]] == BLUE).all()
+    assert not right[130:].any()
+
+
+def test_a_label_beyond_the_classes_is_drawn_by_its_number(frames, tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(image, truth, predictions, *more):
+        drawn.extend(predictions)
+        return image
+
+    monkeypatch.setattr(detections, "draw_side_by_side", draw)
+    result = _result("000001")
+    result["pred_instances"]["labels"] = np.array([2])
+    save_gt_vs_pred(frames, [result], tmp_path / "p.png")
+    assert [box.name for box in drawn] == ["label 2"]
 
 
 def test_results_of_other_frames_are_an_error(frames, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +13,21 @@ import cv2
 from mmitp.datasets.scenes.geometry import KITTI_SIZE
 from mmitp.datasets.scenes.rendering import render_scene
 from mmitp.files import write_whole
+from mmitp.values import is_count
 
 
 def is_validation_frame(index: int, fraction: float) -> bool:
     """Whether frame ``index`` belongs to the validation split: evenly spread, whatever the number of frames."""
     return math.floor((index + 1) * fraction + 1e-9) > math.floor(index * fraction + 1e-9)
+
+
+def _frames_of(stamp: Path) -> int | None:
+    """How many frames a ``scenes.json`` speaks of; ``None`` where it is missing or no file of ours."""
+    try:
+        arguments = json.loads(stamp.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return arguments["frames"] if isinstance(arguments, dict) and is_count(arguments.get("frames")) else None
 
 
 def write_scenes(
@@ -33,7 +44,8 @@ def write_scenes(
     and ``trainval.txt``, and ``OUT/scenes.json`` with the arguments.
 
     Args:
-        out: folder, made when missing. Scenes that this function wrote there before are overwritten.
+        out: folder, made when missing. Scenes that this function wrote there before are replaced: the frames that a
+            larger set had beyond these are removed.
         frames: number of frames, 1 to 1,000,000.
         seed, size: see :func:`render_scene`.
         val_fraction: share of the frames that goes to the validation split, in [0, 1).
@@ -51,18 +63,24 @@ def write_scenes(
         raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
     root = Path(out)
     images, labels, splits = root / "training" / "image_2", root / "training" / "label_2", root / "ImageSets"
-    # The one says of whole sets how they were made; the other, an empty folder, is there while they are not whole.
+    # The one says of whole sets how they were made; the other, a folder, is there while they are not whole.
     stamp, unfinished = root / "scenes.json", root / "scenes.unfinished"
     there = [folder for folder in (images, labels, splits) if folder.is_dir() and any(folder.iterdir())]
-    if there and not (stamp.is_file() or unfinished.is_dir()):
+    former = _frames_of(stamp) or _frames_of(unfinished / stamp.name)
+    if there and not (former or unfinished.is_dir()):
         raise ValueError(
-            f"{there[0]} holds files, and {root} has no {stamp.name}: it is no set of generated scenes, and writing "
-            "one would overwrite it. Take another folder"
+            f"{there[0]} holds files, and {root} has no {stamp.name} of ours: it is no set of generated scenes, and "
+            "writing one would overwrite it. Take another folder"
         )
-    unfinished.mkdir(parents=True, exist_ok=True)
+    render_scene(seed, 0, size)  # a size or seed that it refuses ends this before anything is removed
+    former = max(frames, former or 0)
+    write_whole(unfinished / stamp.name, json.dumps({"frames": former}))
     stamp.unlink(missing_ok=True)
     for folder in (images, labels, splits):
         folder.mkdir(parents=True, exist_ok=True)
+        for path in [*folder.glob("[0-9]" * 6 + ".png"), *folder.glob("[0-9]" * 6 + ".txt")]:
+            if frames <= int(path.stem) < former:
+                path.unlink()
     for index in range(frames):
         scene = render_scene(seed, index, size)
         encoded = cv2.imencode(".png", scene.image, [cv2.IMWRITE_PNG_COMPRESSION, 2])[1]
@@ -81,5 +99,5 @@ def write_scenes(
         write_whole(splits / f"{name}.txt", ids)
     arguments = {"frames": frames, "seed": seed, "size": list(size), "val_fraction": val_fraction}
     write_whole(stamp, json.dumps(arguments) + "\n")
-    unfinished.rmdir()
+    shutil.rmtree(unfinished)
     return root

@@ -13,6 +13,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
+from mmitp.engine.results import check_writable
 from mmitp.evaluation import kitti_ap
 from mmitp.registry import METRICS
 
@@ -54,7 +55,7 @@ class KittiMetric(BaseMetric):
 
     Raises:
         ValueError: ``format_only`` without ``outfile_prefix``, no class to evaluate, a predicted label that is none of
-            ``classes``, a frame without label file or predicted twice.
+            ``classes``, a frame without label file or predicted twice, a folder that cannot be written to.
     """
 
     default_prefix = "kitti"
@@ -88,6 +89,8 @@ class KittiMetric(BaseMetric):
                 original image, ``scores`` (N,), ``labels`` (N,)), ``img_path`` or ``img_id``, and ``ori_shape`` (h, w).
         """
         names = self._class_names()
+        if self.outfile_prefix is not None and not self.results:  # found out before the work, not after it
+            check_writable(self.outfile_prefix / "000000.txt")
         for sample in data_samples:
             pred = sample["pred_instances"]
             boxes, scores = (_float64(pred[key]) for key in ("bboxes", "scores"))
@@ -116,7 +119,6 @@ class KittiMetric(BaseMetric):
                 level=logging.WARNING,
             )
         if self.outfile_prefix is not None:
-            self.outfile_prefix.mkdir(parents=True, exist_ok=True)
             for result in results:
                 kitti_ap.write_detections(self.outfile_prefix / f"{result.frame}.txt", result.detections)
             print_log(f"KITTI result files written to {self.outfile_prefix}", logger="current")
