@@ -286,14 +286,18 @@ class PruneHook(Hook):
         for name, why in budget.unfollowed.items():
             self.logger.warning(f"PruneHook: {name}: {why}")
         ratio = budget.kept_cost() / budget.dense_cost
-        if self.frozen and not getattr(runner, "_resume", False) and ratio > self.target:
-            self.logger.info(
-                f"PruneHook: the masks of load_from are frozen at {ratio:.4f} of the {budget.what}, above the target "
-                f"{self.target}: they train again, from there"
-            )
-            for layer in self.masks.values():
-                layer.unfreeze_mask()
-            budget.hold_masks()
+        if self.frozen and not getattr(runner, "_resume", False):
+            found = f"the masks of load_from are frozen at {ratio:.4f} of the {budget.what}"
+            if ratio > self.target:
+                self.logger.info(f"PruneHook: {found}, above the target {self.target}: they train again, from there")
+                for layer in self.masks.values():
+                    layer.unfreeze_mask()
+                budget.hold_masks()
+            else:
+                self._warn(
+                    f"{found}, which meets the target {self.target}: they stay as they are, and no mask trains in this "
+                    "run. A lower target prunes further"
+                )
         started = runner._load_from if not getattr(runner, "_resume", False) else None
         if started and not self.frozen and self.arguments["push"] is None and self.arguments["b"] == "auto":
             self.logger.info(
