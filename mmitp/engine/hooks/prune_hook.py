@@ -35,6 +35,7 @@ from mmitp.pruning.live import plan_live
 from mmitp.pruning.masks import weights_of
 from mmitp.pruning.progressive import restore_cut
 from mmitp.pruning.pruner import InTrainPruner
+from mmitp.pruning.rng import kept_rng
 from mmitp.pruning.settings import (
     OUTCOME,
     check_settings,
@@ -463,6 +464,9 @@ class PruneHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         if not self.by_iter and not self.frozen and runner.epoch + 1 >= self.end:
+            if self.pruner is None:  # resumed from a checkpoint of the epoch's last iteration
+                with kept_rng():
+                    self._build_pruner(runner, next(iter(runner.train_dataloader)))
             self._freeze(runner, runner.iter)
             if self.slim_at_end:
                 self._slim(runner)
@@ -555,15 +559,23 @@ class PruneHook(Hook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         self._sync_ema(runner)
-        if self.pruner is None and self.slimmed is None:
+        if (within := self._is_within()) is None:
             return
         # 'best' is only kept from models within the budget.
-        within = self.frozen or self._ratio() <= self.target
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook) and hook.save_best:
                 self._best_rules[hook] = hook.save_best
         for hook, rule in self._best_rules.items():
             hook.save_best = rule if within else None
+
+    def _is_within(self) -> bool | None:
+        """Whether the model is within the budget; None outside of a training."""
+        if self.frozen:
+            return True
+        if self.pruner is not None:
+            return self._ratio() <= self.target
+        # A resumed run may validate before its first iteration, by which the budget is made.
+        return None if self._pending is None else self._pending.get("within") is True
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         self._sync_ema(runner)
@@ -575,6 +587,7 @@ class PruneHook(Hook):
             by_iter=self.by_iter,
             interval=self.interval,
             slimmed=self.slimmed,
+            within=self._is_within(),
             pruner=self._state if self.pruner is None else self.pruner.state_dict(),
         )
 
