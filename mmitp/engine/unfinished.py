@@ -13,6 +13,7 @@ from typing import Any
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
+from mmitp.engine.window import require_batches
 from mmitp.values import is_number, unlike
 
 __all__ = ["KEY", "GoOn", "Progress"]
@@ -30,6 +31,10 @@ class Progress(Hook):
         self.batches = 0  # of the present epoch, trained; 0 between epochs
         self.validated = -1  # iterations done as the last validation ended
         self.metrics: dict[str, float] = {}  # of a validation that is being judged
+
+    def before_train(self, runner: Runner) -> None:
+        """Refuses a run without a batch."""
+        require_batches(runner)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None

@@ -86,3 +86,13 @@ def test_a_strange_state_is_refused_by_its_name(whole, tmp_path, state):
     torch.save(checkpoint, tmp_path / "iter_7.pth")
     with pytest.raises(ValueError, match=rf"iter_7.pth: {KEY}.{next(iter(state))} must "):
         build_runner(every_iteration(tmp_path, resume=True, load_from=str(tmp_path / "iter_7.pth"))).train()
+
+
+@pytest.mark.parametrize("hooks", [True, False])
+def test_a_data_set_smaller_than_its_batch_is_refused(tmp_path, hooks):
+    cfg = tiny_config(tmp_path)
+    cfg.train_dataloader.update(batch_size=64, drop_last=True)
+    if not hooks:
+        cfg.custom_hooks = []
+    with pytest.raises(ValueError, match="gives no batch: its data set has 40 images.*a batch is 64. Lower"):
+        build_runner(cfg).train()
