@@ -13,7 +13,7 @@ from torch import nn
 
 from mmitp.engine.classes import ClassCheck
 from mmitp.engine.ranks import bound_waiting
-from mmitp.engine.resume import settle_start
+from mmitp.engine.resume import ScheduleCheck, settle_start
 from mmitp.engine.saving import protect
 
 
@@ -38,6 +38,7 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
     settle_start(cfg, trust)
     runner = protect(RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg), trust)
     runner.register_hook(ClassCheck())
+    runner.register_hook(ScheduleCheck())
     return runner
 
 
