@@ -16,7 +16,7 @@ from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmitp.engine.checkpoint import read_checkpoint
-from mmitp.engine.hooks import AdversarialHook, CollapseGuardHook, PruneHook
+from mmitp.engine.hooks import AdversarialHook, CollapseGuardHook, DistillHook, PruneHook
 from mmitp.engine.resume import settle_start
 from mmitp.engine.run import build_runner
 from mmitp.engine.window import RunLength
@@ -29,7 +29,7 @@ __all__ = ["dry_run", "shortened"]
 
 _STEPS = 3  # before the window, in it, after it
 _LENGTHS = {"epoch": "max_epochs", "iter": "max_iters"}
-_WINDOWS = (AdversarialHook, CollapseGuardHook, PruneHook)  # a run may be too short for them
+_WINDOWS = (AdversarialHook, CollapseGuardHook, DistillHook, PruneHook)  # a run may be too short for them
 _RESUMED_AFTER = 1  # so that window, freeze and what comes after are gone through again
 
 
@@ -107,6 +107,9 @@ def shortened(cfg: Config, work_dir: str) -> Config:
             hook.update(begin=unit, end=2 * unit, by_epoch=True, on_miss="project")
         elif kind.endswith("CollapseGuardHook"):
             hook.update(interval=unit, by_epoch=by_epoch)
+        elif kind.endswith("DistillHook"):
+            if is_count(hook.get("begin")):
+                hook["begin"] = min(hook["begin"], unit)  # masks are open in the second step
         else:  # EMAHook's, which wants to begin before the run ends; an epoch and so many iterations are one step
             for key, step in (("begin_epoch", 1), ("begin_iter", every)):
                 if is_count(hook.get(key)) and hook[key] <= lengths.get(key, hook[key]):

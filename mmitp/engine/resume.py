@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from mmengine import Config
+from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer, print_log
+from mmengine.runner import Runner
 
 from mmitp.engine.checkpoint import read_checkpoint
 from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.engine.saving import GRADIENTS
 from mmitp.models.slim_config import prune_hook_of
 
-__all__ = ["AUTO", "last_checkpoint", "newest_good", "read_training_state", "settle_start"]
+__all__ = ["AUTO", "ScheduleCheck", "last_checkpoint", "newest_good", "read_training_state", "settle_start"]
 
 #: ``resume`` of a config that goes on from the newest good checkpoint, and from ``load_from`` where there is none
 AUTO = "auto"
@@ -103,7 +106,13 @@ def read_training_state(path: str, cfg: Config, trust: bool = False) -> dict[str
     """
     loaded = read_checkpoint(path, trust)
     if missing := [key for key in ("state_dict", "meta", "message_hub", *_wanted(cfg)) if key not in loaded]:
-        raise ValueError(f"{path}: it cannot be resumed, it lacks {', '.join(missing)} (load_from takes weights alone)")
+        off = [name for name in ("save_optimizer", "save_param_scheduler") if _setting(cfg, name) is False]
+        why = (
+            f"; the config has {', '.join(f'{name}=False' for name in off)} in default_hooks.checkpoint" if off else ""
+        )
+        raise ValueError(
+            f"{path}: it cannot be resumed, it lacks {', '.join(missing)} (load_from takes weights alone{why})"
+        )
     meta, hub = loaded["meta"], loaded["message_hub"]
     for key in ("epoch", "iter"):
         if not isinstance(meta.get(key), int) or meta[key] < 0:
@@ -136,7 +145,7 @@ def read_training_state(path: str, cfg: Config, trust: bool = False) -> dict[str
 
 def _wanted(cfg: Config) -> list[str]:
     """Keys of a checkpoint without which this config's run would not go on as it was."""
-    keys = [] if _setting(cfg, "save_optimizer") is False else ["optimizer"]
+    keys = ["optimizer", "param_schedulers"] if cfg.get("param_scheduler") else ["optimizer"]
     if prune_hook_of(cfg) is not None:
         keys.append(STATE_KEY)
     return keys
@@ -145,6 +154,40 @@ def _wanted(cfg: Config) -> list[str]:
 def _setting(cfg: Config, key: str) -> Any:
     hook = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
     return hook.get(key) if isinstance(hook, Mapping) else None
+
+
+class ScheduleCheck(Hook):
+    """Tells where a resumed run's schedules are not those of its config: mmengine restores the checkpoint's whole."""
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Compares them; weights alone bring none."""
+        ours, saved = runner.param_schedulers, checkpoint.get("param_schedulers")
+        if getattr(runner, "_resume", False) and isinstance(ours, list) and isinstance(saved, list):
+            for told in _changed_schedules(ours, saved):
+                runner.logger.warning(
+                    f"the checkpoint's schedule goes on, whatever the config says now: {told}. For another one start a "
+                    "new run from the weights (load_from instead of resume)"
+                )
+
+
+def _changed_schedules(ours: Sequence[Any], saved: Sequence[Any]) -> Iterator[str]:
+    if len(ours) != len(saved):
+        yield f"the checkpoint has {len(saved)} param_schedulers, the config {len(ours)}"
+    for schedule, state in zip(ours, saved, strict=False):
+        if isinstance(schedule, Mapping):  # not built yet
+            continue
+        now, settings = vars(schedule), {"base_values"}
+        for kind in type(schedule).__mro__:
+            settings.update(inspect.signature(kind.__init__).parameters)  # type: ignore[misc]
+        for key in sorted(settings - {"last_step", "verbose", "optimizer"}):
+            if isinstance(state, Mapping) and key in state and key in now and state[key] != now[key]:
+                then = f"{_short(state[key])} in the checkpoint, {_short(now[key])} in the config"
+                yield f"{type(schedule).__name__}.{key} is {then}"
+
+
+def _short(value: Any) -> str:
+    """Of the parameter groups' values, which may be many, the first."""
+    return f"{value[0]!r} (and others)" if isinstance(value, list) and len(value) > 1 else f"{value!r}"
 
 
 def _candidates(cfg: Config) -> Iterator[Path]:

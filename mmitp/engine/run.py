@@ -13,16 +13,17 @@ from torch import nn
 
 from mmitp.engine.classes import ClassCheck
 from mmitp.engine.ranks import bound_waiting
-from mmitp.engine.resume import settle_start
+from mmitp.engine.resume import ScheduleCheck, settle_start
 from mmitp.engine.saving import protect
 
 
 def build_runner(cfg: Config, trust: bool = False) -> Runner:
     """Builds the config's runner (``runner_type``, mmengine's ``Runner`` by default).
 
-    It resumes from the newest good checkpoint (:mod:`mmitp.engine.resume`), reads checkpoints as data, writes them
-    whole, and deletes old ones after new ones are safe (:mod:`mmitp.engine.saving`). No process waits for another
-    longer than its time-out (:mod:`mmitp.engine.ranks`). Training begins with a look at the classes of data and network
+    It resumes from the newest good checkpoint (:mod:`mmitp.engine.resume`) and does what is left of that one's epoch
+    (:mod:`mmitp.engine.unfinished`), reads checkpoints as data, writes them whole, and deletes old ones after new ones
+    are safe (:mod:`mmitp.engine.saving`). No process waits for another longer than its time-out
+    (:mod:`mmitp.engine.ranks`). Training begins with a look at the classes of data and network
     (:mod:`mmitp.engine.classes`).
 
     Args:
@@ -37,6 +38,7 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
     settle_start(cfg, trust)
     runner = protect(RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg), trust)
     runner.register_hook(ClassCheck())
+    runner.register_hook(ScheduleCheck())
     return runner
 
 

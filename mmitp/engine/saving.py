@@ -29,6 +29,7 @@ from mmitp.engine.checkpoint import weights_of_checkpoint
 from mmitp.engine.cli import raised_by_us
 from mmitp.engine.ranks import watched
 from mmitp.engine.safe_load import data_only, replaced, saved_bytes
+from mmitp.engine.unfinished import GoOn, Progress
 from mmitp.files import write_whole
 from mmitp.values import is_number
 
@@ -251,6 +252,8 @@ def protect(runner: Runner, trust: bool = False) -> Runner:
     runner.register_hook(BareWeights())
     runner.register_hook(PendingGradients())
     runner.register_hook(EnoughRoom())
+    runner.register_hook(progress := Progress())
+    runner.register_hook(GoOn(progress))
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook):
             _delete_afterwards(hook, "_save_checkpoint_with_step")

@@ -19,12 +19,36 @@ class RunLength(NamedTuple):
 
     @classmethod
     def of(cls, runner: Runner) -> RunLength:
-        """That of a run about to start."""
+        """That of a run about to start.
+
+        Raises:
+            ValueError: as :func:`require_batches`.
+        """
+        require_batches(runner)
         return cls(not isinstance(runner.train_loop, IterBasedTrainLoop), runner.max_epochs, runner.max_iters)
 
     def counted(self, by_epoch: bool) -> tuple[int, str]:
         """The run's length in epochs or iterations, and that unit's name."""
         return (self.epochs, "epochs") if by_epoch else (self.iterations, "iterations")
+
+
+def require_batches(runner: Runner) -> None:
+    """Refuses a run whose data set is smaller than the one batch that it would have to fill.
+
+    Raises:
+        ValueError: with the numbers.
+    """
+    loader = runner.train_dataloader
+    try:
+        batches, images = len(loader), len(loader.dataset)
+    except TypeError:  # a stream, which has no length
+        return
+    if not batches:
+        size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+        raise ValueError(
+            f"train_dataloader gives no batch: its data set has {images} images, and with drop_last=True a batch is "
+            f"{size}. Lower train_dataloader.batch_size, or set train_dataloader.drop_last=False"
+        )
 
 
 def is_part(value: float) -> bool:

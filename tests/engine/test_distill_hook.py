@@ -172,3 +172,19 @@ def test_runs_without_scores_or_average_are_refused(tmp_path, arguments, message
     runner = toy.make_runner(tmp_path, None, model=Residual(), extra_hooks=[DistillHook(**arguments)])
     with pytest.raises(ValueError, match=message):
         runner.train()
+
+
+@pytest.mark.parametrize(
+    ("model", "prune", "arguments", "message"),
+    [
+        (TinyNet, None, dict(teacher="open"), "the model has no masks: take teacher='ema'"),
+        (Residual, None, dict(teacher="open", begin=2), r"begin=2\) teaches nothing: the run ends after 2 epochs"),
+        (Residual, dict(end=1), dict(teacher="open", begin=1), "masks are frozen by then.*end is 1 epochs"),
+        (Residual, dict(end=4, by_epoch=False), dict(teacher="open", begin=1), "end is 4 iterations"),
+    ],
+)
+def test_a_term_that_would_never_be_there_is_refused(tmp_path, model, prune, arguments, message):
+    hook = None if prune is None else PruneHook(target=0.5, b=0, begin=0, **prune)
+    hooks = [DistillHook(scores="fc", **arguments)]
+    with pytest.raises(ValueError, match=message):
+        toy.make_runner(tmp_path, hook, epochs=2, model=model(), extra_hooks=hooks).train()

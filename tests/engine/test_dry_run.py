@@ -146,6 +146,7 @@ def test_attacks_keep_their_order(tmp_path, windows, shortened_to, by_epoch):
 
 
 PRUNE = dict(b=10, on_miss="project")
+TEACHER = dict(type="mmitp.DistillHook", teacher="open", scores="fc")
 GUARD = dict(type="mmitp.CollapseGuardHook", interval=9)
 
 
@@ -157,6 +158,8 @@ GUARD = dict(type="mmitp.CollapseGuardHook", interval=9)
         (dict(PRUNE, begin=0.42, end=0.45), [], "window from 3 to 3 epochs is empty"),
         # 40 images in batches of 8: 30 iterations
         (dict(PRUNE, begin=2, end=31, by_epoch=False), [], "ends after 31 iterations, but the run stops at 30"),
+        (dict(PRUNE, begin=1, end=3), [dict(TEACHER, begin=2)], None),
+        (dict(PRUNE, begin=1, end=3), [dict(TEACHER, begin=6)], "teaches nothing: the run ends after 6 epochs"),
         (dict(PRUNE, begin=1, end=3), [dict(ATTACK, begin=6, end=None)], "attacks nothing: the run ends after 6"),
         (dict(PRUNE, begin=1, end=3), [dict(ATTACK, begin=2), dict(GUARD, interval=3, by_epoch=True)], None),
     ],

@@ -356,6 +356,8 @@ def test_pruned_networks_are_pruned_further(tmp_path):
         make_runner(tmp_path / f"b{target}", hook, load_from=str(tmp_path / "a" / "epoch_2.pth")).train()
         assert float(hook.budget.ratio()) <= target
         assert (hook.steps > 0) == trains
+        text = "".join(path.read_text() for path in (tmp_path / f"b{target}").glob("*/*.log"))
+        assert ("which meets the target 0.8: they stay as they are, and no mask trains" in text) != trains
 
 
 @pytest.mark.parametrize(

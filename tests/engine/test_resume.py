@@ -384,3 +384,42 @@ def test_room_on_the_disk_is_looked_for_before_the_first_iteration(tmp_path, mon
         texts = [text for text in said if "MiB free" in text]
         assert len(texts) == missing
         assert all("3 checkpoints take about" in text and "max_keep_ckpts" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("setting", "lacks"), [("save_optimizer", "optimizer"), ("save_param_scheduler", "param_schedulers")]
+)
+def test_a_checkpoint_without_learning_rates_does_not_start_them_anew(base, tmp_path, setting, lacks):
+    """The optimizer holds the rate that the schedule goes on from."""
+    checkpoint = load(base / "epoch_3.pth")
+    del checkpoint[lacks]
+    torch.save(checkpoint, tmp_path / "epoch_3.pth")
+    cfg = tiny_config(tmp_path, resume=True, checkpoint={setting: False})
+    with pytest.raises(ValueError, match=rf"epoch_3.pth: .* it lacks {lacks} .*the config has {setting}=False"):
+        build_runner(cfg)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "parts"),
+    [
+        (dict(type="MultiStepLR", milestones=[2, 4]), 4, []),
+        (dict(type="MultiStepLR", milestones=[2, 4]), 6, ["MultiStepLR.end is 4 in the checkpoint, 6 in the config"]),
+        (
+            dict(type="MultiStepLR", milestones=[2], gamma=0.5),
+            4,
+            ["gamma is 0.1 in", "milestones is Counter({2: 1, 4: 1})"],
+        ),
+        ([dict(type="MultiStepLR", milestones=[2, 4]), dict(type="ConstantLR")], 4, ["has 1 param_schedulers, the"]),
+    ],
+)
+def test_a_schedule_that_the_config_has_changed_since_is_told(base, tmp_path, monkeypatch, schedule, epochs, parts):
+    """mmengine goes on with the checkpoint's."""
+    cfg = tiny_config(tmp_path, epochs=epochs, resume=True, load_from=str(base / "epoch_3.pth"))
+    cfg.param_scheduler = schedule
+    runner, said = build_runner(cfg), []
+    monkeypatch.setattr(runner.logger, "warning", lambda text, *_: said.append(str(text)))
+    runner.train_loop.stop_training = True
+    runner.train()
+    told = [text for text in said if "schedule goes on" in text]
+    assert len(told) == len(parts)
+    assert all(part in text for part, text in zip(parts, told, strict=True))

@@ -181,6 +181,8 @@ class AdversarialHook(Hook):
             runner.logger.warning(told)
         self._check_others(runner)
         self._runner = runner
+        # A guard may probe before the first iteration of a run that is resumed at the end of an epoch.
+        self.scale = self._scale_at(runner.iter - 1, self._iterations(runner)) if runner.iter else 0.0
         self._fits, self._dark, self._finite = False, 0, None
         preprocessor = unwrap(runner.model).data_preprocessor
         self._handle = preprocessor.register_forward_hook(self._on_preprocessed, with_kwargs=True)
@@ -192,7 +194,7 @@ class AdversarialHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: DataBatch = None) -> None:
         """Set this iteration's eps and let the next training batch be attacked."""
         self._iter = runner.iter
-        self.scale = self._scale_at(runner.iter, len(runner.train_dataloader) if self.by_epoch else 1)
+        self.scale = self._scale_at(runner.iter, self._iterations(runner))
         self._armed = True
         runner.message_hub.update_scalar("train/adv_eps", self.eps * self.scale)
 
@@ -289,6 +291,10 @@ class AdversarialHook(Hook):
             "Nothing of this iteration was saved: resume from the last checkpoint with a lower learning rate, gradient "
             "clipping (optim_wrapper.clip_grad) or a smaller attack"
         )
+
+    def _iterations(self, runner: Runner) -> int:
+        """Of a unit of the window."""
+        return len(runner.train_dataloader) if self.by_epoch else 1
 
     def _scale_at(self, iteration: int, iterations_per_unit: int) -> float:
         begin, warmup = self.begin * iterations_per_unit, self.warmup * iterations_per_unit

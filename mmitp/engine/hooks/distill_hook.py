@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from mmitp.attacks import pick_logits
 from mmitp.engine.attack import unwrap
+from mmitp.engine.hooks.prune_hook import PruneHook
+from mmitp.engine.window import RunLength
 from mmitp.pruning import distillation_loss, masked_layers, open_masks
 from mmitp.registry import HOOKS
 from mmitp.values import is_count, is_number
@@ -35,8 +37,9 @@ class DistillHook(Hook):
         scores: name of the module whose output are the class scores ``(N, K)`` in training.
 
     Raises:
-        ValueError: an argument out of range; no EMAHook for ``'ema'``; no module of the name, or one that gives no
-            class scores. Detectors are refused that way.
+        ValueError: an argument out of range; ``begin`` after the end of the run; no EMAHook for ``'ema'``; no masks
+            that train for ``'open'``, or none any more at ``begin``; no module of the name, or one that gives no class
+            scores. Detectors are refused that way.
     """
 
     # After AdversarialHook (NORMAL): what is attached to the preprocessor last sees the attacked images.
@@ -75,7 +78,10 @@ class DistillHook(Hook):
                 f"DistillHook: {type(model).__name__} has no module {self.scores!r}. It learns from class scores: name "
                 "the module that gives them, scores=...; detectors, which have none, are not supported"
             )
-        if self.teacher == "ema":
+        self.check_length(RunLength.of(runner))
+        if self.teacher == "open":
+            self._require_masks(runner, model)
+        else:
             averages = [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)]
             if not averages:
                 raise ValueError(
@@ -88,6 +94,37 @@ class DistillHook(Hook):
             modules[self.scores].register_forward_hook(self._take_scores),
             model.register_forward_hook(self._add_loss, with_kwargs=True),
         ]
+
+    def check_length(self, run: RunLength) -> list[str]:
+        """Whether the term begins within a run; nothing to be told of if it does.
+
+        Raises:
+            ValueError: it does not.
+        """
+        length, unit = run.counted(run.by_epoch)
+        if self.begin >= length:
+            raise ValueError(
+                f"DistillHook(begin={self.begin}) teaches nothing: the run ends after {length} {unit}, counted from 0. "
+                "Set begin below that, or leave the hook out"
+            )
+        return []
+
+    def _require_masks(self, runner: Runner, model: nn.Module) -> None:
+        pruning = next((hook for hook in runner.hooks if isinstance(hook, PruneHook)), None)
+        if not masked_layers(model) and (pruning is None or pruning.slimmed is None):
+            raise ValueError(
+                "DistillHook teacher='open' learns from the network with every mask on, and the model has no masks: "
+                "take teacher='ema', or leave the hook out"
+            )
+        if pruning is None:
+            return
+        by_iter = isinstance(runner.train_loop, IterBasedTrainLoop)
+        if self.begin * (1 if by_iter else len(runner.train_dataloader)) >= pruning.end * pruning.length:
+            raise ValueError(
+                f"DistillHook(begin={self.begin}, teacher='open') teaches nothing: masks are frozen by then "
+                f"(PruneHook's end is {pruning.end} {'iterations' if pruning.by_iter else 'epochs'}). Let it begin "
+                "before, or take teacher='ema'"
+            )
 
     def after_train(self, runner: Runner) -> None:
         for handle in self._handles:

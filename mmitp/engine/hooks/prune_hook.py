@@ -35,6 +35,7 @@ from mmitp.pruning.live import plan_live
 from mmitp.pruning.masks import weights_of
 from mmitp.pruning.progressive import restore_cut
 from mmitp.pruning.pruner import InTrainPruner
+from mmitp.pruning.rng import kept_rng
 from mmitp.pruning.settings import (
     OUTCOME,
     check_settings,
@@ -286,14 +287,18 @@ class PruneHook(Hook):
         for name, why in budget.unfollowed.items():
             self.logger.warning(f"PruneHook: {name}: {why}")
         ratio = budget.kept_cost() / budget.dense_cost
-        if self.frozen and not getattr(runner, "_resume", False) and ratio > self.target:
-            self.logger.info(
-                f"PruneHook: the masks of load_from are frozen at {ratio:.4f} of the {budget.what}, above the target "
-                f"{self.target}: they train again, from there"
-            )
-            for layer in self.masks.values():
-                layer.unfreeze_mask()
-            budget.hold_masks()
+        if self.frozen and not getattr(runner, "_resume", False):
+            found = f"the masks of load_from are frozen at {ratio:.4f} of the {budget.what}"
+            if ratio > self.target:
+                self.logger.info(f"PruneHook: {found}, above the target {self.target}: they train again, from there")
+                for layer in self.masks.values():
+                    layer.unfreeze_mask()
+                budget.hold_masks()
+            else:
+                self._warn(
+                    f"{found}, which meets the target {self.target}: they stay as they are, and no mask trains in this "
+                    "run. A lower target prunes further"
+                )
         started = runner._load_from if not getattr(runner, "_resume", False) else None
         if started and not self.frozen and self.arguments["push"] is None and self.arguments["b"] == "auto":
             self.logger.info(
@@ -459,6 +464,9 @@ class PruneHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         if not self.by_iter and not self.frozen and runner.epoch + 1 >= self.end:
+            if self.pruner is None:  # resumed from a checkpoint of the epoch's last iteration
+                with kept_rng():
+                    self._build_pruner(runner, next(iter(runner.train_dataloader)))
             self._freeze(runner, runner.iter)
             if self.slim_at_end:
                 self._slim(runner)
@@ -551,15 +559,23 @@ class PruneHook(Hook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         self._sync_ema(runner)
-        if self.pruner is None and self.slimmed is None:
+        if (within := self._is_within()) is None:
             return
         # 'best' is only kept from models within the budget.
-        within = self.frozen or self._ratio() <= self.target
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook) and hook.save_best:
                 self._best_rules[hook] = hook.save_best
         for hook, rule in self._best_rules.items():
             hook.save_best = rule if within else None
+
+    def _is_within(self) -> bool | None:
+        """Whether the model is within the budget; None outside of a training."""
+        if self.frozen:
+            return True
+        if self.pruner is not None:
+            return self._ratio() <= self.target
+        # A resumed run may validate before its first iteration, by which the budget is made.
+        return None if self._pending is None else self._pending.get("within") is True
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         self._sync_ema(runner)
@@ -571,6 +587,7 @@ class PruneHook(Hook):
             by_iter=self.by_iter,
             interval=self.interval,
             slimmed=self.slimmed,
+            within=self._is_within(),
             pruner=self._state if self.pruner is None else self.pruner.state_dict(),
         )
 
