@@ -145,7 +145,7 @@ def front() -> str:
             "started_dense": "dense",
             "started_prune50": "pruned to 0.5 by the default push, slimmed",
             "started_prune50_fisher": "pruned to 0.5 by `push='fisher'`, slimmed",
-            "started_narrow50": "control at 0.5: built narrower",
+            "started_uniform50": "control at 0.5: the start made narrower (`mmitp control`)",
         },
         kitti_sweep.METRICS,
     )
