@@ -30,6 +30,11 @@ def _frames_of(stamp: Path) -> int | None:
     return arguments["frames"] if isinstance(arguments, dict) and is_count(arguments.get("frames")) else None
 
 
+def _frames_begun(unfinished: Path) -> int | None:
+    """How many frames lie beside the mark of a set that is not whole; ``None`` without it."""
+    return max((int(path.name) for path in unfinished.glob("*") if path.name.isdecimal()), default=None)
+
+
 def write_scenes(
     out: str | Path,
     frames: int,
@@ -63,10 +68,10 @@ def write_scenes(
         raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
     root = Path(out)
     images, labels, splits = root / "training" / "image_2", root / "training" / "label_2", root / "ImageSets"
-    # The one says of whole sets how they were made; the other, a folder, is there while they are not whole.
+    # The one says of whole sets how they were made; the other, folders alone, is there while they are not whole.
     stamp, unfinished = root / "scenes.json", root / "scenes.unfinished"
     there = [folder for folder in (images, labels, splits) if folder.is_dir() and any(folder.iterdir())]
-    former = _frames_of(stamp) or _frames_of(unfinished / stamp.name)
+    former = _frames_of(stamp) or _frames_begun(unfinished)
     if there and not (former or unfinished.is_dir()):
         raise ValueError(
             f"{there[0]} holds files, and {root} has no {stamp.name} of ours: it is no set of generated scenes, and "
@@ -74,7 +79,7 @@ def write_scenes(
         )
     render_scene(seed, 0, size)  # a size or seed that it refuses ends this before anything is removed
     former = max(frames, former or 0)
-    write_whole(unfinished / stamp.name, json.dumps({"frames": former}))
+    (unfinished / str(former)).mkdir(parents=True, exist_ok=True)
     stamp.unlink(missing_ok=True)
     for folder in (images, labels, splits):
         folder.mkdir(parents=True, exist_ok=True)
