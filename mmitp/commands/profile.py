@@ -33,10 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from mmitp.engine.config import load_config
     from mmitp.engine.example import blank_example
-    from mmitp.engine.input_shape import input_shape
     from mmitp.engine.results import check_writable, provenance, write_results
     from mmitp.engine.run import device_of
-    from mmitp.models.report import build_masked, is_detector
+    from mmitp.models.report import build_masked, stated_shape
     from mmitp.pruning.latency import measure_latency
 
     check_writable(args.out)
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = build_masked(cfg).to(device)
     except ValueError as error:
         raise UserError(f"{args.config}: {error}") from error
-    shape = tuple(args.shape or input_shape(cfg, (320, 320) if is_detector(model) else (224, 224)))
+    shape = tuple(args.shape or stated_shape(cfg, model))
     example = blank_example(model, shape, batch=args.batch)
     table = measure_latency(model, example, args.threads, report=lambda line: print(line, flush=True))
     run = provenance(config=args.config, device=device_of(model))

@@ -37,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from mmitp.engine.config import load_config
     from mmitp.engine.example import blank_example, second_example
-    from mmitp.engine.input_shape import input_shape
-    from mmitp.models.report import build_masked, is_detector, train_on_noise
+    from mmitp.models.report import build_masked, stated_shape, train_on_noise
     from mmitp.models.slim_config import prune_hook_of
     from mmitp.pruning import MacBudget
     from mmitp.pruning.check import check_slimming
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         hint = "" if args.linear or isinstance(error, UserError) else "; see --linear"
         raise UserError(f"{args.config}: {error}{hint}") from error
-    shape = tuple(args.shape or input_shape(cfg, (320, 320) if is_detector(model) else (224, 224)))
+    shape = tuple(args.shape or stated_shape(cfg, model))
     example = blank_example(model, shape)
     print(f"{type(model).__name__} of {args.config} at {shape[0]}x{shape[1]}, batch 1")
     second = second_example(model, shape)

@@ -15,13 +15,12 @@ from torch import nn
 from mmitp.engine.checkpoint import load_fitting, read_checkpoint, weights_of_checkpoint
 from mmitp.engine.config import build_model, require_keys
 from mmitp.engine.example import blank_example, second_example
-from mmitp.engine.input_shape import input_shape
 from mmitp.engine.results import keep_inputs
 from mmitp.engine.safe_load import saved_bytes
-from mmitp.engine.slim_checkpoint import keep_foreign_config
+from mmitp.engine.slim_checkpoint import keep_foreign_config, sizes_text
 from mmitp.files import write_whole
 from mmitp.models.config_text import config_text
-from mmitp.models.report import is_detector
+from mmitp.models.report import stated_shape
 from mmitp.models.slim_config import drop_pretrained, is_masked, is_type, prune_hook_of, slim_config
 from mmitp.pruning import MacBudget, freeze_masks
 from mmitp.pruning.cost import make_cost
@@ -53,13 +52,8 @@ class NarrowReport:
     params: int
 
     def text(self) -> str:
-        h, w = self.shape
-        return (
-            f"MACs at {h}x{w}: {self.macs_dense:,} -> {self.macs:,} ({self.macs / self.macs_dense:.4f})\n"
-            f"parameters: {self.params_dense:,} -> {self.params:,} ({self.params / self.params_dense:.4f})\n"
-            f"it starts from {self.start}\n"
-            f"{self.config}"
-        )
+        sizes = sizes_text(self.shape, (self.macs_dense, self.macs), (self.params_dense, self.params))
+        return f"{sizes}\nit starts from {self.start}\n{self.config}"
 
 
 def narrow_control(
@@ -183,7 +177,7 @@ def _built(
     model = build_model(cfg)
     if pretrained and hasattr(model, "init_weights"):
         model.init_weights()  # type: ignore[operator]
-    height, width = shape or input_shape(cfg, (320, 320) if is_detector(model) else (224, 224))
+    height, width = shape or stated_shape(cfg, model)
     example = blank_example(model, (height, width))
     second = second_example(model, (height, width), example["inputs"].shape[1])
     return model, example, [] if second is None else [second], (height, width)

@@ -34,13 +34,16 @@ class SlimReport:
     warning: str = ""
 
     def text(self) -> str:
-        h, w = self.shape
-        return (
-            f"{self.warning}"
-            f"MACs at {h}x{w}: {self.macs_dense:,} -> {self.macs_slim:,} ({self.macs_slim / self.macs_dense:.4f})\n"
-            f"parameters: {self.params_dense:,} -> {self.params_slim:,} ({self.params_slim / self.params_dense:.4f})\n"
-            f"{self.config}\n{self.weights}"
-        )
+        macs, params = (self.macs_dense, self.macs_slim), (self.params_dense, self.params_slim)
+        return f"{self.warning}{sizes_text(self.shape, macs, params)}\n{self.config}\n{self.weights}"
+
+
+def sizes_text(shape: tuple[int, int], macs: tuple[int, int], params: tuple[int, int]) -> str:
+    """Operations at (H, W) and parameters, of the dense network and of the small one each, in two lines."""
+    return (
+        f"MACs at {shape[0]}x{shape[1]}: {macs[0]:,} -> {macs[1]:,} ({macs[1] / macs[0]:.4f})\n"
+        f"parameters: {params[0]:,} -> {params[1]:,} ({params[1] / params[0]:.4f})"
+    )
 
 
 def slim_checkpoint(

@@ -15,6 +15,7 @@ from torch import nn
 from mmitp.engine.cli import UserError
 from mmitp.engine.config import enter_scope, require_keys
 from mmitp.engine.example import image_channels
+from mmitp.engine.input_shape import input_shape
 from mmitp.models.slim_config import drop_pretrained, is_masked, is_type
 from mmitp.pruning.rng import kept_rng
 from mmitp.pruning.small_steps import SmallSteps
@@ -59,6 +60,12 @@ def build_masked(cfg: Config, linear: bool = False) -> nn.Module:
 def is_detector(model: nn.Module) -> bool:
     """Whether the model speaks mmdet's interface (boxes), else mmpretrain's (labels)."""
     return hasattr(model, "add_pred_to_datasample")
+
+
+def stated_shape(cfg: Config, model: nn.Module) -> tuple[int, int]:
+    """Height and width that a config's operations are stated for; 320x320 for detectors and 224x224 for other models
+    where it says none (:func:`mmitp.engine.input_shape.input_shape`)."""
+    return input_shape(cfg, (320, 320) if is_detector(model) else (224, 224))
 
 
 def random_batch(model: nn.Module, shape: tuple[int, int], batch: int, generator: torch.Generator) -> dict[str, Any]:

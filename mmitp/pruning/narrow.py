@@ -31,8 +31,8 @@ def narrow_pattern(
             theirs.
 
     Returns:
-        ``(N,)`` bool, flat over all counting masks (see :meth:`MacBudget.split`). What is left below the target would
-        not pay for a channel more (``divisor`` of them) of any tensor.
+        ``(N,)`` bool, flat over all counting masks (see :meth:`MacBudget.split`). With single channels (``divisor=1``)
+        every tensor's width is at most a channel away from the same part of its dense one.
 
     Raises:
         ValueError: even the cheapest pattern costs more than the target.
