@@ -104,7 +104,7 @@ def test_a_dense_config_takes_a_target(tmp_path: Path) -> None:
 
 def test_a_target_of_parameters_is_one_of_parameters(tmp_path: Path) -> None:
     report = narrow_control(config(tmp_path, hook=dict(cost="params")), str(tmp_path / "control"), shape=(8, 8))
-    # a channel: 27 + 1 of the stem, 2 of the norm, 72 of the body; besides, 8 of the body's bias and 18 of the last layer
+    # a channel: 27 + 1 of the stem, 2 of the norm, 72 of the body; besides, the body's bias (8) and the last layer (18)
     assert (report.params_dense, report.params) == (8 * 102 + 26, 3 * 102 + 26)
 
 
