@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint
 from torch import Tensor, nn
 
+from mmitp.engine.finite import diverged
 from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.engine.safe_load import data_only
 from mmitp.pruning import masked_layers
@@ -66,12 +67,12 @@ def check_content(loaded: Mapping[str, Any], path: str) -> None:
         if not isinstance(value, Tensor):
             if state is not loaded and not str(key).endswith("_extra_state"):
                 raise ValueError(f"{path}: state_dict[{key!r}] is a {type(value).__name__}, not a tensor")
-        elif (value.is_floating_point() or value.is_complex()) and bool(value.isnan().any()):
+        elif (value.is_floating_point() or value.is_complex()) and bool(diverged(str(key), value)):
             broken.append(key)
     if broken:
         raise ValueError(
-            f"{path} holds NaN in {len(broken)} of {len(state)} entries, the first {broken[0]!r}: the run had "
-            "diverged. Take a checkpoint from before"
+            f"{path} holds NaN or infinite values in {len(broken)} of {len(state)} entries, the first "
+            f"{broken[0]!r}: the run had diverged. Take a checkpoint from before"
         )
     for key, known in ((STATE_KEY, loaded.get(STATE_KEY, {})), ("meta.mmitp", loaded.get("meta", {}).get("mmitp", {}))):
         if not isinstance(known, Mapping):

@@ -17,7 +17,7 @@ from mmitp.engine.config import build_model, require_keys
 from mmitp.engine.example import blank_example, second_example
 from mmitp.engine.results import keep_inputs
 from mmitp.engine.safe_load import saved_bytes
-from mmitp.engine.slim_checkpoint import keep_foreign_config, sizes_text
+from mmitp.engine.slim_checkpoint import keep_foreign, sizes_text
 from mmitp.files import write_whole
 from mmitp.models.config_text import config_text
 from mmitp.models.report import stated_shape
@@ -98,7 +98,7 @@ def narrow_control(
     paths = [os.path.join(out_dir, name) for name in ("config.py", "weights.pth")]
     for path in paths:
         keep_inputs(path, cfg.filename, weights)
-    keep_foreign_config(paths[0])
+    keep_foreign(out_dir)
     cost = make_cost(pruning.get("cost", "macs"))
     if isinstance(cost, LatencyCost):
         raise ValueError(

@@ -62,11 +62,11 @@ def slim_checkpoint(
 
     Raises:
         ValueError: the config builds no masked model; the checkpoint cannot be read, holds no masks or does not fit; no
-            shape is known; ``out_dir`` holds what must not be lost: a file given here, a config of another network.
+            shape is known; ``out_dir`` holds what must not be lost: a file given here, another network's.
     """
     for name in ("config.py", "weights.pth"):
         keep_inputs(os.path.join(out_dir, name), cfg.filename, checkpoint)
-    keep_foreign_config(os.path.join(out_dir, "config.py"))
+    keep_foreign(out_dir)
     require_keys(cfg, ["model"], "to slim")
     if not is_masked(cfg.model):
         raise ValueError(f"{cfg.filename}: the model is {cfg.model.get('type')!r}, not 'mmitp.MaskedModel'")
@@ -124,13 +124,27 @@ def slim_checkpoint(
     )
 
 
-def keep_foreign_config(path: str) -> None:
-    """Refuses to write over a config that is no slimmed network's: it may be all there is of somebody's run.
+def keep_foreign(folder: str) -> None:
+    """Refuses to write ``config.py`` and ``weights.pth`` over files of somebody else's.
+
+    They may be all there is of a run. A slimmed network's config says that both are ours; weights that a stopped
+    writer left without one say it by their ``meta.mmitp``.
 
     Raises:
         ValueError: with the file.
     """
-    if os.path.isfile(path):
-        with open(path, encoding="utf-8", errors="replace") as file:
-            if "SlimModel" not in file.read():
-                raise ValueError(f"{path} exists and is no slimmed network's: give another folder to write to")
+    config, weights = os.path.join(folder, "config.py"), os.path.join(folder, "weights.pth")
+    if os.path.isfile(config):
+        with open(config, encoding="utf-8", errors="replace") as file:
+            ours = "SlimModel" in file.read()
+        found = config
+    elif os.path.isfile(weights):
+        try:
+            ours = bool(read_checkpoint(weights).get("meta", {}).get("mmitp"))
+        except ValueError:  # whatever it is, not ours
+            ours = False
+        found = weights
+    else:
+        return
+    if not ours:
+        raise ValueError(f"{found} exists and is no slimmed network's: give another folder to write to")

@@ -647,6 +647,7 @@ def test_a_training_that_has_diverged_ends_before_anything_is_saved(tmp_path: Pa
 def test_a_loss_that_is_not_finite_once_is_mentioned(tmp_path: Path) -> None:
     model = Diverging()
     model.weights_too = False
+    model.register_buffer("hidden", torch.tensor(-torch.inf))  # a constant, as attention's masks are
     runner = make_runner(tmp_path, [AdversarialHook()], model=model, train_cfg=dict(by_epoch=True, max_epochs=2))
     runner.train()
     assert log_of(runner).count("the loss under attack is not finite in iteration 2, so its gradient moved") == 1

@@ -126,10 +126,15 @@ def test_what_is_refused(tmp_path: Path) -> None:
     cfg.model.prune = dict(granularity="weight")
     with pytest.raises(ValueError, match="granularity 'weight'"):
         narrow_control(cfg, out, shape=(8, 8))
+
+
+@pytest.mark.parametrize("name", ["config.py", "weights.pth"])
+def test_files_of_another_network_stay(name: str, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/config.py").write_text("model = dict(type='Mine')\n")
-    with pytest.raises(ValueError, match="no slimmed network's"):
+    (tmp_path / "mine" / name).write_text("model = dict(type='Mine')\n")
+    with pytest.raises(ValueError, match=f"{name} exists and is no slimmed network's"):
         narrow_control(config(tmp_path), str(tmp_path / "mine"), shape=(8, 8))
+    assert (tmp_path / "mine" / name).read_text() == "model = dict(type='Mine')\n"
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -304,8 +304,24 @@ def test_slimming_writes_over_nothing_but_slimmed_networks(tmp_path: Path) -> No
         slim_checkpoint(classifier(), checkpoint, str(tmp_path / "run"), (32, 32))
     assert (tmp_path / "weights.pth").read_bytes() == before
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.py"]
+    slim = tmp_path / "slim"
     for _ in range(2):
-        slim_checkpoint(classifier(), checkpoint, str(tmp_path / "slim"), (32, 32))
+        slim_checkpoint(classifier(), checkpoint, str(slim), (32, 32))
+    (slim / "config.py").unlink()  # as a stopped writer leaves it
+    slim_checkpoint(classifier(), checkpoint, str(slim), (32, 32))
+    assert (slim / "config.py").exists()
+
+
+@pytest.mark.parametrize("content", [dict(meta=dict(epoch=3), state_dict=dict(weight=torch.ones(1))), "a note"])
+def test_weights_of_another_network_alone_in_a_folder_stay(content: object, tmp_path: Path) -> None:
+    checkpoint = save(classifier(), tmp_path / "trained.pth", 4)
+    (tmp_path / "run").mkdir()
+    kept = tmp_path / "run" / "weights.pth"
+    torch.save(content, kept)
+    before = kept.read_bytes()
+    with pytest.raises(ValueError, match="run/weights.pth exists and is no slimmed network's: give another folder"):
+        slim_checkpoint(classifier(), checkpoint, str(kept.parent), (32, 32))
+    assert kept.read_bytes() == before and [path.name for path in kept.parent.iterdir()] == ["weights.pth"]
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,11 @@ def drop(key):
     return change
 
 
-def poison(checkpoint):
-    checkpoint["state_dict"]["fc.weight"][0, 0] = float("nan")
+def poison(value):
+    def change(checkpoint):
+        checkpoint["state_dict"]["fc.weight"][0, 0] = value
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -136,7 +139,8 @@ def poison(checkpoint):
         (drop("mmitp_prune_hook"), "lacks mmitp_prune_hook"),
         (drop("message_hub"), "lacks message_hub"),
         (drop("state_dict"), "lacks state_dict"),
-        (poison, "NaN in 1 of"),
+        (poison(float("nan")), "NaN or infinite values in 1 of"),
+        (poison(float("-inf")), "NaN or infinite values in 1 of"),
         (lambda c: c["meta"].update(iter="x"), "meta.iter must be a whole number"),
         (lambda c: c["mmitp_prune_hook"].update(input_shape=[8]), "input_shape must be two whole numbers"),
         (lambda c: c.update(state_dict={}), "'state_dict' is empty"),

@@ -30,6 +30,7 @@ from mmitp.engine.attack import (
     training_loss,
     unwrap,
 )
+from mmitp.engine.finite import diverged
 from mmitp.engine.window import RunLength
 from mmitp.registry import HOOKS
 from mmitp.values import is_count, is_number, unlike
@@ -275,7 +276,7 @@ class AdversarialHook(Hook):
 
     def _on_nonfinite_loss(self, runner: Runner) -> None:
         model = unwrap(runner.model)
-        broken = [name for name, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
+        broken = [name for name, value in model.state_dict(keep_vars=True).items() if bool(diverged(name, value))]
         if not broken:
             if not self._warned_loss:
                 runner.logger.warning(

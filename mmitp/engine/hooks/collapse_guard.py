@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmitp.attacks import CollapseRule, Probe, Verdict
 from mmitp.attacks.arguments import check_arguments
 from mmitp.engine.attack import ImageBatch, class_labels, logits_of, samples_of, training_loss, unwrap
+from mmitp.engine.finite import diverged
 from mmitp.engine.hooks.adversarial_hook import AdversarialHook
 from mmitp.engine.hooks.prune_hook import STOPPED
 from mmitp.engine.window import RunLength
@@ -364,11 +365,10 @@ def _optimizers(runner: Runner) -> list[torch.optim.Optimizer]:
 
 
 def _finite_everywhere(runner: Runner) -> bool:
-    """Whether all weights and buffers of all ranks are finite."""
-    values = [value for module in _stateful(runner).values() for value in module.state_dict().values()]
-    device = values[0].device  # an averaged model counts its steps on the host
-    finite = torch.stack([torch.isfinite(value).all().to(device) for value in values]).all()
-    broken = (~finite).to(torch.float64)
+    """Whether no weight or buffer of any rank has diverged."""
+    entries = [entry for module in _stateful(runner).values() for entry in module.state_dict(keep_vars=True).items()]
+    device = entries[0][1].device  # an averaged model counts its steps on the host
+    broken = torch.stack([diverged(*entry).to(device) for entry in entries]).any().to(torch.float64)
     all_reduce(broken)
     return not broken.item()
 
