@@ -3,11 +3,10 @@
     python examples/plain_pytorch.py                     # generated images, a minute on one core
     python examples/plain_pytorch.py --cifar10 DIR       # DIR holds the standard python batches (data_batch_1, ...)
 
-The lines that prune are marked with ``# prune``; the rest is an ordinary training script. With Lightning (tried: 2.6,
-the same weights as by a plain loop) call ``pruner.attach(trainer.optimizers[0])`` in ``on_fit_start`` and set
-``pruner.active`` in ``on_train_epoch_start``; with timm or Hugging Face (tried: Accelerate 1.x's optimizer) do the same
-where their loop begins an epoch: the pruner follows the optimizer, so accumulation, gradient scalers and schedulers
-need nothing more.
+The lines that prune are marked with ``# prune``; the rest is an ordinary training script. The pruner follows the
+optimizer, so accumulation, gradient scalers and schedulers need nothing more. ``docs/own_loop.md`` shows how such a run
+is stopped and goes on, and the same for Hugging Face; ``lightning_pruning.py`` is a callback for Lightning. In timm's
+loop, and with Accelerate's optimizer (tried: 1.x), the same lines stand where an epoch begins and ends.
 """
 
 from __future__ import annotations

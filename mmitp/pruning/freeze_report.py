@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,6 +63,11 @@ class FreezeReport:
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "layers": [row._asdict() for row in self.layers]}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> FreezeReport:
+        """The report of a :meth:`to_dict`."""
+        return FreezeReport(**{**values, "layers": [LayerRow(**row) for row in values["layers"]]})
 
 
 def freeze_report(

@@ -68,7 +68,7 @@ from .settings import (
     require_same_layout,
     require_trainable,
 )
-from .slim import SlimPlan, slim
+from .slim import SlimPlan, slim_with_plan
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +112,9 @@ class InTrainPruner:
         frozen: whether the masks are fixed.
         position: steps of Optimizer 1 in the window so far.
         budget: the model's budget.
+        plan: what the last :meth:`slim` has left of every layer, None before. ``plan.spec()`` is plain numbers, from
+            which :func:`~mmitp.pruning.apply_plan` gives a dense model the small network's sizes again
+            (``SlimPlan.from_spec``); with the plan itself it slims a copy that has the same masks (an average).
 
     Raises:
         ValueError: an argument out of range; masks that are missing or do not train; a target that the freeze could not
@@ -161,7 +164,9 @@ class InTrainPruner:
     ) -> None:
         check_settings(target, b, lr, steps, push, min_keep, divisor, on_miss)
         self.model, self.example = model, example
+        self.plan: SlimPlan | None = None
         self._slimmed: FreezeReport | None = None  # the last report, once the live model has no masks
+        self._optimizer: torch.optim.Optimizer | None = None  # the one followed
         self.target, self.b, self.lr, self.steps = float(target), b, float(lr), steps
         self.push = push or ("balanced" if b == "auto" else "plain")
         self.min_keep, self.fill, self.divisor, self.on_miss = float(min_keep), fill, divisor, on_miss
@@ -238,9 +243,11 @@ class InTrainPruner:
         """
         if self._handles:
             raise ValueError("the pruner follows an optimizer already: detach() it first")
+        if self._slimmed is not None:  # resumed from a slimmed network: there is nothing left to do
+            return
         optimizer = bare_optimizer(optimizer)
         require_in_optimizer(self.masks, optimizer)
-        self._captured = captured
+        self._optimizer, self._captured = optimizer, captured
         after = self.update if captured else self.step
         # Gradients are taken before Optimizer 1, which may overwrite them (Nesterov momentum, clipping of its own).
         self._handles += [
@@ -271,6 +278,7 @@ class InTrainPruner:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._optimizer = None
         if self._bank is not None:
             self._bank.remove()
             self._bank = None
@@ -530,13 +538,15 @@ class InTrainPruner:
     # -- the end of the window
 
     def freeze(self) -> FreezeReport:
-        """Fixes the masks at or under the target; from now on only the weights train. Masks that are frozen stay as
-        they are.
+        """Fixes the masks at or under the target; from now on only the weights train. Masks that are frozen, and a
+        model that was slimmed, stay as they are.
 
         Raises:
             RuntimeError: the masks lie above the target and ``on_miss='error'``.
             ValueError: a mask is not finite. Nothing is frozen then.
         """
+        if self._slimmed is not None:
+            return self._slimmed
         if all(layer.mask_frozen for layer in self.masks.values()):
             self._end()
             return self.report()
@@ -610,18 +620,24 @@ class InTrainPruner:
 
         Raises:
             ValueError: the network trains on what its evaluation pass does not compute, so that the slimmed one would
-                not train the same (the live model alone); nothing has changed then.
+                not train the same (the live model alone), or it was slimmed before; nothing has changed then.
             RuntimeError: as :func:`mmitp.pruning.slim`.
         """
         if optimizer is None:
-            return slim(self.model, self.example, self.budget, self.more_examples)
+            small, self.plan = slim_with_plan(self.model, self.example, self.budget, self.more_examples)
+            return small
         plan = plan_live(self.model, self.example, self.budget, self.more_examples)
         require_same_training(self.model, plan, self.example)
         report = self.report()
         self._tell_restarted(shrink_live(self.model, plan, optimizer))
-        self._slimmed = report
-        self.detach()
+        self._leave(plan, report)
         return self.model
+
+    def _leave(self, plan: SlimPlan, report: FreezeReport) -> None:
+        """The live model has been slimmed: the pruner has done its work."""
+        self.plan, self._slimmed = plan, report
+        self.frozen, self.active = True, False
+        self.detach()
 
     # -- checkpoints
 
@@ -641,7 +657,9 @@ class InTrainPruner:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that resuming in the window needs besides model and optimizer: going on from it is exact.
+        """Everything that resuming needs besides model and optimizer: going on from it is exact, before the window, in
+        it, after it, and once the live model has been slimmed. Plain values and tensors
+        (``torch.load(weights_only=True)``).
 
         Raises:
             ValueError: a mask is not finite.
@@ -661,21 +679,36 @@ class InTrainPruner:
             significance=self.significance.state_dict() if trains else None,
             path=self.path.state_dict() if trains and self.path is not None else None,
             counted=counted,
-            cut=cut_state(self.budget),
+            cut=cut_state(self.budget) if self._slimmed is None else None,  # its plan is one of the dense network
             cut_at=self.cut_at,
             off=self.off.state_dict() if trains and self.off is not None else None,
+            slimmed=None if self._slimmed is None else self._slimmed_state(),
         )
+
+    def _slimmed_state(self) -> dict[str, Any]:
+        assert self.plan is not None and self._slimmed is not None
+        return dict(spec=self.plan.spec(), report=self._slimmed.to_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a :meth:`state_dict`. Settings that differ are obeyed and said, as long as masks still train.
 
-        Where progressive slimming had cut the network, the dense model is brought to its sizes: load model and
-        optimizer after the pruner then.
+        Call it first, then load model and optimizer: where the network had been slimmed, by :meth:`slim` or on the
+        way, the masked model is brought to its sizes here. After :meth:`slim` the masks leave the optimizer that the
+        pruner follows, too.
 
         Raises:
             ValueError: it is no such state; the masks were others; they are frozen and the settings that decided on
                 the pattern differ.
         """
+        if (slimmed := state.get("slimmed")) is not None:
+            if problem := unlike(slimmed, dict(spec={}, report=self.report().to_dict()), "the pruner's state: slimmed"):
+                raise ValueError(problem)
+            self._require_same_outcome(state)
+            plan = SlimPlan.from_spec(slimmed["spec"])
+            shrink_live(self.model, plan, self._optimizer)
+            self.position = state["position"]
+            self._leave(plan, FreezeReport.from_dict(slimmed["report"]))
+            return
         if (cut := state.get("cut")) is not None and self.budget.cut is None:
             plan = restore_cut(self.model, self.budget, cut)
             shrink_live(self.model, plan, keep_masks=True)
@@ -684,12 +717,8 @@ class InTrainPruner:
         if problem := unlike(state, example, "the pruner's state"):
             raise ValueError(problem)
         require_same_layout(state["layout"], mask_layout(self.model))
-        now, then = self.settings(), state["settings"]
-        changed = {key: (then[key], now[key]) for key in now if key in then and then[key] != now[key]}
-        if state["frozen"]:
-            if fixed := [key for key in OUTCOME if key in changed]:
-                raise ValueError(frozen_otherwise({key: changed[key] for key in fixed}))
-        elif changed:
+        changed = self._require_same_outcome(state)
+        if changed and not state["frozen"]:
             told = ", ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
             self.warn(f"the checkpoint was written with other settings, those of now count ({told})")
         device = self.budget.flat_masks().device
@@ -708,3 +737,15 @@ class InTrainPruner:
             self.off.load_state_dict(state["off"], device)
         if self.frozen:
             self._end()
+
+    def _require_same_outcome(self, state: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """The settings that differ from a saved state's: then and now.
+
+        Raises:
+            ValueError: its masks are frozen, and some of them decided on the pattern.
+        """
+        now, then = self.settings(), state["settings"]
+        changed = {key: (then[key], now[key]) for key in now if key in then and then[key] != now[key]}
+        if state["frozen"] and (fixed := [key for key in OUTCOME if key in changed]):
+            raise ValueError(frozen_otherwise({key: changed[key] for key in fixed}))
+        return changed

@@ -1,13 +1,15 @@
 """InTrainPruner in plain torch loops: its equation, its window, its promises, its checkpoints."""
 
 import copy
+import io
+import json
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from mmitp.pruning import InTrainPruner, MacBudget, mask_model, masked_layers, share_masks
+from mmitp.pruning import InTrainPruner, MacBudget, SlimPlan, apply_plan, mask_model, masked_layers, share_masks
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 
@@ -270,6 +272,79 @@ def test_the_live_network_is_slimmed_with_its_optimizer_and_trains_on():
     assert MacBudget(net, IMAGE).dense_macs == report.macs_kept
     assert sum(p.numel() for p in net.parameters()) == report.params_kept
     train(net.train(), optimizer, 3)
+
+
+def slimmed_and_saved(cut=None):
+    """A run slimmed after its window and trained on, with the checkpoint of then (as a file gives it)."""
+    net, optimizer, pruner = start(width=32, slim_every=cut)
+    pruner.active = True
+    train(net, optimizer, 24)
+    if cut:
+        assert pruner.cut(optimizer)
+    report = pruner.freeze()
+    pruner.slim(optimizer)
+    train(net, optimizer, 3)
+    file = io.BytesIO()
+    torch.save(dict(net=net.state_dict(), optimizer=optimizer.state_dict(), pruner=pruner.state_dict()), file)
+    file.seek(0)
+    return net, optimizer, report, torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("attached", [True, False])
+@pytest.mark.parametrize("cut", [None, 1])
+def test_resuming_a_slimmed_network_is_exact(cut, attached):
+    net, optimizer, report, saved = slimmed_and_saved(cut)
+    net2, optimizer2, pruner2 = start(width=32, slim_every=cut)
+    if not attached:
+        pruner2.detach()
+    pruner2.load_state_dict(saved["pruner"])
+    if not attached:
+        optimizer2 = torch.optim.SGD(net2.parameters(), lr=0.05, momentum=0.9)
+        pruner2.attach(optimizer2)
+    assert not masked_layers(net2) and pruner2.frozen
+    assert pruner2.report() == report == pruner2.freeze()
+    net2.load_state_dict(saved["net"])
+    optimizer2.load_state_dict(saved["optimizer"])
+    for each in (net, optimizer), (net2, optimizer2):
+        train(*each, 3, seed=1)
+    for name, value in net.state_dict().items():
+        assert torch.equal(net2.state_dict()[name], value), name
+    assert pruner2.state_dict()["slimmed"] == saved["pruner"]["slimmed"]
+
+
+def test_a_small_network_is_rebuilt_from_plain_numbers():
+    net, _, _, saved = slimmed_and_saved()
+    spec = json.loads(json.dumps(saved["pruner"]["slimmed"]["spec"]))
+    small = apply_plan(Net(width=32), SlimPlan.from_spec(spec))
+    small.load_state_dict(saved["net"])
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(small.eval()(x), net.eval()(x))
+
+
+def test_the_plan_slims_an_average_of_the_network():
+    net, optimizer, pruner = start(width=32)
+    average = copy.deepcopy(net)
+    assert pruner.plan is None
+    pruner.active = True
+    train(net, optimizer, 24)
+    pruner.freeze()
+    average.load_state_dict(net.state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    expected = average.eval()(x)
+    pruner.slim(optimizer)
+    torch.testing.assert_close(apply_plan(average, pruner.plan)(x), expected)
+
+
+def test_a_slimmed_networks_state_that_does_not_fit_is_refused():
+    saved = slimmed_and_saved()[3]["pruner"]
+    with pytest.raises(ValueError, match="masks are frozen.*target"):
+        start(width=32, target=0.4)[2].load_state_dict(saved)
+    with pytest.raises(ValueError, match="it was made from another model"):
+        start(width=8)[2].load_state_dict(saved)
+    damaged = copy.deepcopy(saved)
+    del damaged["slimmed"]["report"]["ratio"]
+    with pytest.raises(ValueError, match="slimmed.report lacks 'ratio'"):
+        start(width=32)[2].load_state_dict(damaged)
 
 
 def test_a_loss_that_is_still_alive_is_named_before_the_live_network_is_slimmed():
