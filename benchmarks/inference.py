@@ -84,6 +84,9 @@ def torch_pruning(dense: nn.Module, shape: tuple[int, int], target: float, divis
 
     The layers that give the model's outputs are named to it. It follows the graph from the outputs back and so leaves
     DLA's dead projections at their width, whose inputs it narrows: it gets a network without them.
+
+    Raises:
+        SystemExit: half of the channels less are still above the target.
     """
     import torch_pruning as tp
 
@@ -109,12 +112,15 @@ def torch_pruning(dense: nn.Module, shape: tuple[int, int], target: float, divis
         pruner.step()
         return model
 
+    limit = target * macs_at(dense, shape)
     low, high = 0.2, 0.5
     best = prune(high)
+    if macs_at(best, shape) > limit:
+        raise SystemExit(f"--target {target}: Torch-Pruning is asked for ratios up to {high}, which do not get there")
     for _ in range(5):
         middle = (low + high) / 2
         model = prune(middle)
-        if macs_at(model, shape) <= target * macs_at(dense, shape):
+        if macs_at(model, shape) <= limit:
             high, best = middle, model
         else:
             low = middle

@@ -47,7 +47,6 @@ from torch import nn
 
 from mmitp.engine.config import load_config
 from mmitp.engine.example import blank_example
-from mmitp.engine.hooks import PruneHook
 from mmitp.engine.resume import newest_good
 from mmitp.engine.run import build_runner
 from mmitp.engine.surgery import without_runner_hooks
@@ -113,15 +112,6 @@ def judged_model(runner: Runner) -> nn.Module:
     """The network that a Runner validates: the averaged one, where a hook averages."""
     averaged = (hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook))
     return next(averaged, runner.model)
-
-
-def sizes_now(runner: Runner) -> dict[str, int]:
-    """:func:`sizes` of a Runner's model; in the window of progressive slimming its budget knows them."""
-    for hook in runner.hooks:
-        if isinstance(hook, PruneHook) and hook.pruner is not None and hook.pruner.budget.cut is not None:
-            report = hook.pruner.report()
-            return dict(macs=report.macs_kept, params=report.params_kept)
-    return sizes(runner.model)
 
 
 def dense_sizes(cfg: Config) -> dict[str, int]:
@@ -243,16 +233,18 @@ class Metrics(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         self._stop(runner)
         checkpoint["measured"] = copy.deepcopy(dict(epochs=self.epochs, seconds=self.seconds, resumed=self.resumed))
-        checkpoint["measured"].update(fingerprint=self.fingerprint, commit=self.head["commit"])
+        checkpoint["measured"].update(
+            fingerprint=self.fingerprint, start=self.head.get("start"), commit=self.head["commit"]
+        )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if not runner._resume:
             return  # weights to start from, no part of this run
-        known = checkpoint.get("measured")
-        if known is None or known["fingerprint"] != self.fingerprint:
+        known, start = checkpoint.get("measured"), self.head.get("start")
+        if known is None or known["fingerprint"] != self.fingerprint or known.get("start", start) != start:
             raise ValueError(
-                f"{runner.work_dir} holds checkpoints of another run (its config, seed or length was another one): "
-                "remove the folder, or give another --work-dir"
+                f"{runner.work_dir} holds checkpoints of another run (its config, seed, length or start was another "
+                "one): remove the folder, or give another --work-dir"
             )
         self.epochs, self.seconds, self.resumed = known["epochs"], known["seconds"], known["resumed"] + 1
         earlier = known.get("commit", "").split(", ")
@@ -362,6 +354,8 @@ def configured(args: argparse.Namespace, config: str) -> Config:
             cfg[f"{split}_dataloader"].dataset.data_root = args.data_root
     if args.batches:
         cfg.train_dataloader.num_batch_per_epoch = args.batches
+    if cfg.train_dataloader.get("num_workers"):  # the processor time of other processes would not be counted
+        cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
     cfg.randomness = dict(seed=args.seed)
     cfg.resume = True  # from the last checkpoint in work_dir, if there is one
     init_default_scope(cfg.default_scope)
@@ -466,6 +460,8 @@ def train(args: argparse.Namespace) -> None:
     head = {**head_of(args, cfg, args.config), **start_from(cfg, args.start)}
     if args.times > 1:
         head["times"] = args.times
+    if args.epochs:
+        head["length"] = args.epochs
     if args.random_structure:
         head.update(drawn(cfg, args.random_structure, args.seed))
     path = metrics_file(args, cfg)

@@ -44,7 +44,7 @@ def sweep_results(metrics: Path = ROOT / "benchmarks" / "cifar_sweep") -> dict[s
     accuracies: dict[str, list[float]] = {}
     for path in sorted(metrics.glob("*_s*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
-        changed = run["options"] or {"ranking", "inner_widths", "times"} & run.keys()
+        changed = run["options"] or {"ranking", "inner_widths", "times", "length", "start"} & run.keys()
         if run["state"] == "finished" and not changed:
             accuracies.setdefault(run["config"], []).append(run["accuracy"])
     return {

@@ -24,8 +24,8 @@ where it was when a scheduler moves it.
 import argparse
 import copy
 import importlib
-import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 import measured  # first: makes the stack below importable without compiled operators
@@ -178,9 +178,15 @@ def cost_of_step(cfg: Config, ratio: float) -> dict[str, float]:
     return measured.paired_steps(nets, wrappers, batch)
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Of a stopped run, whose folder also holds the sweep's log and lock."""
+    for path in (*folder.glob("*.pth"), folder / "last_checkpoint"):
+        path.unlink(missing_ok=True)
+
+
 def train(args: argparse.Namespace) -> None:
     cfg = measured.configured(args, args.config)
-    shutil.rmtree(cfg.work_dir, ignore_errors=True)
+    remove_checkpoints(Path(cfg.work_dir))
     cfg.resume = False
     head = measured.head_of(args, cfg, args.config)
     path = measured.metrics_file(args, cfg)

@@ -80,6 +80,11 @@ class Meter:
 class MeteredHook(PruneHook):
     meter: Meter
 
+    def _take_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        start = self.meter.now()
+        super()._take_gradients(optimizer)
+        self.meter.in_hook += self.meter.now() - start
+
     def _optimizer_2(self) -> None:
         start = self.meter.now()
         super()._optimizer_2()

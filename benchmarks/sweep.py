@@ -706,7 +706,10 @@ def latency(sweep: Sweep, chosen: list[Run], rounds: int, dense: str, shape: tup
         cfg = load_config(str(sweep.configs / f"{run.config}.py"))
         try:
             if is_masked(cfg.model):
-                models.append(deployed_model(read_run(sweep.work / run.name)))
+                left = read_run(sweep.work / run.name)
+                if left.slim_config is None:
+                    raise ValueError("its masks were not cut out (mmitp slim, into slim/ of its work folder)")
+                models.append(deployed_model(left))
             elif run.config == dense:
                 raise ValueError("no config builds the network that it leaves")  # another library's
             else:

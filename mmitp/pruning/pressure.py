@@ -26,7 +26,7 @@ from .masks import ste_derivative
 #: travel that far on its own account before it is back. That stops masks from chattering about zero.
 HYSTERESIS = 0.05
 
-#: :class:`PathFollower` looks at the ratio so many times in a window at most.
+#: :class:`PathFollower` looks at the ratio so many times in a long window, and at every step of a short one.
 LOOKS = 400
 
 #: Memory of the mean square of the task gradient, as the part of it that a step keeps.

@@ -9,7 +9,7 @@ fixes the masks at or under the target, and :meth:`slim` cuts off what they drop
 
 Its step has two halves. :meth:`update` is operations on the device and nothing else: no value is read and no branch
 depends on one, so a CUDA graph can hold it. :meth:`advance` counts, and lets ``b='auto'`` look at the ratio some
-hundred times in a window. It reads the device 50 times in a window, the pruner's only waits in training.
+hundred times in a window. It reads the device some 50 times in a window, the pruner's only waits in training.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ from .slim import SlimPlan, slim_with_plan
 
 logger = logging.getLogger(__name__)
 
-#: In a window the pruner reads the device so many times at most; where its length is not known, every so many steps.
+#: In a long window the pruner reads the device so many times; where its length is not known, every so many steps.
 READS = 50
 READ_EVERY = 100
 

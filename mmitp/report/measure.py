@@ -44,10 +44,11 @@ class Sizes:
 class Timing:
     """Latency of one image, one thread: medians in ms, and quartiles of the paired ratios dense / slimmed.
 
-    ``slimmed_ms`` and ``ratios`` are None for a dense run.
+    ``slimmed_ms`` and ``ratios`` are None for a dense run, ``dense_ms`` and ``ratios`` for one that is small from the
+    start.
     """
 
-    dense_ms: float
+    dense_ms: float | None
     slimmed_ms: float | None
     ratios: tuple[float, float, float] | None
     machine: str
@@ -95,12 +96,14 @@ def deployed_model(run: RunRecord) -> nn.Module:
 
 
 def sizes_of(run: RunRecord, shape: Shape | None) -> Sizes:
-    """Of a frozen run what the freeze noted, of a dense one what is counted on an image of ``shape``."""
+    """Of a frozen run what the freeze noted, of another what is counted on an image of ``shape``."""
     if run.frozen is not None:
         return Sizes(**{key: run.frozen.get(key) for key in vars(Sizes())})
     model = dense_model(run.cfg)
     params = sum(p.numel() for p in model.parameters())
     macs = counted_macs(model, blank_example(model, shape)) if shape else None
+    if run.small:  # how large the dense network is, its config does not say
+        return Sizes(macs_kept=macs, params_kept=params)
     return Sizes(macs, None if run.pruned else macs, params, None if run.pruned else params)
 
 
@@ -111,6 +114,8 @@ def time_run(run: RunRecord, shape: Shape, rounds: int | None = None) -> Timing:
         models.append(deployed_model(run))
     times = paired_times(models, blank_example(models[0], shape), rounds=rounds) / 1e6
     dense = float(times[:, 0].quantile(0.5))
+    if run.small:
+        return Timing(None, dense, None, processor("cpu"))
     if len(models) == 1:
         return Timing(dense, None, None, processor("cpu"))
     ratios: Tensor = (times[:, 0] / times[:, 1]).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=times.dtype))

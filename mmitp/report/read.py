@@ -97,6 +97,11 @@ class RunRecord:
         return self.hook is not None
 
     @property
+    def small(self) -> bool:
+        """Whether it trains what is small from the start: a control, or a slimmed network by its own config."""
+        return is_type(self.cfg.get("model", {}), "SlimModel")
+
+    @property
     def by_epoch(self) -> bool:
         return bool(self._loop.get("by_epoch", True)) and "max_epochs" in self._loop
 

@@ -55,12 +55,12 @@ def overview(runs: Sequence[RunRecord], sizes: Sequence[Sizes], timings: Sequenc
     add("operations, MACs, kept", [_kept(size.macs_kept, size.macs_dense) for size in sizes])
     add("parameters, dense", [_number(size.params_dense) for size in sizes])
     add("parameters, kept", [_kept(size.params_kept, size.params_dense) for size in sizes])
-    add("dense network, ms an image", ["" if t is None else f"{t.dense_ms:.2f}" for t in timings])
+    add("dense network, ms an image", ["" if t is None or not t.dense_ms else f"{t.dense_ms:.2f}" for t in timings])
     add(
         "slimmed network, ms an image",
         ["" if t is None or not t.slimmed_ms else f"{t.slimmed_ms:.2f}" for t in timings],
     )
-    add("speed-up, median (quartiles)", ["" if t is None or not t.slimmed_ms else t.speed_up() for t in timings])
+    add("speed-up, median (quartiles)", ["" if t is None or not t.ratios else t.speed_up() for t in timings])
     add("training, minutes by the clock", [_minutes(run.wall_seconds()) for run in runs])
     add("training, minutes of processor", [_minutes(run.processor_seconds()) for run in runs])
     add("training, cost over the dense run's", costs)
@@ -78,7 +78,8 @@ def _network(run: RunRecord) -> str:
     if backbone := (model.get("backbone") or {}).get("type"):
         kind = f"{kind} ({_short(backbone)})"
     adversarial = any(is_type(hook, "AdversarialHook") for hook in hooks_of(run.cfg))
-    return f"{kind}, {'pruned' if run.pruned else 'dense'}" + (", adversarial" if adversarial else "")
+    width = "pruned" if run.pruned else "small from the start" if run.small else "dense"
+    return f"{kind}, {width}" + (", adversarial" if adversarial else "")
 
 
 def _short(kind: Any) -> str:
@@ -106,7 +107,7 @@ def _number(value: int | None) -> str:
 
 
 def _kept(part: int | None, whole: int | None) -> str:
-    return "" if part is None or not whole else f"{part:,} ({part / whole:.4f})"
+    return _number(part) if part is None or not whole else f"{part:,} ({part / whole:.4f})"
 
 
 def _minutes(seconds: float | None) -> str:
@@ -120,7 +121,7 @@ def _last(run: RunRecord, metric: str) -> str:
 
 def relative_costs(runs: Sequence[RunRecord]) -> list[str]:
     """Cost of each run over that of the first dense one: processor time where both recorded it, else the clock's."""
-    dense = next((run for run in runs if not run.pruned), None)
+    dense = next((run for run in runs if not (run.pruned or run.small)), None)
     if dense is None or len(runs) < 2:
         return [""] * len(runs)
     costs = []

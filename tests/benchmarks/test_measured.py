@@ -124,6 +124,29 @@ def test_weights_to_start_from_are_no_checkpoint_of_the_run(measured: Any, root:
     measured.measured_run(cfg, measured.metrics_file(args, cfg), measured.head_of(args, cfg, args.config))
     first, second = (torch.load(tmp_path / n / "weights.pth", weights_only=True) for n in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first if name.endswith("conv1.weight"))
+    head = measured.head_of(args, cfg, args.config) | measured.start_from(cfg, str(tmp_path / "other/weights.pth"))
+    cfg.load_from, cfg.resume = None, True
+    with pytest.raises(ValueError, match="checkpoints of another run"):  # which began with other weights
+        measured.measured_run(cfg, measured.metrics_file(args, cfg), head)
+
+
+def test_data_is_loaded_in_the_process_whose_time_is_taken(measured: Any, root: Path, tmp_path: Path) -> None:
+    config = str(CONFIGS / "resnet20_cifar10_stock_short.py")
+    cfg = measured.configured(arguments(root, tmp_path, batches=None, cfg_options=[]), config)
+    assert (cfg.train_dataloader.num_workers, cfg.train_dataloader.persistent_workers) == (0, False)
+
+
+def test_the_index_averages_runs_of_a_configs_own_length_alone(
+    measured: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch-Pruning's dense phase is the dense config in 7 epochs: no result of that config."""
+    monkeypatch.setattr(measured, "measured_run", lambda cfg, path, head: head)
+    for name, epochs in (("dense_s0", None), ("tp_dense7_s0", 7)):
+        path = tmp_path / f"{name}.json"
+        measured.train(arguments(root, tmp_path / "run", metrics=str(path), epochs=epochs, cfg_options=[]))
+        path.write_text(json.dumps(dict(json.loads(path.read_text()), accuracy=50.0 if epochs else 90.0)))
+    results = importlib.import_module("metafiles").sweep_results(tmp_path)
+    assert results == {"resnet20_cifar10_short": {"Top 1 Accuracy": 90.0, "seeds": 1}}
 
 
 def test_a_random_structure_meets_the_operations_and_is_the_seeds_own(

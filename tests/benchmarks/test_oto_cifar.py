@@ -1,6 +1,7 @@
 """What Only-Train-Once is told to prune, counted without the package."""
 
 import importlib
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,3 +55,10 @@ def test_each_period_takes_the_fewest_channels_that_keep_to_the_path() -> None:
 def test_a_layer_keeps_its_last_channel() -> None:
     oto = importlib.import_module("oto_cifar")
     assert oto.kept_macs(1000, [10, 20], [4, 8], [4, 3]) == 1000 - 3 * 10 - 3 * 20
+
+
+def test_a_run_that_begins_anew_leaves_the_sweeps_lock_and_log(tmp_path: Path) -> None:
+    for name in ("lock", "log.txt", "epoch_3.pth", "last_checkpoint"):
+        (tmp_path / name).touch()
+    importlib.import_module("oto_cifar").remove_checkpoints(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "log.txt"]

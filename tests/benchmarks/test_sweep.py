@@ -76,6 +76,23 @@ def test_controls_are_timed_from_their_configs_and_other_libraries_networks_left
     assert "trained30_tp_l1_s0: left out, no config builds the network" in capsys.readouterr().out
 
 
+def test_a_network_with_its_masks_in_place_is_not_timed_as_the_dense_one(
+    sweep: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the paper's mode masks stay: nothing small is left in the work folder."""
+    run = next(run for run in sweep.declared() if run.name == "psi30_s0")
+    log = tmp_path / "work" / run.name / "20260101_000000" / "vis_data"
+    log.mkdir(parents=True)
+    config = load_config(str(ROOT / f"configs/cifar10/{run.config}.py"))
+    config.dump(log / "config.py")
+    (log / "scalars.json").touch()
+    (tmp_path / f"{run.name}.json").write_text(json.dumps(dict(state="finished", config=run.config)))
+    place = sweep.Sweep([run], tmp_path, tmp_path / "work", configs=ROOT / "configs/cifar10")
+    with pytest.raises(SystemExit, match="has left its network"):
+        sweep.latency(place, [run], rounds=1, dense=sweep.DENSE, shape=(32, 32))
+    assert "psi30_s0: left out, its masks were not cut out" in capsys.readouterr().out
+
+
 def test_a_run_that_options_change_does_not_go_by_its_configs_costs(sweep: Any) -> None:
     runs = {run.name: run for run in sweep.declared()}
     keys = {name: sweep.cost_key(runs[name]) for name in ("psi30_brief_s0", "psi30_fisher_s1", "trained30_fisher_s0")}

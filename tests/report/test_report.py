@@ -188,6 +188,20 @@ def line(step, epoch, **more):
     return json.dumps(dict(lr=0.1, loss=1.0 / step, time=2.0, step=step, iter=step, epoch=epoch, **more))
 
 
+def test_a_control_is_not_taken_for_the_dense_network(folders, tmp_path):
+    """Its config is that of a small network without a PruneHook; here it comes first, before the dense run."""
+    text = (folders[1] / "slim" / "config.py").read_text()
+    control = by_hand(tmp_path / "control", [line(1, 1), line(2, 1)], text)
+    write_report([read_run(f) for f in (control, folders[0])], tmp_path / "out", shape=(8, 8), rounds=3, samples=0)
+    rows = cells((tmp_path / "out" / "overview.csv").read_text())
+    assert rows["network"] == ["TinyNet, small from the start", "TinyNet, dense"]
+    assert rows["operations, MACs, dense"][0] == rows["parameters, dense"][0] == ""
+    frozen = json.loads((folders[1] / "pruning.json").read_text())
+    assert rows["operations, MACs, kept"][0] == f"{frozen['macs_kept']:,}"
+    assert rows["dense network, ms an image"][0] == "" != rows["slimmed network, ms an image"][0]
+    assert rows["training, cost over the dense run's"][1].startswith("1.000")
+
+
 def test_damaged_lines_are_left_out_and_said(tmp_path):
     lines = [line(10, 1, ops_kept=1.0), '{"lr": 0.1, "st', "[1]", line(20, 2, ops_kept=0.9)]
     lines += [

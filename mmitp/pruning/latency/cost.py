@@ -30,7 +30,7 @@ class LatencyCost(Cost):
             (``mmitp profile`` writes one).
         margin: part of the predicted saving that is not counted on, so that a network at its target by the table, which
             is some per cent off, is at it by the clock too. It stands until the clock itself is asked
-            (:class:`mmitp.pruning.calibration.Calibration`).
+            (:class:`mmitp.pruning.latency.Calibration`).
 
     Attributes:
         counted: part of the predicted saving that is counted.
