@@ -1,7 +1,8 @@
 """Trains a CIFAR config as ``tools/train.py`` does, and writes down what the run costs and what it gives.
 
     python benchmarks/measured.py configs/cifar10/resnet20_cifar10_psi50_short.py --seed 0 [--epochs E]
-        [--random-structure 0.3] [--work-dir DIR] [--metrics FILE.json] [--data-root DIR] [--cfg-options KEY=VALUE ...]
+        [--random-structure 0.3 | --narrow 0.3] [--start WEIGHTS] [--work-dir DIR] [--metrics FILE.json]
+        [--data-root DIR] [--cfg-options KEY=VALUE ...]
 
 After every epoch the metrics file gets the accuracy on the test set, processor seconds of training alone (validation,
 checks of the structure and start-up left out), and the operations and parameters kept; at the end, the final figures. A
@@ -15,6 +16,9 @@ would have had in one piece (``FastCIFAR10``'s draws do not depend on where a ru
 random (shares uniform in 0.1 to 1, scaled together to RATIO of the operations), the rest is cut out of the network,
 and the small network is initialised and trained by the config from the first epoch on. How many epochs the processor
 time of the config's own dense ones is worth is measured at the start (:func:`step_cost`).
+
+``--narrow RATIO`` is another one: the network that ``mmitp control`` makes of the config, every tensor narrower by the
+same part, with the channels of the largest L1 norms of ``--start``, if weights are given.
 """
 
 import argparse
@@ -47,6 +51,7 @@ from torch import nn
 
 from mmitp.engine.config import load_config
 from mmitp.engine.example import blank_example
+from mmitp.engine.narrow import narrow_control
 from mmitp.engine.resume import newest_good
 from mmitp.engine.run import build_runner
 from mmitp.engine.surgery import without_runner_hooks
@@ -457,7 +462,12 @@ def settled(args: argparse.Namespace) -> Config:
 
 def train(args: argparse.Namespace) -> None:
     cfg = settled(args)
-    head = {**head_of(args, cfg, args.config), **start_from(cfg, args.start)}
+    head = head_of(args, cfg, args.config)
+    if args.narrow:
+        head.update(narrowed(cfg, args.narrow, args.start, dense_epochs=load_config(args.config).train_cfg.max_epochs))
+    head.update(start_from(cfg, args.start))
+    if args.narrow and args.start and cfg.load_from:
+        cfg.load_from = str(control_of(cfg) / "weights.pth")
     if args.times > 1:
         head["times"] = args.times
     if args.epochs:
@@ -473,12 +483,7 @@ def drawn(cfg: Config, ratio: float, seed: int) -> dict[str, Any]:
     structure = random_structure(cfg, ratio, seed)
     dense = dense_model(cfg)
     cfg.model = ConfigDict(dense, type="mmitp.SlimModel", of="mmpretrain.ImageClassifier", slim=structure["spec"])
-    known = Path(cfg.work_dir) / "step_cost.json"
-    if not known.is_file():  # a resumed run keeps its length
-        nets = [MODELS.build(copy.deepcopy(model)) for model in (cfg.model, dense)]
-        cost = step_cost(nets[0], nets[1], first_batch(cfg), cfg.optim_wrapper)
-        write_json(known, dict(step_cost=cost))
-    cost = json.loads(known.read_text(encoding="utf-8"))["step_cost"]
+    cost = cost_over(cfg, dense)
     epochs, length = cfg.train_cfg.max_epochs, round(cfg.train_cfg.max_epochs / cost["median"])
     stretch(cfg, length)
     return dict(
@@ -486,6 +491,32 @@ def drawn(cfg: Config, ratio: float, seed: int) -> dict[str, Any]:
         step_cost=cost,
         relative_cost=round(length * cost["median"] / epochs, 4),
     )
+
+
+def cost_over(cfg: Config, dense: ConfigDict) -> dict[str, float]:
+    """What a step of the config's network costs over one of a dense one; a resumed run keeps what it measured."""
+    known = Path(cfg.work_dir) / "step_cost.json"
+    if not known.is_file():
+        nets = [MODELS.build(copy.deepcopy(model)) for model in (cfg.model, dense)]
+        cost = step_cost(nets[0], nets[1], first_batch(cfg), cfg.optim_wrapper)
+        write_json(known, dict(step_cost=cost))
+    return json.loads(known.read_text(encoding="utf-8"))["step_cost"]
+
+
+def control_of(cfg: Config) -> Path:
+    """Where the config's control is written."""
+    return Path(cfg.work_dir) / "control"
+
+
+def narrowed(cfg: Config, ratio: float, weights: str | None, dense_epochs: int) -> dict[str, Any]:
+    """Puts the config's control in the place of its model; what to write down of it."""
+    folder = control_of(cfg)
+    narrow_control(cfg, str(folder), ratio, 1, weights, scratch=weights is None, shape=SHAPE)
+    dense = dense_model(cfg)
+    cfg.model = Config.fromfile(folder / "config.py").model
+    cost = cost_over(cfg, dense)
+    length = cfg.train_cfg.max_epochs
+    return dict(narrow=ratio, step_cost=cost, relative_cost=round(length * cost["median"] / dense_epochs, 4))
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -503,7 +534,13 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("config")
     parser.add_argument("--epochs", type=int, help="the config's cycle in so many epochs")
     parser.add_argument("--times", type=int, default=1, help="the config's cycle in so many times its epochs")
-    parser.add_argument("--random-structure", type=float, metavar="RATIO", help="of the operations, drawn at epoch 0")
+    structure = parser.add_mutually_exclusive_group()
+    structure.add_argument(
+        "--random-structure", type=float, metavar="RATIO", help="of the operations, drawn at epoch 0"
+    )
+    structure.add_argument(
+        "--narrow", type=float, metavar="RATIO", help="of the operations, the same part of every tensor"
+    )
     add_run_options(parser)
     return parser
 

@@ -47,6 +47,7 @@ def arguments(root: Path, work_dir: Path, **more: Any) -> argparse.Namespace:
         epochs=3,
         times=1,
         random_structure=None,
+        narrow=None,
         start=None,
     )
     return argparse.Namespace(**{**settings, **more})
@@ -147,6 +148,31 @@ def test_the_index_averages_runs_of_a_configs_own_length_alone(
         path.write_text(json.dumps(dict(json.loads(path.read_text()), accuracy=50.0 if epochs else 90.0)))
     results = importlib.import_module("metafiles").sweep_results(tmp_path)
     assert results == {"resnet20_cifar10_short": {"Top 1 Accuracy": 90.0, "seeds": 1}}
+
+
+def test_a_control_is_trained_from_the_same_weights_cut_narrower(
+    measured: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = arguments(root, tmp_path / "run", metrics=str(tmp_path / "run.json"), narrow=0.5)
+    cfg = measured.configured(args, args.config)
+    dense = measured.MODELS.build(cfg.model)
+    block = dense.backbone.layer1[0]
+    block.bn1.weight.data = torch.arange(16.0)  # by which channels are told
+    torch.save(dense.state_dict(), tmp_path / "dense.pth")
+    args.start = str(tmp_path / "dense.pth")
+    monkeypatch.setattr(measured, "step_cost", lambda *_: dict(median=0.6))
+    runs = []
+    train = measured.measured_run
+    monkeypatch.setattr(measured, "measured_run", lambda *given: runs.append(given) or train(*given))
+    measured.train(args)
+    ((cfg, _, head),) = runs
+    known = json.loads((tmp_path / "run.json").read_text())
+    assert (head["start"], head["narrow"], head["relative_cost"]) == ("dense", 0.5, 0.18)
+    assert 0.4 < known["macs"] / measured.sizes(dense)["macs"] <= 0.5
+    cut = torch.load(cfg.load_from, weights_only=True)["state_dict"]
+    inner = cut["backbone.layer1.0.bn1.weight"]
+    assert 8 < len(inner) < 16
+    assert torch.equal(inner, block.conv2.weight.abs().sum((0, 2, 3)).topk(len(inner)).indices.sort().values.float())
 
 
 def test_a_random_structure_meets_the_operations_and_is_the_seeds_own(
