@@ -224,6 +224,15 @@ def test_a_recorded_command_names_no_folder_of_the_machine(measured: Any) -> Non
     assert measured.recorded_command(argv) == "python benchmarks/x.py c.py --seed 1 --dense-metrics out/d.json"
 
 
+def test_brackets_in_an_option_are_written_as_they_are(tmp_path: Path) -> None:
+    content = {"options": ["a=['x']", 'b=[1,2] \\ "{"'], "epochs": [{"epoch": 1, "ratio": [1, 2]}, {"epoch": 2}]}
+    importlib.import_module("records").write_json(tmp_path / "run.json", content)
+    text = (tmp_path / "run.json").read_text()
+    assert json.loads(text) == content
+    assert text.splitlines()[1:3] == [f' "options": {json.dumps(content["options"])},', ' "epochs": [']
+    assert text.splitlines()[-3] == '  {"epoch": 2}'
+
+
 def test_full_width_is_what_ratios_refer_to(measured: Any, root: Path, tmp_path: Path) -> None:
     for name in ("narrow30", "psi30"):
         args = arguments(root, tmp_path, cfg_options=[])
