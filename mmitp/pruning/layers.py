@@ -252,11 +252,26 @@ def slim_type(layer: nn.Module) -> type[SlimLayer]:
         )
     if not isinstance(layer, MaskedLayer):
         return _SLIM[dense]
-    masked = type(layer)
+    return _slim_masked(type(layer), dense)
+
+
+def _slim_masked(masked: type[nn.Module], dense: type[nn.Module]) -> type[SlimLayer]:
+    """A masked type with gather and scatter, made when it is first needed."""
     if masked not in _SLIM:
         # SlimLayer.forward reads, leaves the product to the next class in line, which is the masked one, and writes.
-        _SLIM[masked] = type(f"Slim{masked.__name__}", (_SLIM[dense], masked), dict(forward=SlimLayer.forward))
+        methods = dict(forward=SlimLayer.forward, __reduce_ex__=_reduced)
+        _SLIM[masked] = type(f"Slim{masked.__name__}", (_SLIM[dense], masked), methods)
     return _SLIM[masked]
+
+
+def _reduced(layer: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    """How a layer of a type that no module holds is copied and pickled: by the types that it was made of."""
+    return _empty, (bare_type(layer), layer.dense_type), layer.__getstate__()
+
+
+def _empty(masked: type[nn.Module], dense: type[nn.Module]) -> nn.Module:
+    cls = _slim_masked(masked, dense)
+    return cls.__new__(cls)
 
 
 def bare_type(layer: nn.Module) -> type[nn.Module]:
