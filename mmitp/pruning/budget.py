@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .cost import Cost, CostRatio, MacCost, make_cost
 from .graph import ChannelGraph, LayerRecord, record_graph
 from .graph_check import layers_that_move
-from .layers import masked_layers
+from .layers import masked_layers, require_plain
 from .masks import MaskedLayer, binarize_rows, first_maxima, ste_derivative, weights_of
 from .needs import KeptChannels, Needs, channel_masked, solve_needs
 from .tables import Copies, Tables, kernel_size, tables_of
@@ -83,7 +83,8 @@ class MacBudget:
             for what multiplies and could not be counted.
 
     Raises:
-        ValueError: the pass runs no layer that counts or returns no tensor; there is no such cost.
+        ValueError: the pass runs no layer that counts or returns no tensor; there is no such cost; a masked layer was
+            parametrized after it got its mask; masks on the meta device.
 
     Example:
         >>> import torch
@@ -107,6 +108,12 @@ class MacBudget:
         more_examples: Sequence[Any] = (),
     ) -> None:
         counted = None if cost is None else make_cost(cost)
+        require_plain(model)
+        if on_meta := [name for name, layer in masked_layers(model).items() if layer.prune_mask.is_meta]:
+            raise ValueError(
+                f"the mask of {on_meta[0]!r} is on the meta device ({len(on_meta)} in all), where no value says what "
+                "is kept: give the model storage (to_empty, then load_state_dict) before its budget is made"
+            )
         self.graph: ChannelGraph = record_graph(model, example_inputs, more_examples)
         self.dense_params = sum(p.numel() for _, p in weights_of(model))
         self.dense_pads = {pad: (pad.front, pad.front + pad.in_channels) for pad in self.graph.pads}

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import is_parametrized
 
 from .masks import MaskedLayer
 from .slim_layers import SlimConv2d, SlimConvTranspose2d, SlimLayer, SlimLinear
@@ -301,6 +302,21 @@ def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
         {'1': (8,), '2': (8,)}
     """
     return {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
+
+
+def require_plain(model: nn.Module) -> None:
+    """Refuses masked layers that were parametrized since: without its mask such a layer could not find its weight.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    for name, layer in masked_layers(model).items():
+        if is_parametrized(layer):
+            raise ValueError(
+                f"{name!r} was parametrized (weight_norm, spectral_norm, register_parametrization) after it got its "
+                "mask, which can then neither count nor be folded. Parametrize the model before mask_model, which "
+                "leaves such layers dense, or take the parametrization off (remove_parametrizations)"
+            )
 
 
 @torch.no_grad()
