@@ -234,8 +234,11 @@ class InTrainPruner:
                 replayed or not.
 
         Raises:
-            ValueError: it is no optimizer, or does not hold all the masks; the pruner follows an optimizer already.
+            ValueError: it is no optimizer, or does not hold all the masks; the pruner follows an optimizer already; the
+                model was slimmed.
         """
+        if self._slimmed is not None:
+            raise ValueError("the model was slimmed: it has no masks that a pruner could train")
         if self._handles:
             raise ValueError("the pruner follows an optimizer already: detach() it first")
         optimizer = bare_optimizer(optimizer)
@@ -618,8 +621,14 @@ class InTrainPruner:
         plan = plan_live(self.model, self.example, self.budget, self.more_examples)
         require_same_training(self.model, plan, self.example)
         report = self.report()
+        if not self.frozen and report.ratio > self.target:
+            self.warn(
+                f"the network is slimmed at {report.ratio:.4f} of the {report.cost}, above the target {self.target}: "
+                "freeze() before slim() meets it"
+            )
         self._tell_restarted(shrink_live(self.model, plan, optimizer))
-        self._slimmed = report
+        self._slimmed, self.masks = report, {}
+        self._end()
         self.detach()
         return self.model
 

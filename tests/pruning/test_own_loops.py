@@ -229,6 +229,21 @@ def test_figures_after_the_live_network_was_slimmed_are_its_last_ones() -> None:
         pruner.hw_loss()
 
 
+def test_a_network_slimmed_before_its_freeze_leaves_a_pruner_at_rest() -> None:
+    told: list[str] = []
+    _, optimizer, pruner = started()
+    pruner.warn = told.append
+    pruner.active = True
+    pruner.slim(optimizer)
+    assert [text[:60] for text in told] == ["the network is slimmed at 1.0000 of the operations, above th"]
+    pruner.step()
+    assert pruner.frozen
+    assert pruner.freeze().ratio == pruner.ratio() == 1.0
+    assert pruner.state_dict()["frozen"]
+    with pytest.raises(ValueError, match="was slimmed"):
+        pruner.attach(optimizer)
+
+
 class Wrapper(torch.optim.Optimizer):
     """As Accelerate's: an optimizer by type, without an optimizer's attributes."""
 
