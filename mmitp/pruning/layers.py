@@ -189,8 +189,13 @@ def register_kind(kind: Conv2dKind, slim: type[SlimLayer] | None = None) -> None
             kinds that can be masked; None for those that are only counted.
 
     Raises:
-        ValueError: ``slim`` does not derive from ``SlimLayer`` and from every dense type of the kind.
+        ValueError: it is no kind (a class and no object of it, say); ``slim`` does not derive from ``SlimLayer`` and
+            from every dense type of the kind.
     """
+    if not isinstance(kind, Conv2dKind):
+        raise ValueError(
+            f"register_kind takes an object of a Conv2dKind's class (register_kind(MyKind())), got {kind!r}"
+        )
     for cls in kind.dense:
         if slim is not None and not (issubclass(slim, SlimLayer) and issubclass(slim, cls)):
             raise ValueError(f"the slim type {slim.__name__} must derive from SlimLayer and from {cls.__name__}")
