@@ -234,8 +234,8 @@ class InTrainPruner:
                 replayed or not.
 
         Raises:
-            ValueError: it is no optimizer, or does not hold all the masks; the pruner follows an optimizer already; the
-                model was slimmed.
+            ValueError: it is no optimizer, or does not hold all the masks; the pruner follows an optimizer already, or
+                another pruner of the same masks follows this one; the model was slimmed.
         """
         if self._slimmed is not None:
             raise ValueError("the model was slimmed: it has no masks that a pruner could train")
@@ -243,6 +243,14 @@ class InTrainPruner:
             raise ValueError("the pruner follows an optimizer already: detach() it first")
         optimizer = bare_optimizer(optimizer)
         require_in_optimizer(self.masks, optimizer)
+        mine = {id(layer) for layer in self.masks.values()}
+        for call in optimizer._optimizer_step_pre_hooks.values():
+            other = getattr(call, "__self__", None)
+            if isinstance(other, InTrainPruner) and not other.frozen and mine & set(map(id, other.masks.values())):
+                raise ValueError(
+                    "another pruner of the same masks follows this optimizer: each would move what the other holds. "
+                    "detach() it first"
+                )
         self._captured = captured
         after = self.update if captured else self.step
         # Gradients are taken before Optimizer 1, which may overwrite them (Nesterov momentum, clipping of its own).
@@ -549,6 +557,11 @@ class InTrainPruner:
             self.clock.observe()
         before = self.ratio()
         missed = self.budget.kept_cost() > cost_limit(self.budget, self.target)
+        if missed and self.position == 0:
+            self.warn(
+                "no step of the window was seen, so the freeze takes channels that no training has chosen (in a loop "
+                "of your own: attach(optimizer) before it, and active=True in the window)"
+            )
         if missed and self.on_miss == "error":
             raise RuntimeError(
                 f"the masks end at {before:.4f} of the {self.budget.what}, above the target {self.target} "
@@ -685,6 +698,8 @@ class InTrainPruner:
             ValueError: it is no such state; the masks were others; they are frozen and the settings that decided on
                 the pattern differ.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"the pruner's state must be a dictionary, got {type(state).__name__}")
         if (cut := state.get("cut")) is not None and self.budget.cut is None:
             plan = restore_cut(self.model, self.budget, cut)
             shrink_live(self.model, plan, keep_masks=True)
