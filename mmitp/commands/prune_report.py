@@ -10,13 +10,14 @@ agree; outputs at a second image size too, where the model takes one. It fails a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmitp.engine.cli import UserError, add_config, command, parser, positive, raised_by_us
 
 if TYPE_CHECKING:
     from mmitp.pruning import MacBudget
+    from mmitp.pruning.cost import Cost
 
 
 @command
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     more = [] if second is None else [second]
     budget = MacBudget(model, example, more_examples=more)
     print(report_text(budget))
-    reachable = target_line(budget, prune_hook_of(cfg))
+    reachable = target_line(budget, prune_hook_of(cfg), lambda cost: MacBudget(model, example, True, cost, more))
     if not args.check:
         return 0
     try:
@@ -86,15 +87,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if passed else 1
 
 
-def target_line(budget: MacBudget, pruning: Mapping[str, Any] | None) -> bool:
-    """Prints whether a PruneHook of the config can meet its target, and returns it; nothing where it counts no MACs."""
+def target_line(budget: MacBudget, pruning: Mapping[str, Any] | None, counting: Callable[[Cost], MacBudget]) -> bool:
+    """Prints whether a PruneHook of the config can meet its target, and returns it.
+
+    Args:
+        budget: of MACs.
+        pruning: the PruneHook's settings; None without one, of which nothing is said.
+        counting: gives the budget of another cost. One of latency is looked at by the run, at its table's size.
+    """
     from mmengine.registry import HOOKS
 
     from mmitp.pruning.freeze import require_reachable
 
-    if pruning is None or pruning.get("cost", "macs") != "macs":
+    if pruning is None:
+        return True
+    cost = pruning.get("cost", "macs")
+    if isinstance(cost, Mapping) and cost.get("type") == "latency":
+        print("the config's own target is one of latency: the run looks at it when it begins")
         return True
     hook = HOOKS.build(dict(pruning))
+    budget = budget if hook.cost is None else counting(hook.cost)
     try:
         require_reachable(budget, hook.target, hook.arguments["divisor"], hook.arguments["min_keep"])
     except ValueError as error:

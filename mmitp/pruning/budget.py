@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .cost import Cost, CostRatio, MacCost
+from .cost import Cost, CostRatio, MacCost, make_cost
 from .graph import ChannelGraph, LayerRecord, record_graph
 from .graph_check import layers_that_move
-from .layers import masked_layers
+from .layers import masked_layers, require_plain
 from .masks import MaskedLayer, binarize_rows, first_maxima, ste_derivative, weights_of
 from .needs import KeptChannels, Needs, channel_masked, solve_needs
 from .tables import Copies, Tables, kernel_size, tables_of
@@ -64,8 +64,8 @@ class MacBudget:
         model: the masked (or dense) model; callable as ``model(example)``, ``model(*tuple)`` or ``model(**dict)``.
         example_inputs: a tensor, tuple or dict of the size the MACs are stated for.
         check: perturb what a random pattern drops and see that no output moves; layers that fail stay dense.
-        cost: what is held to the target instead of MACs (see :func:`mmitp.pruning.cost.make_cost`). MACs are told in
-            any case.
+        cost: what is held to the target instead of MACs: ``'params'``, or what else
+            :func:`mmitp.pruning.cost.make_cost` takes. MACs are told in any case.
         more_examples: inputs of other sizes or batches, at which the slimmed network has to be right too. What any of
             them needs is needed; MACs are those of ``example_inputs``.
 
@@ -83,7 +83,8 @@ class MacBudget:
             for what multiplies and could not be counted.
 
     Raises:
-        ValueError: the pass runs no layer that counts or returns no tensor.
+        ValueError: the pass runs no layer that counts or returns no tensor; there is no such cost; a masked layer was
+            parametrized after it got its mask; masks on the meta device.
 
     Example:
         >>> import torch
@@ -103,9 +104,16 @@ class MacBudget:
         model: nn.Module,
         example_inputs: Any,
         check: bool = True,
-        cost: Cost | None = None,
+        cost: str | Mapping[str, Any] | Cost | None = None,
         more_examples: Sequence[Any] = (),
     ) -> None:
+        counted = None if cost is None else make_cost(cost)
+        require_plain(model)
+        if on_meta := [name for name, layer in masked_layers(model).items() if layer.prune_mask.is_meta]:
+            raise ValueError(
+                f"the mask of {on_meta[0]!r} is on the meta device ({len(on_meta)} in all), where no value says what "
+                "is kept: give the model storage (to_empty, then load_state_dict) before its budget is made"
+            )
         self.graph: ChannelGraph = record_graph(model, example_inputs, more_examples)
         self.dense_params = sum(p.numel() for _, p in weights_of(model))
         self.dense_pads = {pad: (pad.front, pad.front + pad.in_channels) for pad in self.graph.pads}
@@ -118,7 +126,7 @@ class MacBudget:
         self._held = [layer for layer in masked_layers(model).values() if layer not in counting]
         self.hold_masks()
         self._macs = MacCost()
-        self.cost = cost or self._macs
+        self.cost = counted or self._macs
         for each in {self._macs, self.cost}:
             each.bind(self, model)
         self.dense_cost = self.cost_of(torch.ones(self.n_entries, dtype=torch.bool))

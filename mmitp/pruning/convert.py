@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from .graph import LayerRecord, record_graph, shared_parameters
-from .layers import kind_of, masked_layers
+from .layers import kind_of, masked_layers, require_plain
 from .masks import GRANULARITIES, MaskedLayer
 from .needs import components
 from .reparam import guard_reparameterization
@@ -220,6 +220,9 @@ def fold_masks(model: nn.Module) -> nn.Module:
     you hand a masked network to other tools. :func:`~mmitp.pruning.fold_norms` is the way to fold BatchNorms, of
     slimmed networks too.
 
+    Raises:
+        ValueError: a layer was parametrized after it got its mask; none is folded then.
+
     Example:
         >>> from torch import nn
         >>> from mmitp.pruning import fold_masks, mask_model
@@ -230,6 +233,7 @@ def fold_masks(model: nn.Module) -> nn.Module:
         >>> (net[1].weight == 0).all((0, 2, 3)).tolist()
         [True, True, True, False, False, False, False, False]
     """
+    require_plain(model)
     for layer in masked_layers(model).values():
         layer.fold()
     return model

@@ -28,7 +28,8 @@ def fold_norms(model: nn.Module, example_inputs: Any) -> nn.Module:
     pass of the example shows which layer's output goes to which norm and to nothing else; other norms stay, and so does
     one whose channels are not the layer's (``BatchNorm1d`` over the positions of a sequence), and one that a forward
     hook reads or changes, or whose layer's output one does. The copy
-    computes what the model computes (checked here on the example); it is for inference, its training would differ.
+    computes what the model computes (checked here on the example, but for the values of a model on the meta device); it
+    is for inference, its training would differ.
 
     Args:
         model: dense, masked or slimmed network.

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mmitp.values import is_number
+
 from .budget import MacBudget
 from .divisor import Divisor, check_divisor
 from .layers import masked_layers
@@ -113,7 +115,8 @@ def project(
         masks: flat vector in place of the model's masks, on the CPU.
 
     Raises:
-        ValueError: even the cheapest pattern (:func:`lowest_ratio`) costs more than the target; a mask is not finite.
+        ValueError: the target is not in (0, 1]; even the cheapest pattern (:func:`lowest_ratio`) costs more; a mask is
+            not finite.
 
     Example:
         >>> import torch
@@ -127,6 +130,8 @@ def project(
         (tensor([False,  True, False,  True]), 0.5)
         >>> _ = freeze_masks(net, budget.split(found.pattern))
     """
+    if not (is_number(target) and 0 < target <= 1):
+        raise ValueError(f"target must be a fraction of the dense {budget.what} in (0, 1], got {target!r}")
     if masks is None:
         masks = budget.flat_masks().detach().cpu()
     require_finite(budget, masks)

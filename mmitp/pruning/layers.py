@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import is_parametrized
 
 from .masks import MaskedLayer
 from .slim_layers import SlimConv2d, SlimConvTranspose2d, SlimLayer, SlimLinear
@@ -188,8 +189,13 @@ def register_kind(kind: Conv2dKind, slim: type[SlimLayer] | None = None) -> None
             kinds that can be masked; None for those that are only counted.
 
     Raises:
-        ValueError: ``slim`` does not derive from ``SlimLayer`` and from every dense type of the kind.
+        ValueError: it is no kind (a class and no object of it, say); ``slim`` does not derive from ``SlimLayer`` and
+            from every dense type of the kind.
     """
+    if not isinstance(kind, Conv2dKind):
+        raise ValueError(
+            f"register_kind takes an object of a Conv2dKind's class (register_kind(MyKind())), got {kind!r}"
+        )
     for cls in kind.dense:
         if slim is not None and not (issubclass(slim, SlimLayer) and issubclass(slim, cls)):
             raise ValueError(f"the slim type {slim.__name__} must derive from SlimLayer and from {cls.__name__}")
@@ -252,11 +258,26 @@ def slim_type(layer: nn.Module) -> type[SlimLayer]:
         )
     if not isinstance(layer, MaskedLayer):
         return _SLIM[dense]
-    masked = type(layer)
+    return _slim_masked(type(layer), dense)
+
+
+def _slim_masked(masked: type[nn.Module], dense: type[nn.Module]) -> type[SlimLayer]:
+    """A masked type with gather and scatter, made when it is first needed."""
     if masked not in _SLIM:
         # SlimLayer.forward reads, leaves the product to the next class in line, which is the masked one, and writes.
-        _SLIM[masked] = type(f"Slim{masked.__name__}", (_SLIM[dense], masked), dict(forward=SlimLayer.forward))
+        methods = dict(forward=SlimLayer.forward, __reduce_ex__=_reduced)
+        _SLIM[masked] = type(f"Slim{masked.__name__}", (_SLIM[dense], masked), methods)
     return _SLIM[masked]
+
+
+def _reduced(layer: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    """How a layer of a type that no module holds is copied and pickled: by the types that it was made of."""
+    return _empty, (bare_type(layer), layer.dense_type), layer.__getstate__()
+
+
+def _empty(masked: type[nn.Module], dense: type[nn.Module]) -> nn.Module:
+    cls = _slim_masked(masked, dense)
+    return cls.__new__(cls)
 
 
 def bare_type(layer: nn.Module) -> type[nn.Module]:
@@ -286,6 +307,21 @@ def masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
         {'1': (8,), '2': (8,)}
     """
     return {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
+
+
+def require_plain(model: nn.Module) -> None:
+    """Refuses masked layers that were parametrized since: without its mask such a layer could not find its weight.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    for name, layer in masked_layers(model).items():
+        if is_parametrized(layer):
+            raise ValueError(
+                f"{name!r} was parametrized (weight_norm, spectral_norm, register_parametrization) after it got its "
+                "mask, which can then neither count nor be folded. Parametrize the model before mask_model, which "
+                "leaves such layers dense, or take the parametrization off (remove_parametrizations)"
+            )
 
 
 @torch.no_grad()

@@ -35,7 +35,8 @@ def narrow_pattern(
         every tensor's width is at most a channel away from the same part of its dense one.
 
     Raises:
-        ValueError: even the cheapest pattern costs more than the target.
+        ValueError: the target is not in (0, 1], or even the cheapest pattern costs more; ``importance`` is not one
+            finite number for each mask entry.
 
     Example:
         >>> import torch
@@ -56,6 +57,12 @@ def narrow_pattern(
     source = budget.tables(torch.device("cpu")).entry_source
     order = torch.arange(budget.n_entries)
     if importance is not None:
+        finite = isinstance(importance, Tensor) and bool(torch.isfinite(importance).all())
+        if not finite or importance.shape != order.shape:
+            raise ValueError(
+                f"importance must be a vector of {len(order)} finite numbers, one for each entry of the masks that "
+                "count (budget.n_entries), in the order of budget.flat_masks()"
+            )
         order = importance.cpu().argsort(descending=True, stable=True)
     place = torch.empty_like(order)
     for number in source.unique():

@@ -14,6 +14,7 @@ multiples of the divisor, and a network at or under the target.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from mmitp.values import unlike
 from .budget import MacBudget
 from .divisor import Divisor
 from .freeze import cost_limit, floors, highest, lowest_ratio
+from .layers import masked_layers
+from .masks import MaskedLayer
 from .slim import SlimPlan, checked, plan_of_dense
 
 
@@ -108,7 +111,40 @@ def cut_state(budget: MacBudget) -> dict[str, Any] | None:
         present=budget.present.clone(),
         whole_tensors=budget.whole_tensors,
         spec=budget.cut.spec(),
+        tied={r.name: budget.cut.layers[r.name].in_keep.clone() for r in budget.layers if _is_tied(r.module)},
     )
+
+
+def _is_tied(layer: nn.Module | None) -> bool:
+    return isinstance(layer, MaskedLayer) and layer.mask_ties is not None
+
+
+def sizes_of_cut(model: nn.Module, state: Mapping[str, Any]) -> SlimPlan:
+    """The plan that brings a dense model to a :func:`cut_state` where its budget is not known yet.
+
+    It holds sizes, since the channels come with the state dict's values; but of tied masks the entries that stay, since
+    no state dict says which of them are one.
+
+    Args:
+        model: dense masked model.
+        state: from :func:`cut_state`; its ``spec`` may come from anywhere.
+
+    Raises:
+        ValueError: the state is of another network.
+    """
+    plan = SlimPlan.from_spec(state["spec"])
+    for name, layer in masked_layers(model).items():
+        if not _is_tied(layer) or name not in plan.layers:
+            continue
+        kept, n_in = state.get("tied", {}).get(name), len(plan.layers[name].in_keep)
+        fits = isinstance(kept, Tensor) and kept.dtype == torch.long and kept.shape == (n_in,)
+        if not fits or n_in and not (0 <= int(kept.min()) and int(kept.max()) < len(layer.prune_mask)):
+            raise ValueError(
+                f"the checkpoint's network was cut in its window, and the checkpoint does not say which of the tied "
+                f"masks of {name!r} are left (share_masks): it cannot be resumed, start from one before the first cut"
+            )
+        plan.layers[name] = replace(plan.layers[name], in_keep=kept)
+    return plan
 
 
 def restore_cut(model: nn.Module, budget: MacBudget, state: Mapping[str, Any]) -> SlimPlan:

@@ -239,14 +239,23 @@ class InTrainPruner:
                 replayed or not.
 
         Raises:
-            ValueError: it is no optimizer, or does not hold all the masks; the pruner follows an optimizer already.
+            ValueError: it is no optimizer, or does not hold all the masks; the pruner follows an optimizer already, or
+                another pruner of the same masks follows this one.
         """
         if self._handles:
             raise ValueError("the pruner follows an optimizer already: detach() it first")
-        if self._slimmed is not None:  # resumed from a slimmed network: there is nothing left to do
+        if self._slimmed is not None:  # as where a run goes on from a slimmed network: there is nothing left to do
             return
         optimizer = bare_optimizer(optimizer)
         require_in_optimizer(self.masks, optimizer)
+        mine = {id(layer) for layer in self.masks.values()}
+        for call in optimizer._optimizer_step_pre_hooks.values():
+            other = getattr(call, "__self__", None)
+            if isinstance(other, InTrainPruner) and not other.frozen and mine & set(map(id, other.masks.values())):
+                raise ValueError(
+                    "another pruner of the same masks follows this optimizer: each would move what the other holds. "
+                    "detach() it first"
+                )
         self._optimizer, self._captured = optimizer, captured
         after = self.update if captured else self.step
         # Gradients are taken before Optimizer 1, which may overwrite them (Nesterov momentum, clipping of its own).
@@ -556,6 +565,11 @@ class InTrainPruner:
             self.clock.observe()
         before = self.ratio()
         missed = self.budget.kept_cost() > cost_limit(self.budget, self.target)
+        if missed and self.position == 0:
+            self.warn(
+                "no step of the window was seen, so the freeze takes channels that no training has chosen (in a loop "
+                "of your own: attach(optimizer) before it, and active=True in the window)"
+            )
         if missed and self.on_miss == "error":
             raise RuntimeError(
                 f"the masks end at {before:.4f} of the {self.budget.what}, above the target {self.target} "
@@ -629,14 +643,19 @@ class InTrainPruner:
         plan = plan_live(self.model, self.example, self.budget, self.more_examples)
         require_same_training(self.model, plan, self.example)
         report = self.report()
+        if not self.frozen and report.ratio > self.target:
+            self.warn(
+                f"the network is slimmed at {report.ratio:.4f} of the {report.cost}, above the target {self.target}: "
+                "freeze() before slim() meets it"
+            )
         self._tell_restarted(shrink_live(self.model, plan, optimizer))
         self._leave(plan, report)
         return self.model
 
     def _leave(self, plan: SlimPlan, report: FreezeReport) -> None:
         """The live model has been slimmed: the pruner has done its work."""
-        self.plan, self._slimmed = plan, report
-        self.frozen, self.active = True, False
+        self.plan, self._slimmed, self.masks = plan, report, {}
+        self._end()
         self.detach()
 
     # -- checkpoints
@@ -700,6 +719,8 @@ class InTrainPruner:
             ValueError: it is no such state; the masks were others; they are frozen and the settings that decided on
                 the pattern differ.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"the pruner's state must be a dictionary, got {type(state).__name__}")
         if (slimmed := state.get("slimmed")) is not None:
             if problem := unlike(slimmed, dict(spec={}, report=self.report().to_dict()), "the pruner's state: slimmed"):
                 raise ValueError(problem)

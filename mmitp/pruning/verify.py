@@ -126,7 +126,8 @@ def compare(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], rtol: flo
     """Empty if two networks' outputs are the same, else the first place where they are not.
 
     Booleans and integers have to be equal. Floating-point and complex numbers may differ by ``rtol`` of the largest
-    finite value of their tensor (at least 1e-6); infinities of one sign are equal, and so are NaNs.
+    finite value of their tensor (at least 1e-6); infinities of one sign are equal, and so are NaNs. On the meta device
+    there are no values to compare.
     """
     if not expected:
         return "the model gives no tensor and no number that could be compared"
@@ -146,6 +147,8 @@ def _unlike(a: Tensor, b: Tensor, rtol: float) -> str:
         return f"has shape {tuple(b.shape)} instead of {tuple(a.shape)}"
     if _exact(a) != _exact(b) or a.is_complex() != b.is_complex() or (a.dtype == torch.bool) != (b.dtype == torch.bool):
         return f"has type {b.dtype} instead of {a.dtype}"
+    if a.is_meta or b.is_meta:
+        return "" if a.is_meta and b.is_meta else f"is on {b.device} instead of {a.device}"
     if _exact(a):
         wrong = int((_dense(a).cpu() != _dense(b).cpu()).sum())
         return f"differs in {wrong} of {a.numel()} values" if wrong else ""

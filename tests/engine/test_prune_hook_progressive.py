@@ -10,6 +10,7 @@ from mmengine import Config
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 import test_prune_hook as toy  # the toy Runner of the hook's other tests
@@ -20,8 +21,9 @@ from mmitp.engine.example import blank_example
 from mmitp.engine.export import export_checkpoint
 from mmitp.engine.hooks import PruneHook
 from mmitp.engine.slim_checkpoint import slim_checkpoint
-from mmitp.pruning import masked_layers
+from mmitp.pruning import fold_masks, mask_model, masked_layers, share_masks
 from mmitp.pruning.check import counted_macs
+from mmitp.pruning.progressive import sizes_of_cut
 
 EMA = dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=0.1)
 
@@ -98,6 +100,37 @@ def test_a_run_resumed_in_the_window_after_a_cut_goes_on_exactly(tmp_path, epoch
         for name, value in first[key].items():
             torch.testing.assert_close(second[key][name], value, rtol=0, atol=0, msg=name)
     assert hook.slimmed == first["mmitp_prune_hook"]["slimmed"]
+
+
+class Twice(Residual):
+    """A layer that reads a stream before and after a block, whose masks are tied within themselves."""
+
+    def __init__(self):
+        super().__init__(width=16)
+        self.root = nn.Conv2d(32, 16, 1)
+        fold_masks(self)
+        x = torch.randn(1, 3, 8, 8)
+        share_masks(mask_model(self, example_inputs=x), x)
+
+    def forward(self, inputs, data_samples=None, mode="tensor"):
+        x = self.norm(self.stem(inputs)).relu()
+        y = x + self.norm2(self.body2(self.body(x).relu()))
+        x = self.fc(self.root(torch.cat([x, y], 1)).mean((2, 3)))
+        return x if mode == "tensor" else dict(loss=nn.functional.cross_entropy(x, data_samples))
+
+
+def test_masks_that_are_tied_within_themselves_are_so_after_a_resume(tmp_path):
+    options = dict(end=3, epochs=3, default_hooks=CHECKPOINT, slim_every=0.2)
+    _, _, losses, sizes = run(tmp_path / "a", model=Twice(), **options)
+    path = str(tmp_path / "a" / "epoch_2.pth")
+    saved = torch.load(path, weights_only=False)["mmitp_prune_hook"]["pruner"]["cut"]
+    kept = saved["tied"]["root"]
+    assert torch.equal(kept[len(kept) // 2 :], kept[: len(kept) // 2] + 16)
+    assert kept[len(kept) // 2] > len(kept) // 2  # not the first ones of both halves
+    _, _, rest, others = run(tmp_path / "b", model=Twice(), load_from=path, resume=True, **options)
+    assert (rest, others) == (losses[8:], sizes[8:])
+    with pytest.raises(ValueError, match="does not say which of the tied masks of 'body'"):
+        sizes_of_cut(Twice(), dict(saved, tied={}))
 
 
 def test_weights_from_inside_the_window_do_not_start_a_dense_run(tmp_path):

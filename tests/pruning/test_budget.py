@@ -464,3 +464,9 @@ def test_a_head_that_no_proposal_reaches_under_the_pattern_is_no_obstacle() -> N
     off(net, body=[0, 1], last=[2])
     small = slim(net, torch.randn(1, 3, 8, 8), budget)
     assert (small.stem.out_channels, small.head.out_channels) == (6, 7)
+
+
+def test_masks_without_values_are_refused_by_name() -> None:
+    net = mask_model(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)).to("meta"))
+    with pytest.raises(ValueError, match="the mask of '1' is on the meta device"):
+        MacBudget(net, torch.empty(1, 3, 5, 5, device="meta"))

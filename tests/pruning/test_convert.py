@@ -7,7 +7,15 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from mmitp.pruning import MaskedConv2d, MaskedConvTranspose2d, MaskedLinear, fold_masks, mask_model, masked_layers
+from mmitp.pruning import (
+    MacBudget,
+    MaskedConv2d,
+    MaskedConvTranspose2d,
+    MaskedLinear,
+    fold_masks,
+    mask_model,
+    masked_layers,
+)
 from mmitp.pruning.layers import randomize_masks
 
 
@@ -181,3 +189,12 @@ def test_mmengine_initialises_masked_convolutions_like_dense_ones() -> None:
     kaiming_init(converted)
     constant_init(converted, 2.0)
     assert converted.weight.unique().tolist() == [2]
+
+
+def test_a_layer_parametrized_under_its_mask_is_refused_before_any_training() -> None:
+    net = mask_model(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)))
+    nn.utils.parametrizations.weight_norm(net[2])
+    for use in (lambda: fold_masks(net), lambda: MacBudget(net, torch.randn(1, 3, 5, 5))):
+        with pytest.raises(ValueError, match=r"'2' was parametrized .* after it got its mask"):
+            use()
+    assert list(masked_layers(net)) == ["1", "2"]

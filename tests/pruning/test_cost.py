@@ -242,3 +242,12 @@ def test_the_parameters_of_two_groups_by_hand() -> None:
     assert budget.dense_cost == 32 + (8 * 4 + 8) + 18
     masked_layers(net)["2"].prune_mask.data[4:] = -1.0
     assert budget.kept_cost() == 16 + (4 * 4 + 4) + 10
+
+
+def test_a_budget_takes_costs_by_name() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))
+    budget = MacBudget(net, torch.randn(1, 3, 5, 5), cost="params")
+    assert (budget.what, budget.dense_cost) == ("parameters", 3 * 8 + 8 + 8 * 4 + 4)
+    assert MacBudget(net, torch.randn(1, 3, 5, 5), cost="macs").unit == "MACs"
+    with pytest.raises(ValueError, match="cost must be 'macs', 'params' or"):
+        MacBudget(net, torch.randn(1, 3, 5, 5), cost="flops")

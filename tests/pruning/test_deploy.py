@@ -189,3 +189,10 @@ def test_what_a_hook_reads_or_changes_stays(place, changes):
     seen.clear()
     assert torch.equal(folded(x), net(x))
     assert torch.equal(*seen)
+
+
+def test_a_network_without_storage_folds():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()).to("meta")
+    small = fold_norms(net, torch.empty(1, 3, 8, 8, device="meta"))
+    assert norms(small) == []
+    assert small[0].bias.is_meta

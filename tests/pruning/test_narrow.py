@@ -97,3 +97,15 @@ def test_weight_norms_by_hand() -> None:
     net.c.weight.data = torch.tensor([[-3.0, 1.0]]).view(1, 2, 1, 1)  # 3 and 1, mean 2
     share_masks(net, x)
     torch.testing.assert_close(weight_norms(MacBudget(net, x)), torch.tensor([0.5 + 1.5, 1.5 + 0.5]))
+
+
+@pytest.mark.parametrize("target", [50, 0, float("nan"), "0.5"])
+def test_a_target_that_is_no_part_is_refused(target: object) -> None:
+    with pytest.raises(ValueError, match=r"target must be a fraction of the dense operations in \(0, 1\]"):
+        narrow_pattern(masked_stream()[2], target)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("importance", [torch.ones(3), torch.full((80,), torch.nan), [1.0] * 80])
+def test_importance_is_one_finite_number_for_each_entry(importance: object) -> None:
+    with pytest.raises(ValueError, match="a vector of 48 finite numbers"):
+        narrow_pattern(masked_stream()[2], 0.5, importance=importance)  # type: ignore[arg-type]

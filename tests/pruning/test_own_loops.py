@@ -229,6 +229,21 @@ def test_figures_after_the_live_network_was_slimmed_are_its_last_ones() -> None:
         pruner.hw_loss()
 
 
+def test_a_network_slimmed_before_its_freeze_leaves_a_pruner_at_rest() -> None:
+    told: list[str] = []
+    _, optimizer, pruner = started()
+    pruner.warn = told.append
+    pruner.active = True
+    pruner.slim(optimizer)
+    assert [text[:60] for text in told] == ["the network is slimmed at 1.0000 of the operations, above th"]
+    pruner.step()
+    assert pruner.frozen
+    assert pruner.freeze().ratio == pruner.ratio() == 1.0
+    assert pruner.state_dict()["frozen"]
+    pruner.attach(optimizer)
+    assert not optimizer._optimizer_step_pre_hooks  # there is nothing left to follow for
+
+
 class Wrapper(torch.optim.Optimizer):
     """As Accelerate's: an optimizer by type, without an optimizer's attributes."""
 
@@ -267,6 +282,31 @@ def test_a_second_optimizer_is_refused() -> None:
         pruner.attach(optimizer)
     pruner.detach()
     pruner.attach(optimizer)
+
+
+def test_a_second_pruner_of_the_same_masks_is_refused_until_the_first_is_done() -> None:
+    net, optimizer, first = started()
+    second = InTrainPruner(net, X, target=0.4, steps=4)
+    with pytest.raises(ValueError, match="another pruner of the same masks"):
+        second.attach(optimizer)
+    first.detach()
+    second.attach(optimizer)
+    second.freeze()
+    first.attach(optimizer)
+
+
+def test_a_freeze_of_masks_that_never_trained_is_told_of() -> None:
+    told: list[str] = []
+    _, _, pruner = started()
+    pruner.warn = told.append
+    pruner.freeze()
+    assert len(told) == 1
+    assert "no step of the window was seen" in told[0]
+
+
+def test_a_state_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be a dictionary, got NoneType"):
+        started()[2].load_state_dict(None)  # type: ignore[arg-type]
 
 
 def test_a_budget_has_to_be_the_models_and_of_the_cost_asked_for() -> None:

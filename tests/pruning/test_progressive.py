@@ -12,6 +12,7 @@ from mmitp.pruning.cost import ParameterCost
 from mmitp.pruning.divisor import Divisor
 from mmitp.pruning.live import shrink_live
 from mmitp.pruning.progressive import OffTimes, entries_to_keep, note_cut, plan_cut
+from mmitp.pruning.slim_layers import SlimLayer
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -300,3 +301,16 @@ def test_cutting_without_slim_every_is_refused():
     *_, pruner = start(slim_every=None)
     with pytest.raises(ValueError, match="slim_every=steps"):
         pruner.cut()
+
+
+def test_a_network_that_was_cut_is_saved_whole(tmp_path):
+    model = masked()
+    budget = MacBudget(model, X)
+    switch_off(model, 0.4, 1)
+    cut(model, budget)
+    assert any(isinstance(layer, SlimLayer) for layer in masked_layers(model).values())
+    torch.save(model, tmp_path / "net.pt")
+    loaded = torch.load(tmp_path / "net.pt", weights_only=False)
+    assert [type(m) for m in loaded.modules()] == [type(m) for m in model.modules()]
+    assert torch.equal(loaded.eval()(X), model.eval()(X))
+    assert torch.equal(copy.deepcopy(model)(X), model(X))

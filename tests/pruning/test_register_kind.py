@@ -98,3 +98,9 @@ def test_a_slim_type_of_another_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="SlimConv2d must derive from SlimLayer and from CentredConv2d"):
         register_kind(CentredKind(), slim=SlimConv2d)
     assert CentredConv2d not in module._KINDS
+
+
+def test_a_class_in_place_of_a_kind_is_refused_and_leaves_the_others() -> None:
+    with pytest.raises(ValueError, match=r"register_kind\(MyKind\(\)\)"):
+        register_kind(CentredKind)  # type: ignore[arg-type]
+    assert CentredConv2d not in module._KINDS

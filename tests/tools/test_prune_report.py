@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from torch import nn
 
 import mmitp.models.report as report_module
 import mmitp.pruning.check as check_module
+from mmitp.commands.prune_report import target_line
 from mmitp.engine.config import load_config
 from mmitp.models.report import build_masked, random_batch
-from mmitp.pruning import masked_layers
+from mmitp.pruning import MacBudget, mask_model, masked_layers
 
 TOOL = Path(__file__).parents[2] / "tools" / "prune_report.py"
 RESNET = "mmpretrain::resnet/resnet18_8xb32_in1k"
@@ -84,6 +86,25 @@ def test_it_says_whether_the_configs_own_target_can_be_met(
     text = capsys.readouterr().out
     assert says in text
     assert "at 32x32, batch 1" in text  # PruneHook's
+
+
+@pytest.mark.parametrize(
+    ("cost", "target", "says", "met"),
+    [
+        ("params", 0.9, "target 0.9 can be met", True),
+        # one of 8 channels of two layers leaves 3 + 1 + 1 * 4 + 4 of 68 parameters, and of 56 products 7
+        (dict(type="params"), 0.17, "0.1765 of the parameters remain", False),
+        (dict(type="macs"), 0.17, "target 0.17 can be met", True),
+        (dict(type="latency", table="none.json"), 0.9, "is one of latency: the run looks at it", True),
+    ],
+)
+def test_the_configs_own_target_is_one_of_its_own_cost(
+    cost: Any, target: float, says: str, met: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net, x = mask_model(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))), torch.randn(1, 3, 5, 5)
+    hook = dict(type="mmitp.PruneHook", target=target, cost=cost, min_keep=0.0)
+    assert target_line(MacBudget(net, x), hook, lambda cost: MacBudget(net, x, cost=cost)) == met
+    assert says in capsys.readouterr().out
 
 
 SPARSE = """

@@ -33,7 +33,7 @@ from mmitp.pruning.freeze import NotFinite
 from mmitp.pruning.latency import Calibration, LatencyCost
 from mmitp.pruning.live import plan_live
 from mmitp.pruning.masks import weights_of
-from mmitp.pruning.progressive import restore_cut
+from mmitp.pruning.progressive import restore_cut, sizes_of_cut
 from mmitp.pruning.pruner import InTrainPruner
 from mmitp.pruning.rng import kept_rng
 from mmitp.pruning.settings import (
@@ -626,7 +626,11 @@ class PruneHook(Hook):
                 raise ValueError(f"{runner._load_from}: {problem}")
             with without_runner_hooks(model := self._model(runner)):
                 self._dense = copy.deepcopy(model)
-            slim_runner(runner, SlimPlan.from_spec(cut["spec"]), keep_masks=True)
+            try:
+                plan = sizes_of_cut(model, cut)
+            except ValueError as error:
+                raise ValueError(f"{runner._load_from}: {error}") from None
+            slim_runner(runner, plan, keep_masks=True)
         if resume and not slim:
             # Before the Runner loads them: what does not fit is said in its own words.
             saved = {re.sub(r"^module\.", "", key): value for key, value in checkpoint["state_dict"].items()}
