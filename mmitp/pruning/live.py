@@ -174,6 +174,11 @@ def shrink_live(
             restarted.append(name)
         else:
             state.update({key: _cut(value, positions[name]) for key, value in tensors.items()})
+    if isinstance(optimizer, torch.optim.LBFGS):
+        # Its history is of all parameters in one vector, which the first of them holds.
+        optimizer.state.clear()
+        optimizer._numel_cache = None
+        restarted = [name for name, _ in model.named_parameters()]
     return restarted
 
 

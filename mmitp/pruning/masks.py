@@ -316,16 +316,16 @@ class MaskedLayer(nn.Module):
         self.detach_mask()
 
     def detach_mask(self) -> None:
-        """Turns the layer into its dense type again, its weight as it is."""
+        """Turns the layer into its dense type again, its weight as it is; one that was cut keeps gather and scatter."""
         del self.prune_mask
         del self.prune_pattern
         for name in ("mask_granularity", "mask_init", "mask_frozen"):
             delattr(self, name)
         for name in ("mask_ties", "mask_parts", "mask_firsts"):
             self.__dict__.pop(name, None)
-        dense = self.dense_type
+        types = [t for t in type(self).__mro__ if issubclass(t, self.dense_type) and not issubclass(t, MaskedLayer)]
         del self.dense_type
-        self.__class__ = dense  # type: ignore[assignment]  # the inverse of the conversion's class swap
+        self.__class__ = types[0]  # type: ignore[assignment]  # the inverse of the conversion's class swap
 
     def _load_from_state_dict(
         self,

@@ -97,6 +97,20 @@ def test_an_optimizer_that_calls_its_closure_often_is_followed_too() -> None:
     assert float(pruner.significance.mean_square.sum()) > 0
 
 
+def test_an_optimizer_whose_history_is_one_vector_goes_on_with_the_small_network() -> None:
+    net = mask_model(Net(straight), exclude=["aux"])
+    optimizer, told = torch.optim.LBFGS(net.parameters(), lr=0.1, max_iter=3), []
+    pruner = InTrainPruner(net, X, target=0.5, steps=4, warn=told.append)
+    pruner.attach(optimizer)
+    pruner.active = True
+    loop(net, optimizer, 4, "closure")
+    pruner.freeze()
+    pruner.slim(optimizer)
+    assert "starts anew" in told[0]
+    loop(net, optimizer, 2, "closure")
+    assert all(p.isfinite().all() for p in net.parameters())
+
+
 def test_the_live_network_is_checked_at_every_size_that_the_pruner_knows() -> None:
     def run(net: Any, x: Tensor) -> Tensor:
         h = features(net, x)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from mmitp.pruning import InTrainPruner, MacBudget, mask_model, masked_layers, project, share_masks
+from mmitp.pruning import InTrainPruner, MacBudget, fold_masks, mask_model, masked_layers, project, share_masks
 from mmitp.pruning.check import counted_macs
 from mmitp.pruning.cost import ParameterCost
 from mmitp.pruning.divisor import Divisor
 from mmitp.pruning.live import shrink_live
 from mmitp.pruning.progressive import OffTimes, entries_to_keep, note_cut, plan_cut
-from mmitp.pruning.slim_layers import SlimLayer
+from mmitp.pruning.slim_layers import SlimConv2d, SlimLayer
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -301,6 +301,19 @@ def test_cutting_without_slim_every_is_refused():
     *_, pruner = start(slim_every=None)
     with pytest.raises(ValueError, match="slim_every=steps"):
         pruner.cut()
+
+
+def test_a_network_that_was_cut_folds_its_masks_and_keeps_its_gathers():
+    model = masked()
+    budget = MacBudget(model, X)
+    switch_off(model, 0.4, 1)
+    cut(model, budget)
+    switch_off(model, 0.2, 2)
+    expected = model.eval()(X)
+    assert fold_masks(model) is model
+    assert not masked_layers(model)
+    assert isinstance(model.a, SlimConv2d)
+    torch.testing.assert_close(model(X), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_network_that_was_cut_is_saved_whole(tmp_path):
