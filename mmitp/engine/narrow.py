@@ -68,7 +68,7 @@ def narrow_control(
 ) -> NarrowReport:
     """Writes the config of a network in which every tensor is narrower by the same part, at a pruned config's target.
 
-    It is trained by the same config without masks and PruneHook, and starts from the same weights: of those that the
+    That holds for what linear layers read, too, unless the config's ``model.prune`` says ``linear=False``. It is trained by the same config without masks and PruneHook, and starts from the same weights: of those that the
     config loads (``load_from``, else pre-trained parts of the model) the channels with the largest L1 norms are cut
     out. Where it loads none the control starts from random ones too.
 
@@ -153,7 +153,8 @@ def _masked_config(cfg: Config, keep_pretrained: bool) -> tuple[Config, bool]:
         )
     if not is_masked(model):
         model.update(type="mmitp.MaskedModel", of=model.type)
-    prune = dict(model.get("prune") or {}, share="stream")
+    # Linear layers too, which would hold what they read at its full width; a config that says otherwise is obeyed.
+    prune = {"linear": True, **(model.get("prune") or {}), "share": "stream"}
     if prune.get("granularity", "channel") != "channel":
         raise ValueError(
             f"{cfg.filename}: its masks are of granularity {prune['granularity']!r}, and a narrower network has fewer "

@@ -17,8 +17,13 @@ from mmitp.commands import control
 from mmitp.engine.narrow import narrow_control
 from mmitp.engine.run import build_runner
 
-#: TinyNet at 8x8: 64 * 9 * (3 + 8) a channel between its two convolutions, 16 for the linear layer; at 0.5 three fit
-CHANNEL, REST, KEPT = 6336, 16, 3
+#: of TinyNet's 8 channels after each of its two convolutions; of half of the operations 5 and 6 would be too many
+KEPT = 5
+
+
+def macs(stem: int, body: int) -> int:
+    """TinyNet's operations at 8x8, with so many channels after its two convolutions."""
+    return 64 * 9 * (3 * stem + stem * body) + 2 * body
 
 
 def config(tmp_path: Path, **more: object) -> Config:
@@ -27,14 +32,15 @@ def config(tmp_path: Path, **more: object) -> Config:
 
 def test_it_is_the_pruned_configs_network_built_narrower_and_it_trains(tmp_path: Path) -> None:
     report = narrow_control(config(tmp_path), str(tmp_path / "control"), shape=(8, 8))
-    assert (report.macs_dense, report.macs) == (8 * CHANNEL + REST, KEPT * CHANNEL + REST)
+    assert (report.macs_dense, report.macs) == (macs(8, 8), macs(5, 5))
     assert report.start == "random weights"
     assert not (tmp_path / "control/weights.pth").exists()
     cfg = Config.fromfile(report.config)
     assert cfg.custom_hooks == [] and cfg.load_from is None
     assert cfg.work_dir == str(tmp_path / "run_control")  # not the pruned run's
     runner = build_runner(cfg)
-    assert (runner.model.stem.out_channels, runner.model.norm.num_features, runner.model.body.in_channels) == (3, 3, 3)
+    assert (runner.model.stem.out_channels, runner.model.norm.num_features, runner.model.body.in_channels) == (5, 5, 5)
+    assert (runner.model.body.out_channels, runner.model.fc.in_features) == (5, 5)  # linear layers read no more
     runner.train()
     assert runner.iter == 10
 
@@ -45,7 +51,9 @@ def test_it_starts_from_the_largest_channels_of_the_weights_that_the_run_starts_
 ) -> None:
     torch.manual_seed(1)
     dense, path = TinyNet(), str(tmp_path / "dense.pth")
-    dense.body.weight.data[:, [1, 4, 6]] *= 100
+    first, second = [0, 1, 4, 5, 6], [1, 2, 3, 5, 7]
+    dense.body.weight.data[:, first] *= 100
+    dense.fc.weight.data[:, second] *= 100
     torch.save(dict(state_dict=dense.state_dict()), path)
     cfg = config(tmp_path)
     if given == "load_from":
@@ -55,9 +63,9 @@ def test_it_starts_from_the_largest_channels_of_the_weights_that_the_run_starts_
     assert Path(written.load_from) == tmp_path / "control/weights.pth"
     runner = build_runner(written)
     runner.load_or_resume()
-    torch.testing.assert_close(runner.model.stem.weight, dense.stem.weight[[1, 4, 6]])
-    torch.testing.assert_close(runner.model.body.weight, dense.body.weight[:, [1, 4, 6]])
-    torch.testing.assert_close(runner.model.fc.weight, dense.fc.weight)
+    torch.testing.assert_close(runner.model.stem.weight, dense.stem.weight[first])
+    torch.testing.assert_close(runner.model.body.weight, dense.body.weight[second][:, first])
+    torch.testing.assert_close(runner.model.fc.weight, dense.fc.weight[:, second])
 
     scratch = narrow_control(cfg, str(tmp_path / "scratch"), scratch=True, shape=(8, 8))
     assert (scratch.start, Config.fromfile(scratch.config).load_from) == ("random weights", None)
@@ -86,8 +94,9 @@ def test_pre_trained_parts_are_taken_along(tmp_path: Path) -> None:
     report = narrow_control(cfg, str(tmp_path / "control"), shape=(8, 8))
     assert "pre-trained" in report.start
     kept = dense.body.weight.abs().sum((0, 2, 3)).topk(KEPT).indices.sort().values
+    read = dense.fc.weight.abs().sum(0).topk(KEPT).indices.sort().values
     state = torch.load(tmp_path / "control/weights.pth", weights_only=True)["state_dict"]
-    torch.testing.assert_close(state["body.weight"], dense.body.weight[:, kept].detach())
+    torch.testing.assert_close(state["body.weight"], dense.body.weight[read][:, kept].detach())
     assert Config.fromfile(report.config).model.init_cfg is None  # the narrow network's weights are the other file's
 
 
@@ -97,15 +106,23 @@ def test_a_dense_config_takes_a_target(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no PruneHook names a target: give --target"):
         narrow_control(cfg, str(tmp_path / "control"), shape=(8, 8))
     report = narrow_control(cfg, str(tmp_path / "control"), target=0.3, shape=(8, 8))
-    assert report.macs == 2 * CHANNEL + REST
+    assert report.macs == macs(3, 5)  # both a channel away from 4 of 8, whose operations are too many
+    assert macs(3, 5) <= 0.3 * macs(8, 8) < macs(4, 4)
     even = narrow_control(cfg, str(tmp_path / "even"), target=0.6, divisor=4, shape=(8, 8))
-    assert even.macs == 4 * CHANNEL + REST
+    assert even.macs == macs(4, 8)
 
 
 def test_a_target_of_parameters_is_one_of_parameters(tmp_path: Path) -> None:
     report = narrow_control(config(tmp_path, hook=dict(cost="params")), str(tmp_path / "control"), shape=(8, 8))
-    # a channel: 27 + 1 of the stem, 2 of the norm, 72 of the body; besides, the body's bias (8) and the last layer (18)
-    assert (report.params_dense, report.params) == (8 * 102 + 26, 3 * 102 + 26)
+    # with five channels each: (27 + 1) * 5 of the stem, 2 * 5 of the norm, 9 * 25 + 5 of the body, 2 * 5 + 2 of the last
+    assert (report.params_dense, report.params) == (224 + 16 + 584 + 18, 140 + 10 + 230 + 12)
+
+
+def test_linear_layers_that_the_config_leaves_alone_stay_whole(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    cfg.model.prune = dict(linear=False)
+    report = narrow_control(cfg, str(tmp_path / "control"), shape=(8, 8))
+    assert report.macs == macs(3, 8)
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
