@@ -114,7 +114,7 @@ def test_a_dense_config_takes_a_target(tmp_path: Path) -> None:
 
 def test_a_target_of_parameters_is_one_of_parameters(tmp_path: Path) -> None:
     report = narrow_control(config(tmp_path, hook=dict(cost="params")), str(tmp_path / "control"), shape=(8, 8))
-    # with five channels each: (27 + 1) * 5 of the stem, 2 * 5 of the norm, 9 * 25 + 5 of the body, 2 * 5 + 2 of the last
+    # five channels each: (27 + 1) * 5 of the stem, 2 * 5 of the norm, 9 * 25 + 5 of the body, 2 * 5 + 2 of the last
     assert (report.params_dense, report.params) == (224 + 16 + 584 + 18, 140 + 10 + 230 + 12)
 
 
