@@ -68,10 +68,10 @@ def narrow_control(
 ) -> NarrowReport:
     """Writes the config of a network in which every tensor is narrower by the same part, at a pruned config's target.
 
-    That holds for what linear layers read, too, unless the config's ``model.prune`` says ``linear=False``. The control is
-    trained by the same config without masks and PruneHook, and starts from the same weights: of those that the config
-    loads (``load_from``, else pre-trained parts of the model) the channels with the largest L1 norms are cut out. Where
-    it loads none the control starts from random ones too.
+    That holds for what linear layers read, too, unless the config's ``model.prune`` says ``linear=False``. The control
+    is trained by the same config without masks and PruneHook, and starts from the same weights: of those that the
+    config loads (``load_from``, else pre-trained parts of the model) the channels with the largest L1 norms are cut
+    out. Where it loads none the control starts from random ones too.
 
     Args:
         cfg: a pruned config, or a dense one with ``target``.

@@ -49,7 +49,8 @@ def MaskedModel(of: str, prune: dict[str, Any] | None = None, **model: Any) -> n
         **model: the original model config.
 
     Raises:
-        ValueError: ``mask_model`` finds nothing to mask, or ``prune`` has an unknown key or ``share``.
+        ValueError: ``mask_model`` finds nothing to mask, ``prune`` has an unknown key or ``share``, or masks are to be
+            shared and the model does not run on an image of the shape.
     """
     built = ROOT_MODELS.build(dict(type=of, **model))
     options = dict(prune or {})
@@ -61,15 +62,19 @@ def MaskedModel(of: str, prune: dict[str, Any] | None = None, **model: Any) -> n
         raise ValueError(f"unknown key(s) {sorted(unknown)} in model.prune; see mmitp.pruning.mask_model")
     # Many backbones freeze their stages here, and frozen layers stay dense.
     built.train()
-    example = _example(built, tuple(shape)) if share is None else blank_example(built, tuple(shape))
+    example = _example(built, tuple(shape), required=share is not None)
     mask_model(built, **options, example_inputs=example)
     if share is not None:
         share_masks(built, example)
     return built
 
 
-def _example(model: nn.Module, shape: tuple[int, int]) -> Any:
-    """An input that the model runs on, of the given size or else of the usual fixed one; None if there is none."""
+def _example(model: nn.Module, shape: tuple[int, int], required: bool) -> Any:
+    """An input that the model runs on, of the given size or else of the usual fixed one; None if there is none.
+
+    Raises:
+        ValueError: there is none and it is required.
+    """
     reason = ""
     for size in dict.fromkeys((shape, (224, 224))):
         for example in (blank := blank_example(model, size), blank["inputs"]):  # a whole model, or a bare backbone
@@ -79,9 +84,14 @@ def _example(model: nn.Module, shape: tuple[int, int]) -> Any:
                 return example
             except Exception as error:  # whatever a foreign model raises on an input that it is not made for
                 reason = reason or f"{type(error).__name__}: {error}"
+    failed = f"MaskedModel: {type(model).__name__} does not run on a blank image of {shape[0]}x{shape[1]} ({reason}). "
+    if required:
+        raise ValueError(
+            f"{failed}Who reads a stream shows in a forward pass alone: give a size that the model takes, "
+            "model.prune = dict(share='stream', shape=(H, W))"
+        )
     MMLogger.get_current_instance().warning(
-        f"MaskedModel: {type(model).__name__} does not run on a blank image of {shape[0]}x{shape[1]} ({reason}). Which "
-        "layers get masks goes by registration order then, and a mask that turns out useless is held open; give a size "
-        "that the model takes, model.prune = dict(shape=(H, W))"
+        f"{failed}Which layers get masks goes by registration order then, and a mask that turns out useless is held "
+        "open; give a size that the model takes, model.prune = dict(shape=(H, W))"
     )
     return None

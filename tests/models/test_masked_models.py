@@ -156,6 +156,16 @@ def test_masked_model_asks_a_forward_pass_what_can_carry_a_mask(size: int) -> No
     assert list(masked_layers(model)) == ["last"]
 
 
+@pytest.mark.parametrize("size", [64, 224, 96])
+def test_shared_masks_are_found_at_a_size_that_the_model_takes(size: int) -> None:
+    config = dict(type="mmitp.MaskedModel", of="ScaledConvs", sizes=(size,), prune=dict(share="stream"))
+    if size == 96:
+        with pytest.raises(ValueError, match=r"64x64 .*made for \(96,\).*share='stream', shape=\(H, W\)"):
+            MODELS.build(config)
+    else:
+        assert list(masked_layers(MODELS.build(config))) == ["last"]
+
+
 def test_masked_model_leaves_the_random_numbers_of_the_initialisation_alone() -> None:
     torch.manual_seed(0)
     dense = MODELS.build(dict(type="mmpretrain.ResNet", depth=18))
