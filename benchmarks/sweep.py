@@ -157,22 +157,29 @@ def fisher(percent: int, seed: int) -> Run:
     )
 
 
-def from_trained(push: str, percent: int, seed: int, tied: bool = True) -> Run:
-    """A few epochs from the public ResNet-20, the window from a quarter of the first one to three quarters of it.
+def from_trained(
+    push: str, percent: int, seed: int, tied: bool = True, window: tuple[float, float] = (0.25, 0.75)
+) -> Run:
+    """A few epochs from the public ResNet-20, the window (in epochs) inside the first one.
 
     Not tied, every layer has masks of its own, in the steps of ``divisor="auto"``. What is left has gathers, whose
     steps take longer, hence an epoch less.
     """
     masks = "masks tied over streams" if tied else "masks of single layers"
-    row = f"ours, push='{push}' ({masks}, window of half an epoch, slimmed on the way)"
+    told, name = {
+        (0.25, 0.75): ("window of half an epoch", ""),
+        (0, 0.5): ("window of the first half epoch", "_first"),
+        (0, 0.25): ("window of the first quarter epoch", "_quarter"),
+    }[window]
+    row = f"ours, push='{push}' ({masks}, {told}, slimmed on the way)"
     epochs = TRAINED_EPOCHS if tied else TRAINED_EPOCHS - 1
-    options = (f"begin={0.25 / epochs:g}", f"end={0.75 / epochs:g}", f"push={push}")
+    options = (f"begin={window[0] / epochs:g}", f"end={window[1] / epochs:g}", f"push={push}")
     words = ("--epochs", str(epochs), "--start", PUBLIC, "--cfg-options", "param_scheduler.0.eta_max=0.05")
     words += tuple(f"custom_hooks.0.{option}" for option in options)
     if not tied:
         words += ("custom_hooks.0.divisor=auto", "model.prune.share=None")
-    name, config = f"trained{percent}_{push}", f"resnet20_cifar10_psi{percent}_brief_short"
-    name += "" if tied else "_single"
+    config = f"resnet20_cifar10_psi{percent}_brief_short"
+    name = f"trained{percent}_{push}{'' if tied else '_single'}{name}"
     return replace(trained(name, row, percent / 100, seed, config, *words), start=PUBLIC)
 
 
@@ -264,6 +271,7 @@ def declared() -> list[Run]:
         *(fisher(percent, seed) for seed in (0, 1) for percent in (30, 15, 50)),
         *(from_trained(push, 30, seed) for seed in (0, 1) for push in ("fisher", "balanced")),
         *(from_trained("fisher", 30, seed, tied=False) for seed in (0, 1)),
+        *(from_trained("fisher", 30, seed, window=(0, end)) for seed in (0, 1) for end in (0.5, 0.25)),
         *(narrowed_trained(30, seed) for seed in (0, 1)),
         *(torch_pruning_trained(ranking, 30, seed) for seed in (0, 1) for ranking in TORCH_PRUNING),
         *(tied(30, seed) for seed in (0, 1)),
