@@ -162,7 +162,7 @@ def window_epochs(hook: Any, epochs: int) -> tuple[float, float]:
     bounds = hook["begin"], hook["end"]
     if hook.get("by_epoch", True):
         return whole_units(bounds[0], epochs), whole_units(bounds[1], epochs)
-    if not all(map(is_part, bounds)):
+    if not all(bound == 0 or is_part(bound) for bound in bounds):  # the start is the same in any unit
         raise SystemExit(f"whole_run.py needs a window in parts of the run with by_epoch=False, got {bounds}")
     return bounds[0] * epochs, bounds[1] * epochs
 

@@ -57,6 +57,10 @@ def test_the_network_that_a_run_left_takes_the_place_of_one_slimmed_on_noise(
     assert entry["slimmed"]["median"] > 0
 
 
+def test_a_window_may_begin_with_the_run(whole_run: Any) -> None:
+    assert whole_run.window_epochs(dict(begin=0, end=1 / 16, by_epoch=False), 4) == (0, 0.25)
+
+
 def test_a_window_in_iterations_is_weighed_by_its_part_of_the_run(whole_run: Any, tmp_path: Path) -> None:
     file, dense = (CONFIGS / f"resnet20_cifar10_{n}.py" for n in ("psi30_brief_short", "short"))
     entry = whole_run.whole_run_cost(file, dense, rounds=2, size=2)
