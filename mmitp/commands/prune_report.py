@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     more = [] if second is None else [second]
     budget = MacBudget(model, example, more_examples=more)
     print(report_text(budget))
-    reachable = target_line(budget, prune_hook_of(cfg), lambda cost: MacBudget(model, example, True, cost, more))
+    reachable = target_line(
+        budget, prune_hook_of(cfg), lambda cost: MacBudget(model, example, cost=cost, more_examples=more)
+    )
     if not args.check:
         return 0
     try:
