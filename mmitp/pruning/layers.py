@@ -58,6 +58,12 @@ class MaskedLinear(MaskedLayer, nn.Linear):
         return F.linear(*self.masked(input), self.bias)
 
 
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The layout of ``x``: the channels-last one of its dimensions where it has that and no other."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    return last if last and x.is_contiguous(memory_format=last) and not x.is_contiguous() else torch.contiguous_format
+
+
 class Conv2dKind:
     """Dense, grouped and depthwise ``nn.Conv2d``."""
 
@@ -100,7 +106,7 @@ class Conv2dKind:
             first = out_keep if self.out_dim == 0 else in_keep
             weight = layer.weight.data.index_select(0, first)
             layer.groups = len(in_keep) * groups // self.channels(layer)[0]
-        layer.weight.data = weight.contiguous()
+        layer.weight.data = weight.contiguous(memory_format=memory_format(layer.weight.data))
         if layer.bias is not None:
             layer.bias.data = layer.bias.data.index_select(0, out_keep)
         setattr(layer, self.in_attr, len(in_keep))

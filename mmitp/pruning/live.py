@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .budget import MacBudget
-from .layers import masked_layers, slim_kind
+from .layers import masked_layers, memory_format, slim_kind
 from .rng import kept_rng
 from .slim import LayerPlan, SlimLayer, SlimPlan, apply_plan, slim_with_plan
 from .verify import call_model, compare, copied, copy_of, doubled, tensors_in, train_without_noise, values_in
@@ -236,7 +236,8 @@ def _in_a_graph(p: nn.Parameter) -> bool:
 
 
 def _cut(value: Tensor, positions: Tensor) -> Tensor:
-    return value.detach().reshape(-1)[positions.to(value.device)]
+    """What stays of a value of a parameter, in its layout: fused optimizers need that of the parameter."""
+    return value.detach().reshape(-1)[positions.to(value.device)].contiguous(memory_format=memory_format(value))
 
 
 def _drop(optimizer: torch.optim.Optimizer, ids: set[int]) -> None:
