@@ -8,7 +8,8 @@
 
 ``run`` goes through the declared runs (:func:`declared`) in their order, one thread and one process each, N at a time.
 Each writes its metrics file, ``benchmarks/cifar_sweep/NAME.json``, as it goes, and these files are committed: a
-finished run is never repeated, a stopped one goes on from its last checkpoint in ``--work``. To stop, end the driver by
+finished run is never repeated, a stopped one goes on from its last checkpoint in ``--work``. (Where a run needs another
+one's weights, and ``--work`` has lost them, that is trained again; its metrics file stays as it is.) To stop, end the driver by
 SIGTERM or Ctrl-C; it ends its runs. A run whose config or package is not there is named and left out; Torch-Pruning and
 Only-Train-Once may be installed for an interpreter of their own (``--python-rivals``). ``table`` prints the tables from
 the metrics files, ``--write`` puts them between the marks in configs/cifar10/README.md, and ``--check`` fails where the
@@ -421,7 +422,9 @@ class Sweep:
     def command(self, run: Run) -> list[str]:
         words = [word.format(work=self.work, out=self.out) for word in run.args]
         words += ["--seed", str(run.seed), "--work-dir", str(self.work / run.name)]
-        words += ["--metrics", str(self.out / f"{run.name}.json")]
+        # Repeated for its weights alone, a finished run does not touch the figures there are.
+        folder, name = (self.work / run.name, "again") if self.finished(run) else (self.out, run.name)
+        words += ["--metrics", str(folder / f"{name}.json")]
         if self.data_root:
             words += ["--data-root", self.data_root]
         return [self.python(run), str(ROOT / "benchmarks" / run.script), *words]

@@ -309,6 +309,17 @@ def test_a_stopped_sweep_goes_on_and_never_repeats_a_finished_run(driver: Any, t
     assert begun.read_text() == "xx"
 
 
+def test_a_finished_run_that_is_repeated_for_its_weights_keeps_its_metrics(driver: Any, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/go").touch()
+    known = json.dumps(dict(state="finished", accuracy=70.0, ops_kept=0.5, epochs=[]))
+    (tmp_path / "out/first.json").write_text(known)
+    run = driver()
+    assert "second: 61.00 %" in run.communicate(timeout=30)[0]
+    assert (tmp_path / "work/first/weights.pth").exists()
+    assert (tmp_path / "out/first.json").read_text() == known
+
+
 def test_a_run_whose_driver_was_killed_is_not_started_twice(driver: Any, tmp_path: Path) -> None:
     begun = tmp_path / "work/first/begun"
     first = driver()
