@@ -351,9 +351,12 @@ class MaskedLayer(nn.Module):
             for name, value in (("prune_mask", self.mask_init), ("prune_pattern", TRAINABLE)):
                 like: Tensor = getattr(self, name)
                 state_dict[prefix + name] = torch.full(like.shape, value, dtype=like.dtype, device=weight.device)
+        mask = self.prune_mask
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        if self.prune_mask is not mask:  # assign=True: layers that share a mask take the same new one
+            self.prune_mask = mask.__dict__.setdefault("assigned", self.prune_mask)
         if prefix + "prune_pattern" in state_dict:
             self._note_pattern()
 

@@ -127,6 +127,19 @@ def test_checkpoints_load_both_ways(shared):
     assert all(layer.prune_mask.eq(1).all() for layer in masked_layers(dense).values())
 
 
+def test_a_mask_is_still_shared_once_checkpoints_were_assigned(shared):
+    """``load_state_dict(assign=True)`` puts the checkpoint's tensors in place of the parameters, layer by layer."""
+    net, _, _ = shared
+    for value in (0.25, 0.5):  # the second time the masks are those of the first checkpoint
+        masked_layers(net)["3"].prune_mask.data.fill_(value)
+        saved = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+        net.load_state_dict(saved, assign=True)
+        layers = masked_layers(net)
+        assert layers["1.a"].prune_mask is layers["2.a"].prune_mask is layers["3"].prune_mask
+        assert layers["3"].prune_mask.tolist() == [value] * 6
+        assert len(list(net.parameters())) == 8 + 8 + 3  # convolutions, norms, masks
+
+
 def test_an_optimizer_step_moves_the_mask_once(shared):
     net, _, x = shared
     mask = masked_layers(net)["1.a"].prune_mask
