@@ -9,11 +9,11 @@
 ``run`` goes through the declared runs (:func:`declared`) in their order, one thread and one process each, N at a time.
 Each writes its metrics file, ``benchmarks/cifar_sweep/NAME.json``, as it goes, and these files are committed: a
 finished run is never repeated, a stopped one goes on from its last checkpoint in ``--work``. (Where a run needs another
-one's weights, and ``--work`` has lost them, that is trained again; its metrics file stays as it is.) To stop, end the driver by
-SIGTERM or Ctrl-C; it ends its runs. A run whose config or package is not there is named and left out; Torch-Pruning and
-Only-Train-Once may be installed for an interpreter of their own (``--python-rivals``). ``table`` prints the tables from
-the metrics files, ``--write`` puts them between the marks in configs/cifar10/README.md, and ``--check`` fails where the
-README says something else.
+one's weights, and ``--work`` has lost them, that is trained again; its metrics file stays as it is.) To stop, end the
+driver by SIGTERM or Ctrl-C; it ends its runs. A run whose config or package is not there is named and left out;
+Torch-Pruning and Only-Train-Once may be installed for an interpreter of their own (``--python-rivals``). ``table``
+prints the tables from the metrics files, ``--write`` puts them between the marks in configs/cifar10/README.md, and
+``--check`` fails where the README says something else.
 
 Equal cost means the processor time of whole training runs, without validation: that of the dense network's 10 epochs.
 Machines are shared, and the processor time of one and the same run differs by a fifth from day to day, so no row's
