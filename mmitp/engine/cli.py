@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmitp.engine.coco_file import fault
+
 __all__ = [
     "UserError",
     "add_config",
@@ -198,11 +200,13 @@ class _Part:
         kind: its ``type``.
         file: the annotation file that it names, or nothing.
         known: names that would have been taken in place of the wrong one.
+        classes: names of the classes that it asks for, if it does.
     """
 
     kind: str
     file: str
     known: list[str]
+    classes: list[str] | None = None
 
 
 def _built(error: BaseException) -> _Part | None:
@@ -217,7 +221,9 @@ def _built(error: BaseException) -> _Part | None:
             kind = found if isinstance(found, str) else getattr(found, "__name__", str(found))
             file = args.get("ann_file") or ""
             file = str(Path(args.get("data_root") or "") / file) if isinstance(file, str) and file else ""
-            built = _Part(kind, file, _registered(_root(here.get("registry"))) if made is None else _accepted(made))
+            known = _registered(_root(here.get("registry"))) if made is None else _accepted(made)
+            classes = (args.get("metainfo") or {}).get("classes") if isinstance(args.get("metainfo"), dict) else None
+            built = _Part(kind, file, known, list(classes) if isinstance(classes, (list, tuple)) else None)
     return built
 
 
@@ -289,7 +295,11 @@ def _text(error: BaseException) -> str:
     of = f" of {built.file}" if built.file else ""
     if built.kind in said:
         return said
-    return f"the config's {built.kind!r}{of} cannot be built: {type(error).__name__}: {said}"
+    if built.file.endswith(".json") and (why := fault(built.file, built.classes)):
+        said = why
+    else:
+        said = f"{type(error).__name__}: {said}"
+    return f"the config's {built.kind!r}{of} cannot be built: {said}"
 
 
 def positive(text: str) -> int:

@@ -145,7 +145,7 @@ def config_of_run(folder: Path, logs: Sequence[Path]) -> tuple[Config, list[str]
     configs = [path for log in reversed(logs) if (path := log.with_name("config.py")).is_file()]
     if not configs:
         raise ValueError(f"{folder} holds logs but no */vis_data/config.py, which says what was trained")
-    unread = []
+    unread: list[str] = []
     for path in configs:
         try:
             return _read_dumped(path), unread
