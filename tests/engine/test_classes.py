@@ -168,6 +168,35 @@ def test_what_is_wrong_with_an_annotation_file_is_said(
     assert "it holds a list" in refused(f"[{whole}]")
 
 
+@pytest.mark.parametrize("change", ["crowd", "ids", "names"])
+def test_a_metric_that_does_not_fit_the_data_is_refused_before_the_first_step(
+    cfg: Config, change: str, tmp_path: Path
+) -> None:
+    content = json.loads((tmp_path / "train.json").read_text())
+    if change == "crowd":
+        _without(content, "annotations", "iscrowd")
+        says = r"train\.json: annotations\[0\] has no 'iscrowd'"
+    elif change == "ids":
+        for image in content["images"]:
+            image["id"] += 10
+        says = r"image 0 of .*train\.json is .*0\.png, and no such image there"
+    else:
+        for image in content["images"]:
+            image["file_name"] = f"b{image['id']}.png"
+        says = r"the evaluator's ann_file is not of the images that are tested: .* and b0\.png there"
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    cfg.val_dataloader = copy.deepcopy(cfg.train_dataloader)
+    cfg.val_dataloader.dataset.test_mode = True
+    cfg.val_evaluator = dict(type="CocoMetric", ann_file=str(tmp_path / "other.json"), metric="bbox")
+    cfg.val_cfg = dict(type="ValLoop")
+    if change == "crowd":
+        (tmp_path / "train.json").write_text(json.dumps(content))
+    runner = build_runner(cfg)
+    with pytest.raises(ValueError, match=says):
+        runner.train()
+    assert runner.iter == 0
+
+
 def test_heads_of_two_stages_count_and_those_of_proposals_do_not() -> None:
     model = Config.fromfile(
         Path(mmitp.__file__).parents[1] / "configs/coco/faster-rcnn_r50_fpn_prune50_8xb2-1x_coco.py"
