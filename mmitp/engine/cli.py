@@ -174,6 +174,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _explains_itself(error: BaseException, tools: Path) -> bool:
+    if _from_worker(error):
+        return True
     if isinstance(error, OSError):
         return error.filename is not None or isinstance(error, urllib.error.URLError) or _is_ours(error, tools)
     if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
@@ -280,6 +282,8 @@ def _unreachable(error: urllib.error.URLError) -> str:
 
 
 def _text(error: BaseException) -> str:
+    if said := _from_worker(error):
+        return said
     if isinstance(error, urllib.error.URLError):
         return _unreachable(error)
     if isinstance(error, OSError) and error.strerror:
@@ -300,6 +304,19 @@ def _text(error: BaseException) -> str:
     else:
         said = f"{type(error).__name__}: {said}"
     return f"the config's {built.kind!r}{of} cannot be built: {said}"
+
+
+def _from_worker(error: BaseException) -> str:
+    """What a data loader's process reported, if a user can mend it: torch raises it anew, as text, with its trace."""
+    text = str(error.args[0]) if error.args else ""
+    if not re.match(r"Caught \w+ in (DataLoader worker|pin memory)", text):
+        return ""
+    files = re.findall(r'(?m)^  File "(.+?)", line \d+', text)
+    kind, _, said = text.strip().rpartition("\n")[2].partition(": ")
+    ours = bool(files) and _PACKAGE in Path(files[-1]).resolve().parents
+    if isinstance(error, OSError) or ours and kind in ("ValueError", "RuntimeError", "ImportError"):
+        return said
+    return ""
 
 
 def positive(text: str) -> int:

@@ -197,6 +197,22 @@ def test_a_metric_that_does_not_fit_the_data_is_refused_before_the_first_step(
     assert runner.iter == 0
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("content", [b"", b"<html>", None])
+def test_an_image_that_cannot_be_read_is_named(
+    cfg: Config, workers: int, content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "1.png"
+    image.unlink() if content is None else image.write_bytes(content)
+    cfg.train_dataloader.num_workers = workers
+    with pytest.raises(SystemExit, match="2"):
+        command(lambda argv: build_runner(cfg).train() and None)([])
+    lines = capsys.readouterr().err.splitlines()
+    assert str(image) in lines[-1]
+    assert ("No such file" if content is None else "cannot be read as an image") in lines[-1]
+    assert not any("Traceback" in line for line in lines)
+
+
 def test_heads_of_two_stages_count_and_those_of_proposals_do_not() -> None:
     model = Config.fromfile(
         Path(mmitp.__file__).parents[1] / "configs/coco/faster-rcnn_r50_fpn_prune50_8xb2-1x_coco.py"
