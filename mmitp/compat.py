@@ -26,6 +26,8 @@ only when a module named here is imported later, or has been before:
     load those that you trust.
 ``mmengine.dist.utils``, ``mmengine.model.wrappers.distributed``
     Distributed training without CUDA: gloo is the backend, and the wrapper gets no device numbers.
+``mmcv.transforms.loading``
+    An image that cannot be read is named in the error, also where it has no bytes.
 ``mmdet.models.dense_heads.ssd_head``
     SSD's head lacks an attribute that mmdet's shared inference code reads.
 
@@ -431,6 +433,25 @@ def _mend_ssd(module: ModuleType) -> None:
         module.SSDHead.loss_cls = None
 
 
+def _mend_loading(module: ModuleType) -> None:
+    original = module.LoadImageFromFile.transform
+
+    @functools.wraps(original)
+    def transform(self: Any, results: dict[str, Any]) -> Any:
+        try:
+            return original(self, results)
+        except OSError:  # names the file
+            raise
+        except Exception as error:
+            said = " ".join(str(error).split())
+            raise ValueError(
+                f"{results.get('img_path')} cannot be read as an image, it is damaged or none ({said}): mend it, or "
+                "take it out of the data set"
+            ) from error
+
+    module.LoadImageFromFile.transform = transform
+
+
 _AFTER: dict[str, Callable[[ModuleType], None]] = {
     "mmcv.ops.roi_align": _mend_roi_align,
     "mmcv.ops.modulated_deform_conv": _mend_modulated_deform_conv,
@@ -442,6 +463,7 @@ _AFTER: dict[str, Callable[[ModuleType], None]] = {
     "mmengine.runner.checkpoint": _mend_checkpoint,
     "mmengine.dist.utils": _mend_dist,
     "mmengine.model.wrappers.distributed": _mend_ddp,
+    "mmcv.transforms.loading": _mend_loading,
     "mmdet.models.dense_heads.ssd_head": _mend_ssd,
 }
 

@@ -7,6 +7,7 @@ The signs are those of the paper's supplement (S1) and of its talk's slides (S2)
 of the learning rate, another b), or that the run has not got there.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 from mmitp.engine.cli import add_out, command, parser
@@ -26,9 +27,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         check_writable(args.out)
     runs = [read_run(folder) for folder in args.work_dirs]
+    if args.out and len({run.unit for run in runs}) > 1:
+        units = ", ".join(f"{run.name}: {run.unit}s" for run in runs)
+        raise ValueError(f"one picture has one axis of time, and these windows count differently ({units})")
+    names = Counter(run.name for run in runs)
+    for run, folder in zip(runs, args.work_dirs, strict=True):
+        run.name = run.name if names[run.name] == 1 else str(folder)
     for run in runs:
         print(f"{run.name}: psi* {run.target:g}, b {run.b}, window {run.begin:g} to {run.end:g}, M from {run.init:g}")
         for sign in check_signs(run):
             print(f"  {'-' if sign.shows is None else 'yes' if sign.shows else 'no':>3}  {sign.name}: {sign.figures}")
     if args.out:
-        print(plot_hw_losses({run.name: (run.times, run.hw_loss) for run in runs}, args.out))
+        print(plot_hw_losses({run.name: (run.times, run.hw_loss) for run in runs}, args.out, runs[0].unit))

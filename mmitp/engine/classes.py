@@ -1,4 +1,7 @@
-"""Classes of the data and of the network: too few outputs end in an index error, missing names lose boxes silently."""
+"""Classes of the data and of the network: too few outputs end in an index error, missing names lose boxes silently.
+
+The same for the annotation file that a metric judges by.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import difflib
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -22,6 +26,18 @@ class ClassCheck(Hook):
     """Compares the training data's classes with the network's before the first step."""
 
     priority = "HIGHEST"
+
+    def before_run(self, runner: Runner) -> None:
+        """Refuses a metric in COCO's format that would fail on the tested data, or judge it by other images.
+
+        Raises:
+            ValueError: names the annotation file.
+        """
+        for loop in (runner._val_loop, runner._test_loop):
+            dataset = getattr(getattr(loop, "dataloader", None), "dataset", None)
+            for metric in getattr(getattr(loop, "evaluator", None), "metrics", ()):
+                if problem := unfit_metric(dataset, metric):
+                    raise ValueError(problem)
 
     def before_train(self, runner: Runner) -> None:
         """Refuses fewer outputs than classes, and names that no annotation has; tells of more outputs.
@@ -93,6 +109,30 @@ def missing_names(dataset: Any) -> list[str]:
             raise ValueError(text)
         found.append(text)
     return found
+
+
+def unfit_metric(dataset: Any, metric: Any) -> str:
+    """What mmdet's CocoMetric would fail on after the first epoch, or be wrong by; an empty text where nothing."""
+    api, parts = getattr(metric, "_coco_api", None), _parts(dataset)
+    if api is None or len(parts) != 1 or all(kind.__name__ != "CocoMetric" for kind in type(metric).__mro__):
+        return ""
+    file = getattr(parts[0], "ann_file", "the data set's annotation file")
+    for number, box in enumerate(api.dataset.get("annotations") or ()):
+        if "iscrowd" not in box:
+            return (
+                f"{file}: annotations[{number}] has no 'iscrowd', which the evaluation needs: add \"iscrowd\": 0 to "
+                "every annotation"
+            )
+    for index in range(len(parts[0])):
+        info = parts[0].get_data_info(index)
+        judged, path = api.imgs.get(info.get("img_id")), info.get("img_path", "")
+        if judged is None or Path(str(judged.get("file_name", path))).stem != Path(path).stem:
+            found = "no such image there" if judged is None else f"{judged['file_name']} there"
+            return (
+                f"the evaluator's ann_file is not of the images that are tested: image {info.get('img_id')!r} of "
+                f"{file} is {path}, and {found}. Set val_evaluator.ann_file (or test_evaluator's) to the data set's"
+            )
+    return ""
 
 
 def _parts(dataset: Any) -> list[Any]:

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmitp.engine.coco_file import fault
+
 __all__ = [
     "UserError",
     "add_config",
@@ -172,6 +174,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _explains_itself(error: BaseException, tools: Path) -> bool:
+    if _from_worker(error):
+        return True
     if isinstance(error, OSError):
         return error.filename is not None or isinstance(error, urllib.error.URLError) or _is_ours(error, tools)
     if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
@@ -198,11 +202,13 @@ class _Part:
         kind: its ``type``.
         file: the annotation file that it names, or nothing.
         known: names that would have been taken in place of the wrong one.
+        classes: names of the classes that it asks for, if it does.
     """
 
     kind: str
     file: str
     known: list[str]
+    classes: list[str] | None = None
 
 
 def _built(error: BaseException) -> _Part | None:
@@ -217,7 +223,9 @@ def _built(error: BaseException) -> _Part | None:
             kind = found if isinstance(found, str) else getattr(found, "__name__", str(found))
             file = args.get("ann_file") or ""
             file = str(Path(args.get("data_root") or "") / file) if isinstance(file, str) and file else ""
-            built = _Part(kind, file, _registered(_root(here.get("registry"))) if made is None else _accepted(made))
+            known = _registered(_root(here.get("registry"))) if made is None else _accepted(made)
+            classes = (args.get("metainfo") or {}).get("classes") if isinstance(args.get("metainfo"), dict) else None
+            built = _Part(kind, file, known, list(classes) if isinstance(classes, (list, tuple)) else None)
     return built
 
 
@@ -274,6 +282,8 @@ def _unreachable(error: urllib.error.URLError) -> str:
 
 
 def _text(error: BaseException) -> str:
+    if said := _from_worker(error):
+        return said
     if isinstance(error, urllib.error.URLError):
         return _unreachable(error)
     if isinstance(error, OSError) and error.strerror:
@@ -289,7 +299,24 @@ def _text(error: BaseException) -> str:
     of = f" of {built.file}" if built.file else ""
     if built.kind in said:
         return said
-    return f"the config's {built.kind!r}{of} cannot be built: {type(error).__name__}: {said}"
+    if built.file.endswith(".json") and (why := fault(built.file, built.classes)):
+        said = why
+    else:
+        said = f"{type(error).__name__}: {said}"
+    return f"the config's {built.kind!r}{of} cannot be built: {said}"
+
+
+def _from_worker(error: BaseException) -> str:
+    """What a data loader's process reported, if a user can mend it: torch raises it anew, as text, with its trace."""
+    text = str(error.args[0]) if error.args else ""
+    if not re.match(r"Caught \w+ in (DataLoader worker|pin memory)", text):
+        return ""
+    files = re.findall(r'(?m)^  File "(.+?)", line \d+', text)
+    kind, _, said = text.strip().rpartition("\n")[2].partition(": ")
+    ours = bool(files) and _PACKAGE in Path(files[-1]).resolve().parents
+    if isinstance(error, OSError) or ours and kind in ("ValueError", "RuntimeError", "ImportError"):
+        return said
+    return ""
 
 
 def positive(text: str) -> int:

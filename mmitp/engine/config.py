@@ -9,7 +9,10 @@ import inspect
 import logging
 import math
 import os
+import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mmengine import Config
@@ -124,6 +127,56 @@ def read_config(path: str | os.PathLike[str]) -> Config:
     except (Exception, SystemExit) as error:  # the file is a program: anything may go wrong in it
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{path} cannot be read as a config: {text}") from error
+
+
+def config_of_run(folder: Path, logs: Sequence[Path]) -> tuple[Config, list[str]]:
+    """The newest config that a run left beside its logs and that can be read.
+
+    Args:
+        folder: the work folder.
+        logs: its ``*/vis_data/scalars.json``, the oldest first.
+
+    Returns:
+        The config, and why newer ones cannot be read.
+
+    Raises:
+        ValueError: none can be read.
+    """
+    configs = [path for log in reversed(logs) if (path := log.with_name("config.py")).is_file()]
+    if not configs:
+        raise ValueError(f"{folder} holds logs but no */vis_data/config.py, which says what was trained")
+    unread: list[str] = []
+    for path in configs:
+        try:
+            return _read_dumped(path), unread
+        except ValueError as error:
+            unread.append(str(error))
+    raise ValueError(f"no config says what was trained in {folder}: {'; '.join(unread)}")
+
+
+def _read_dumped(path: Path) -> Config:
+    """A config as mmengine leaves it in a work folder, which writes infinities and NaN as names that nobody defines.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return read_config(path)
+    except ValueError:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if re.search(r"\b(inf|nan)\b", text) is None:
+            raise
+        with tempfile.TemporaryDirectory(prefix="mmitp_config_") as folder:
+            copied = Path(folder) / path.name
+            copied.write_text(f"inf, nan = float('inf'), float('nan')\n{text}", encoding="utf-8")
+            try:
+                cfg = read_config(copied)
+            except ValueError as error:
+                raise ValueError(str(error).replace(str(copied), str(path))) from error
+    for name in ("inf", "nan"):
+        cfg._cfg_dict.pop(name)
+    object.__setattr__(cfg, "_filename", str(path))  # Config's own would make a key of it
+    return cfg
 
 
 def scale_learning_rate(cfg: Config) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmitp.engine.config import read_config
+from mmengine import Config
+
+from mmitp.engine.config import config_of_run
 from mmitp.engine.window import run_window
 from mmitp.models.slim_config import prune_hook_of
 from mmitp.pruning.signs import PruningRun, Sign, check_signs
@@ -29,10 +31,7 @@ def read_run(work_dir: str | Path) -> PruningRun:
     logs = sorted(folder.glob("*/vis_data/scalars.json"))
     if not logs:
         raise ValueError(f"{folder} holds no */vis_data/scalars.json: give the --work-dir of a training run")
-    config = logs[-1].with_name("config.py")
-    if not config.is_file():
-        raise ValueError(f"no {config}, which the run's settings are read from")
-    cfg = read_config(config)
+    cfg, _ = config_of_run(folder, logs)
     hook = prune_hook_of(cfg)
     lines: dict[int, dict[str, Any]] = {}
     for log in logs:
@@ -47,28 +46,36 @@ def read_run(work_dir: str | Path) -> PruningRun:
     if "max_iters" not in cfg.train_cfg and not epoch_steps > 0:
         raise ValueError(f"the logs of {folder} are damaged: their epochs do not rise with their steps")
     begin, end, length = run_window(hook, cfg.train_cfg, epoch_steps)
-    wrapper = cfg.optim_wrapper
-    decay_mult = wrapper.get("paramwise_cfg", {}).get("custom_keys", {}).get("prune_mask", {}).get("decay_mult", 1.0)
+    decay = _at(cfg, "optim_wrapper", "optimizer", "weight_decay", default=0.0)
+    decay_mult = _at(cfg, "optim_wrapper", "paramwise_cfg", "custom_keys", "prune_mask", "decay_mult", default=1.0)
     report = folder / "pruning.json"
-    frozen = _record(report.read_text(encoding="utf-8"), str(report)) if report.is_file() else None
+    frozen = _record(report.read_text(encoding="utf-8", errors="replace"), str(report)) if report.is_file() else None
     if frozen is not None:
         _require_numbers(frozen, ("ratio", "ratio_before", "switched_off"), str(report))
         if "params_kept" in frozen:
             _require_numbers(frozen, ("params_kept", "macs_kept"), str(report))
             _require_numbers(frozen, ("params_dense", "macs_dense"), str(report), above=0)
     return PruningRun(
-        name=folder.name,
+        name=folder.resolve().name,
         target=hook.target,
-        b=hook.get("b", 10.0),
+        b=hook.get("b", "auto"),
         begin=begin,
         end=end,
-        init=cfg.model.get("prune", {}).get("init", 1.0),
-        decay=wrapper.optimizer.get("weight_decay", 0.0) * decay_mult,
+        init=_at(cfg, "model", "prune", "init", default=1.0),
+        decay=decay * decay_mult,
+        unit="iteration" if length == 1 else "epoch",
         times=[s / length for s in steps],
         hw_loss=[lines[s]["L_HW"] for s in steps],
         lr=[lines[s]["lr"] for s in steps],
         frozen=frozen,
     )
+
+
+def _at(node: Any, *keys: str, default: float) -> Any:
+    """A setting inside a config's dictionaries, any of which may be missing or None."""
+    for key in keys:
+        node = node.get(key) if isinstance(node, (Config, Mapping)) else None
+    return default if node is None else node
 
 
 def logged(log: Path) -> list[dict[str, Any]]:
@@ -77,7 +84,7 @@ def logged(log: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: another one is damaged.
     """
-    texts = [text for text in log.read_text(encoding="utf-8").split("\n") if text.strip()]
+    texts = [text for text in log.read_text(encoding="utf-8", errors="replace").split("\n") if text.strip()]
     if texts and not texts[-1].endswith("}"):
         texts.pop()
     return [_record(text, f"{log}, record {number}") for number, text in enumerate(texts, 1)]

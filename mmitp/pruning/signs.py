@@ -18,6 +18,7 @@ class PruningRun:
         target, b, begin, end: PruneHook's; the window in epochs, or in iterations.
         init: what the masks started at.
         decay: weight decay on the masks.
+        unit: of the window, ``'epoch'`` or ``'iteration'``.
         times: when each line was logged, in the unit of the window.
         hw_loss: L_HW of each line.
         lr: Optimizer 1's learning rate of each line.
@@ -31,6 +32,7 @@ class PruningRun:
     end: float
     init: float
     decay: float
+    unit: str
     times: list[float]
     hw_loss: list[float]
     lr: list[float]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 
 from mmengine import Config, ConfigDict
 
-from mmitp.engine.config import read_config
+from mmitp.engine.config import config_of_run, read_config
 from mmitp.engine.resume import last_checkpoint
 from mmitp.engine.run_record import RECORD
 from mmitp.engine.window import run_window
@@ -184,18 +182,7 @@ def read_run(folder: str | Path) -> RunRecord:
             f"{folder} is no run: it holds no */vis_data/scalars.json. Give the work folder of a training "
             "(--work-dir of mmitp train, work_dirs/NAME by default)"
         )
-    configs = [path for log in reversed(logs) if (path := log.with_name("config.py")).is_file()]
-    if not configs:
-        raise ValueError(f"{folder} holds logs but no */vis_data/config.py, which says what was trained")
-    unread = []
-    for path in configs:
-        try:
-            cfg = _read_dumped(path)
-            break
-        except ValueError as error:
-            unread.append(str(error))
-    else:
-        raise ValueError(f"no config says what was trained in {folder}: {'; '.join(unread)}")
+    cfg, unread = config_of_run(folder, logs)
     run = RunRecord(folder, folder.resolve().name, cfg, remarks=unread)
     run.hook = prune_hook_of(cfg)
     _read_scalars(run, logs)
@@ -208,31 +195,6 @@ def read_run(folder: str | Path) -> RunRecord:
         if record is not None:
             run.records.append(record)
     return run
-
-
-def _read_dumped(path: Path) -> Config:
-    """A config as mmengine leaves it in a work folder, which writes infinities and NaN as names that nobody defines.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    try:
-        return read_config(path)
-    except ValueError:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        if re.search(r"\b(inf|nan)\b", text) is None:
-            raise
-        with tempfile.TemporaryDirectory(prefix="mmitp_report_") as folder:
-            copy = Path(folder) / path.name
-            copy.write_text(f"inf, nan = float('inf'), float('nan')\n{text}", encoding="utf-8")
-            try:
-                cfg = read_config(copy)
-            except ValueError as error:
-                raise ValueError(str(error).replace(str(copy), str(path))) from error
-    for name in ("inf", "nan"):
-        cfg._cfg_dict.pop(name)
-    object.__setattr__(cfg, "_filename", str(path))  # Config's own would make a key of it
-    return cfg
 
 
 def _read_scalars(run: RunRecord, logs: list[Path]) -> None:

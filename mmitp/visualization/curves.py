@@ -20,6 +20,11 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _label(name: str) -> str:
+    """A name as the legend shows it: matplotlib reads formulas between dollars, and hides what begins with ``_``."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
 def _save(figure: Any, out_path: str | Path) -> Path:
     path, drawn = Path(out_path), io.BytesIO()
     known = figure.canvas.get_supported_filetypes()
@@ -91,7 +96,7 @@ def plot_hw_losses(
     figure = _figure(7, 3.6)
     axes = figure.add_subplot()
     for name, (times, values) in runs.items():
-        axes.plot(times, values, label=name, linewidth=1)
+        axes.plot(times, values, label=_label(name), linewidth=1)
     axes.set(xlabel=xlabel, ylabel="L_HW")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -157,7 +162,7 @@ def plot_robustness(
     figure = _figure(7, 3.6)
     axes = figure.add_subplot()
     for name, values in curves.items():
-        axes.plot(eps, values, marker="o", label=name)
+        axes.plot(eps, values, marker="o", label=_label(name))
     axes.set(xlabel="eps [pixels/255]", ylabel="metric")
     axes.set_title(title, fontsize=9)
     axes.set_ylim(bottom=0)

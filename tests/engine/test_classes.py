@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mmengine import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, DefaultScope, init_default_scope
 
 sys.path.append(str(Path(__file__).parent))
 from toy_detectors import RETINANET
@@ -19,6 +19,8 @@ from toy_detectors import RETINANET
 import mmitp  # noqa: F401
 from mmitp.commands.train import main
 from mmitp.engine.classes import heads
+from mmitp.engine.cli import command
+from mmitp.engine.coco_file import fault
 from mmitp.engine.run import build_runner
 
 NAMES = ("cup", "plate", "fork")
@@ -118,6 +120,97 @@ def test_a_broken_annotation_file_is_named(
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path / "cfg.py"), "--work-dir", str(tmp_path / "work")])
     assert f"'CocoDataset' of {tmp_path}/train.json cannot be built" in capsys.readouterr().err
+
+
+def _without(content: dict[str, Any], key: str, name: str) -> None:
+    for entry in content[key]:
+        del entry[name]
+
+
+BROKEN: dict[str, Any] = {
+    "annotations[0] has no 'area'": lambda c: _without(c, "annotations", "area"),
+    "images[0] has no 'width'": lambda c: _without(c, "images", "width"),
+    "it has no list 'categories'": lambda c: c.pop("categories"),
+    "annotations[0].bbox must be four numbers": lambda c: c["annotations"][0].update(bbox=["1", "2", "3", "4"]),
+    "it has no annotations": lambda c: c.update(annotations=[]),
+    "it has no images": lambda c: c.update(images=[], annotations=[]),
+    "none of the classes cup, plate, fork": lambda c: [k.update(name=k["name"].upper()) for k in c["categories"]],
+    "annotations[0].category_id is '0'": lambda c: [
+        b.update(category_id=str(b["category_id"])) for b in c["annotations"]
+    ],
+    "annotations[0].image_id is 'a0'": lambda c: [b.update(image_id=f"a{b['image_id']}") for b in c["annotations"]],
+}
+
+
+def test_what_is_wrong_with_an_annotation_file_is_said(
+    cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "train.json"
+    whole = file.read_text()
+    cfg.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=True)
+    assert fault(str(file), NAMES) == ""
+
+    def refused(text: str | bytes) -> str:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(SystemExit, match="2"):
+            command(lambda argv: DATASETS.build(copy.deepcopy(cfg.train_dataloader.dataset)) and None)([])
+        return capsys.readouterr().err
+
+    init_default_scope("mmdet")
+    for says, change in BROKEN.items():
+        content = json.loads(whole)
+        change(content)
+        said = refused(json.dumps(content))
+        assert says in said
+        assert f"'CocoDataset' of {file} cannot be built: " in said
+    assert "no JSON in UTF-8 (without a byte order mark)" in refused(b"\xef\xbb\xbf" + whole.encode())
+    assert "no JSON in UTF-8" in refused(whole.encode("utf-16"))
+    assert "it holds a list" in refused(f"[{whole}]")
+
+
+@pytest.mark.parametrize("change", ["crowd", "ids", "names"])
+def test_a_metric_that_does_not_fit_the_data_is_refused_before_the_first_step(
+    cfg: Config, change: str, tmp_path: Path
+) -> None:
+    content = json.loads((tmp_path / "train.json").read_text())
+    if change == "crowd":
+        _without(content, "annotations", "iscrowd")
+        says = r"train\.json: annotations\[0\] has no 'iscrowd'"
+    elif change == "ids":
+        for image in content["images"]:
+            image["id"] += 10
+        says = r"image 0 of .*train\.json is .*0\.png, and no such image there"
+    else:
+        for image in content["images"]:
+            image["file_name"] = f"b{image['id']}.png"
+        says = r"the evaluator's ann_file is not of the images that are tested: .* and b0\.png there"
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    cfg.val_dataloader = copy.deepcopy(cfg.train_dataloader)
+    cfg.val_dataloader.dataset.test_mode = True
+    cfg.val_evaluator = dict(type="CocoMetric", ann_file=str(tmp_path / "other.json"), metric="bbox")
+    cfg.val_cfg = dict(type="ValLoop")
+    if change == "crowd":
+        (tmp_path / "train.json").write_text(json.dumps(content))
+    runner = build_runner(cfg)
+    with pytest.raises(ValueError, match=says):
+        runner.train()
+    assert runner.iter == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("content", [b"", b"<html>", None])
+def test_an_image_that_cannot_be_read_is_named(
+    cfg: Config, workers: int, content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "1.png"
+    image.unlink() if content is None else image.write_bytes(content)
+    cfg.train_dataloader.num_workers = workers
+    with pytest.raises(SystemExit, match="2"):
+        command(lambda argv: build_runner(cfg).train() and None)([])
+    lines = capsys.readouterr().err.splitlines()
+    assert str(image) in lines[-1]
+    assert ("No such file" if content is None else "cannot be read as an image") in lines[-1]
+    assert not any("Traceback" in line for line in lines)
 
 
 def test_heads_of_two_stages_count_and_those_of_proposals_do_not() -> None:

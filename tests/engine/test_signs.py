@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mmitp.commands.check_signs import main
+from mmitp.engine.hooks import PruneHook
 from mmitp.engine.signs import check_signs, read_run
 
 TOOL = Path(__file__).parents[2] / "tools" / "check_signs.py"
@@ -159,6 +161,44 @@ def test_the_tool_prints_signs_and_draws_all_runs(tmp_path, monkeypatch, capsys)
     assert "<!-- one -->" in picture and "<!-- two -->" in picture
 
 
+def test_settings_that_a_config_leaves_out_are_the_hooks_own(tmp_path):
+    folder = write(tmp_path, PUBLISHED_LOSS, PUBLISHED_LR, ratio_before=0.17)
+    config = folder / "a" / "vis_data" / "config.py"
+    lines = [
+        'model = dict(type="mmitp.MaskedModel", of="Toy", prune=None)',
+        'custom_hooks = [dict(type="mmitp.PruneHook", target=0.2, begin=2, end=8)]',
+        'optim_wrapper = dict(optimizer=dict(type="SGD", lr=0.1, weight_decay=None), paramwise_cfg=None)',
+        "train_cfg = dict(by_epoch=True, max_epochs=10)",
+        "limit = inf",  # as mmengine writes it
+    ]
+    config.write_text("\n".join(lines))
+    run = read_run(folder)
+    assert (run.b, run.init, run.decay) == (PruneHook(target=0.2).arguments["b"], 1.0, 0.0)
+    assert shows(folder)[-2:] == [None, None]  # they speak of a fixed b
+    config.write_text(config.read_text().replace("paramwise_cfg=None", "paramwise_cfg=dict(custom_keys=None)"))
+    assert read_run(folder).decay == 0
+
+
+def test_runs_of_one_name_are_told_apart_and_the_axis_names_its_unit(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    folders = [write(tmp_path / part / "_run $1$ ü", PUBLISHED_LOSS, PUBLISHED_LR, 0.17) for part in "ab"]
+    picture = tmp_path / "l.svg"
+    assert main([*map(str, folders), "--out", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert all(f"{folder}: psi* 0.2" in out for folder in folders)
+    text = picture.read_text()
+    assert all(f"<!-- {folder} -->" in text for folder in folders)
+    assert "<!-- epoch -->" in text
+    config = folders[0] / "a" / "vis_data" / "config.py"
+    config.write_text(config.read_text().replace("begin=2, end=8", "begin=200, end=800, by_epoch=False"))
+    assert main([str(folders[0]), "--out", str(picture)]) == 0
+    assert "<!-- iteration -->" in picture.read_text()
+    assert "<!--  _run" in picture.read_text()  # matplotlib leaves names that begin with _ out
+    with pytest.raises(SystemExit):
+        main([*map(str, folders), "--out", str(picture)])
+    assert "these windows count differently" in capsys.readouterr().err
+
+
 def test_damaged_files_are_named_and_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
     folder = write(tmp_path, PUBLISHED_LOSS, PUBLISHED_LR, ratio_before=0.17, b=50)
     log = folder / "a" / "vis_data" / "scalars.json"
@@ -166,6 +206,9 @@ def test_damaged_files_are_named_and_a_line_cut_off_by_a_kill_is_left_out(tmp_pa
     log.write_text(whole + '\n\n{"L_HW": 0.1, "st')
     assert read_run(folder).hw_loss == PUBLISHED_LOSS
     log.write_text(whole[:10] + "\n" + whole)
+    with pytest.raises(ValueError, match=r"scalars\.json, record 1 is damaged"):
+        read_run(folder)
+    log.write_bytes(b"\xff\xfe\n" + whole.encode())
     with pytest.raises(ValueError, match=r"scalars\.json, record 1 is damaged"):
         read_run(folder)
     log.write_text(whole)
