@@ -299,15 +299,34 @@ def training_loss(model: nn.Module, data: Any, losses: Sequence[str] | None = No
     lent = None
     if samples is not None and len(samples) > 0 and hasattr(samples[0], "gt_instances"):
         lent = _LentSamples(samples)
+    scored = _floating_scores(samples)
 
     def loss_fn(x: Tensor) -> Tensor:
         attacked = batch.replaced(x)
         if lent is not None:
             attacked["data_samples"] = lent.again()
+        elif scored is not None:
+            attacked["data_samples"] = scored
         output = model(**attacked, mode="loss") if isinstance(attacked, Mapping) else model(*attacked, mode="loss")
         return select_losses(output, losses)
 
     return loss_fn
+
+
+def _floating_scores(samples: Sequence[Any] | None) -> list[Any] | None:
+    """The samples with floating-point scores where they have whole numbers, else None.
+
+    mmpretrain's preprocessor with batch augmentations hands out scores: mixed ones in training, else one-hot integers,
+    which losses on mixed ones do not take.
+    """
+    scores = [getattr(sample, "gt_score", None) for sample in samples or ()]
+    if samples is None or all(not isinstance(score, Tensor) or score.is_floating_point() for score in scores):
+        return None
+    scored = [copy.copy(sample) for sample in samples]
+    for sample, score in zip(scored, scores, strict=True):
+        if isinstance(score, Tensor):
+            vars(sample)["gt_score"] = score.float()
+    return scored
 
 
 class _LentSamples:

@@ -108,8 +108,7 @@ def narrow_control(
         )
     masked, pretrained = _masked_config(cfg, keep_pretrained=weights is None and not scratch)
     model, example, more, size = _built(masked, pretrained, shape)
-    if weights is not None:
-        _load(model, weights, cfg.filename, trust)
+    drawn = _load(model, weights, cfg.filename, trust) if weights is not None else []
     model.eval()
     budget = MacBudget(model, example, cost=cost, more_examples=more)
     starts = weights is not None or pretrained
@@ -129,12 +128,18 @@ def narrow_control(
         control.load_from = os.path.abspath(paths[1])
     text = config_text(control)
     if starts:
-        write_whole(paths[1], saved_bytes(dict(meta=dict(mmitp=meta), state_dict=small.state_dict())))
+        state = {key: value for key, value in small.state_dict().items() if key not in drawn}
+        write_whole(paths[1], saved_bytes(dict(meta=dict(mmitp=meta), state_dict=state)))
     write_whole(paths[0], text)
     source = weights if weights is not None else "the config's pre-trained weights"
+    start = f"{paths[1]}: the channels of {source} with the largest L1 norms" if starts else "random weights"
+    if drawn:
+        start += (
+            f". {', '.join(drawn[:3])}{', ...' if drawn[3:] else ''} do not fit and are random, as in the run itself"
+        )
     return NarrowReport(
         paths[0],
-        f"{paths[1]}: the channels of {source} with the largest L1 norms" if starts else "random weights",
+        start,
         size,
         budget.dense_macs,
         budget.kept_macs(),
@@ -185,7 +190,15 @@ def _built(
     return model, example, [] if second is None else [second], (height, width)
 
 
-def _load(model: nn.Module, path: str, config: str | None, trust: bool) -> None:
+def _load(model: nn.Module, path: str, config: str | None, trust: bool) -> list[str]:
+    """Loads what fits, as a run does with its ``load_from``: other data have other classes.
+
+    Returns:
+        What the run draws at random, since the checkpoint lacks it or has it in another shape.
+
+    Raises:
+        ValueError: the checkpoint has masks, or fits less than half of the network, or has layers that it lacks.
+    """
     loaded = read_checkpoint(path, trust)
     state = weights_of_checkpoint(loaded, model)
     if any(key.endswith("prune_mask") for key in state):
@@ -193,4 +206,10 @@ def _load(model: nn.Module, path: str, config: str | None, trust: bool) -> None:
             f"{path} has masks: a pruned network is no start of a control. Give --weights with the dense network's, "
             "or --scratch"
         )
-    load_fitting(model, state, path, Path(config or "the config").name)
+    own = model.state_dict()
+    fitting = {key: value for key, value in state.items() if key not in own or value.shape == own[key].shape}
+    misfit = model.load_state_dict(fitting, strict=False)
+    drawn = [key for key in misfit.missing_keys if not key.endswith(("prune_mask", "prune_pattern"))]
+    if misfit.unexpected_keys or 2 * len(drawn) > len(fitting):
+        load_fitting(model, state, path, Path(config or "the config").name)
+    return drawn

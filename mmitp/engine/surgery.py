@@ -75,7 +75,8 @@ def require_same_training(model: nn.Module, example_inputs: Any, batch: Any) -> 
     """
     with without_runner_hooks(model), kept_rng():
         masked = copy_of(model)
-        data = masked.data_preprocessor(copy.deepcopy(batch), False)  # type: ignore[operator]
+        # As for training, which is what batch augmentations and soft labels are made for.
+        data = masked.data_preprocessor(copy.deepcopy(batch), True)  # type: ignore[operator]
         randomize_masks(masked, 0.5, torch.Generator().manual_seed(0))
         plan = plan_live(masked, example_inputs, MacBudget(masked, example_inputs))
         small = copy.deepcopy(masked)

@@ -29,6 +29,7 @@ from toy_detectors import CENTERNET, MEAN, RETINANET, STD
 
 from mmitp.engine.hooks.adversarial_hook import AdversarialHook
 from mmitp.engine.hooks.collapse_guard import CollapseGuardHook
+from mmitp.engine.hooks.prune_hook import PruneHook
 
 FASTER_RCNN: dict[str, Any] = dict(
     type="mmdet.FasterRCNN",
@@ -161,9 +162,9 @@ def train(
     return runner, seen
 
 
-def test_classifier_with_mixup(tmp_path: Path) -> None:
-    """The attack sees the mixed images and the soft labels the training sees."""
-    model = dict(
+def mixing(**loss: Any) -> dict[str, Any]:
+    """A classifier that is trained on mixed images."""
+    return dict(
         type="mmpretrain.ImageClassifier",
         data_preprocessor=dict(
             type="mmpretrain.ClsDataPreprocessor",
@@ -178,9 +179,14 @@ def test_classifier_with_mixup(tmp_path: Path) -> None:
             type="mmpretrain.LinearClsHead",
             num_classes=4,
             in_channels=64,
-            loss=dict(type="mmpretrain.CrossEntropyLoss", use_soft=True),
+            loss=dict(type="mmpretrain.CrossEntropyLoss", **loss),
         ),
     )
+
+
+def test_classifier_with_mixup(tmp_path: Path) -> None:
+    """The attack sees the mixed images and the soft labels the training sees."""
+    model = mixing(use_soft=True)
     _, seen = train(tmp_path, model, Photos(), AdversarialHook(eps=8, alpha=10), "default_collate")
     (start, first), (trained, second) = seen
     assert [sample.gt_score.tolist() for sample in first] == [sample.gt_score.tolist() for sample in second]
@@ -189,6 +195,17 @@ def test_classifier_with_mixup(tmp_path: Path) -> None:
     moved = ((trained - start) * std).abs()
     assert moved.max() <= 16 + 1e-3  # two points of one ball of radius 8
     assert moved.mean() > 2
+
+
+def test_mixup_with_plain_cross_entropy_is_probed_and_slimmed_in_training(tmp_path: Path) -> None:
+    """Outside training mmpretrain hands out one-hot labels as integers, which torch's cross-entropy does not take."""
+    model = dict(mixing(), type="mmitp.MaskedModel", of="mmpretrain.ImageClassifier")
+    prune = dict(type="mmitp.PruneHook", target=0.7, begin=0, end=1, slim_at_end=True)
+    guards: Any = (CollapseGuardHook(source="train", num_batches=1), prune)
+    runner, _ = train(tmp_path, model, Photos(), AdversarialHook(eps=8), "default_collate", 2, guards=guards)
+    guard, pruned = (next(h for h in runner.hooks if isinstance(h, kind)) for kind in (CollapseGuardHook, PruneHook))
+    assert len(guard.history) == 2
+    assert pruned.slimmed is not None
 
 
 @pytest.mark.parametrize(

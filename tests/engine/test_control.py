@@ -72,6 +72,22 @@ def test_it_starts_from_the_largest_channels_of_the_weights_that_the_run_starts_
     assert scratch.macs == report.macs
 
 
+def test_weights_for_other_classes_are_taken_but_for_the_classifier(tmp_path: Path) -> None:
+    """As mmengine does with a run's load_from: the classifier is drawn at random then, by the control's own seed."""
+    dense, path = TinyNet(), str(tmp_path / "dense.pth")
+    state = {**dense.state_dict(), "fc.weight": torch.ones(5, 8), "fc.bias": torch.ones(5)}
+    torch.save(dict(state_dict=state), path)
+    cfg = config(tmp_path)
+    cfg.load_from = path
+    report = narrow_control(cfg, str(tmp_path / "control"), shape=(8, 8))
+    assert report.start.endswith("fc.weight, fc.bias do not fit and are random, as in the run itself")
+    kept = torch.load(tmp_path / "control/weights.pth", weights_only=True)["state_dict"]
+    assert set(dense.state_dict()) - set(kept) == {"fc.weight", "fc.bias"}
+    runner = build_runner(Config.fromfile(report.config))
+    runner.train()
+    assert runner.iter == 10
+
+
 @MODELS.register_module()
 class TinyPretrained(TinyNet):
     """A backbone that loads its weights as mmengine's do."""

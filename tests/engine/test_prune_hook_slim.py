@@ -160,9 +160,10 @@ def test_accumulated_gradients_are_carried_over(tmp_path):
     assert max(abs(a - b) / abs(a) for a, b in zip(expected, losses, strict=True)) < 1e-10
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 4])
-def test_checkpoints_before_at_and_after_the_freeze_resume_exactly(tmp_path, epoch):
-    ema = dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=0.1)
+@pytest.mark.parametrize(("epoch", "priority"), [(1, "NORMAL"), (2, "NORMAL"), (4, "NORMAL"), (4, "VERY_HIGH")])
+def test_checkpoints_before_at_and_after_the_freeze_resume_exactly(tmp_path, epoch, priority):
+    """Wherever an EMAHook stands: mmpretrain's own configs give it PruneHook's priority, and name it first."""
+    ema = dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=0.1, priority=priority)
     options = dict(default_hooks=CHECKPOINT, optim=ADAM, param_scheduler=COSINE)
     _, _, losses = run(tmp_path / "a", True, extra_hooks=[dict(ema)], **options)
     path = tmp_path / "a" / f"epoch_{epoch}.pth"

@@ -113,7 +113,7 @@ class PruneHook(Hook):
             other settings; a mask or a weight that is not finite. ``RuntimeError`` with ``on_miss='error'``.
     """
 
-    # Before EMA (NORMAL) averages and before checkpoints (VERY_LOW) are written.
+    # Before EMA (NORMAL, see before_run) averages and before checkpoints (VERY_LOW) are written.
     priority = "ABOVE_NORMAL"
 
     def __init__(
@@ -190,6 +190,14 @@ class PruneHook(Hook):
         return self.pruner.count if self.pruner is not None else self._state.get("count", 0)
 
     # -- set-up
+
+    def before_run(self, runner: Runner) -> None:
+        """Stands before every EMAHook, whatever their priorities: mmpretrain's configs give theirs this one's."""
+        average = next((hook for hook in runner._hooks if isinstance(hook, EMAHook)), None)
+        if average is not None and runner._hooks.index(average) < runner._hooks.index(self):
+            others = [hook for hook in runner._hooks if hook is not self]  # a new list: the Runner is going through it
+            place = others.index(average)
+            runner._hooks = [*others[:place], self, *others[place:]]
 
     def before_train(self, runner: Runner) -> None:
         self.logger = MMLogger.get_current_instance()
