@@ -741,7 +741,7 @@ def latency(sweep: Sweep, chosen: list[Run], rounds: int, dense: str, shape: tup
             say(f"{run.name}: left out, {error}")
         else:
             place[run] = len(models) - 1
-    if len(models) == 1:
+    if not place:
         raise SystemExit("no finished run of these has left its network in --work")
     times = paired_times(models, blank_example(models[0], shape), rounds=rounds) / 1e6
     quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=times.dtype)

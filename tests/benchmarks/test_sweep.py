@@ -74,6 +74,9 @@ def test_controls_are_timed_from_their_configs_and_other_libraries_networks_left
     assert of["dense_s0"]["ms"] == of["narrow30_s0"]["dense_ms"] == 4.0
     assert of["trained30_tp_l1_s0"] is None
     assert "trained30_tp_l1_s0: left out, no config builds the network" in capsys.readouterr().out
+    alone = next(run for run in runs if run.name == "dense_s0")
+    sweep.latency(place, [alone], rounds=3, dense=sweep.DENSE, shape=(32, 32))
+    assert "dense_s0: 4.0 ms, 1.0 of the dense network's" in capsys.readouterr().out
 
 
 def test_a_network_with_its_masks_in_place_is_not_timed_as_the_dense_one(
