@@ -274,6 +274,12 @@ def declared() -> list[Run]:
         *(from_trained("fisher", 30, seed, tied=False) for seed in (0, 1)),
         *(from_trained("fisher", 30, seed, window=(0, end)) for seed in (0, 1) for end in (0.5, 0.25)),
         *(narrowed_trained(30, seed) for seed in (0, 1)),
+        *(
+            run
+            for percent in (15, 50)
+            for seed in (0, 1)
+            for run in (from_trained("fisher", percent, seed, window=(0, 0.25)), narrowed_trained(percent, seed))
+        ),
         *(torch_pruning_trained(ranking, 30, seed) for seed in (0, 1) for ranking in TORCH_PRUNING),
         *(tied(30, seed) for seed in (0, 1)),
         *(early(30, seed) for seed in (0, 1)),
