@@ -28,6 +28,8 @@ only when a module named here is imported later, or has been before:
     Distributed training without CUDA: gloo is the backend, and the wrapper gets no device numbers.
 ``mmcv.transforms.loading``
     An image that cannot be read is named in the error, also where it has no bytes.
+``mmdet.datasets.api_wrappers.coco_api``
+    An annotation file in which two images or two classes have one id is refused: pycocotools mixes them up.
 ``mmdet.models.dense_heads.ssd_head``
     SSD's head lacks an attribute that mmdet's shared inference code reads.
 
@@ -452,6 +454,20 @@ def _mend_loading(module: ModuleType) -> None:
     module.LoadImageFromFile.transform = transform
 
 
+def _mend_coco_api(module: ModuleType) -> None:
+    original = module.COCO.__init__
+
+    @functools.wraps(original)
+    def __init__(self: Any, annotation_file: Any = None) -> None:
+        from mmitp.engine.coco_file import mixed_up
+
+        original(self, annotation_file)
+        if fault := mixed_up(self.dataset):
+            raise ValueError(f"{annotation_file}: {fault}")
+
+    module.COCO.__init__ = __init__
+
+
 _AFTER: dict[str, Callable[[ModuleType], None]] = {
     "mmcv.ops.roi_align": _mend_roi_align,
     "mmcv.ops.modulated_deform_conv": _mend_modulated_deform_conv,
@@ -464,6 +480,7 @@ _AFTER: dict[str, Callable[[ModuleType], None]] = {
     "mmengine.dist.utils": _mend_dist,
     "mmengine.model.wrappers.distributed": _mend_ddp,
     "mmcv.transforms.loading": _mend_loading,
+    "mmdet.datasets.api_wrappers.coco_api": _mend_coco_api,
     "mmdet.models.dense_heads.ssd_head": _mend_ssd,
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mmengine import Config
-from mmengine.registry import DATASETS, MODELS, DefaultScope, init_default_scope
+from mmengine.registry import DATASETS, METRICS, MODELS, DefaultScope, init_default_scope
 
 sys.path.append(str(Path(__file__).parent))
 from toy_detectors import RETINANET
@@ -166,6 +166,33 @@ def test_what_is_wrong_with_an_annotation_file_is_said(
     assert "no JSON in UTF-8 (without a byte order mark)" in refused(b"\xef\xbb\xbf" + whole.encode())
     assert "no JSON in UTF-8" in refused(whole.encode("utf-16"))
     assert "it holds a list" in refused(f"[{whole}]")
+
+
+@pytest.mark.parametrize("part", ["dataset", "metric"])
+@pytest.mark.parametrize("key", ["images", "categories"])
+def test_two_images_or_classes_of_one_id_are_refused(
+    cfg: Config, key: str, part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pycocotools keeps the last of them, with the boxes of both."""
+    file = tmp_path / "train.json"
+
+    def build(argv: Any) -> None:
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            if part == "dataset":
+                assert len(DATASETS.build(copy.deepcopy(cfg.train_dataloader.dataset))) == 2
+            else:
+                METRICS.build(dict(type="CocoMetric", ann_file=str(file)))
+
+    content = json.loads(file.read_text())
+    content[key].append(copy.deepcopy(content[key][1]))
+    file.write_text(json.dumps(content))
+    build(None)  # the same entry twice
+    content[key][1].update(file_name="2.png", name="spoon")
+    file.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="2"):
+        command(build)([])
+    names = "2.png and 1.png" if key == "images" else "spoon and plate"
+    assert f"{file}: {key} has the id 1 twice, {names}: the " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["crowd", "ids", "names"])
