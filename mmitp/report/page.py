@@ -6,6 +6,7 @@ import difflib
 import itertools
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from mmitp.engine.results import check_writable
-from mmitp.files import write_whole
+from mmitp.files import told_apart, write_whole
 from mmitp.report.measure import Sample, Sizes, Timing, input_shape, sample_detections, sizes_of, time_run
 from mmitp.report.read import RunRecord
 from mmitp.report.svg import Line, bar, line_chart
@@ -36,7 +37,8 @@ def write_report(
     """Writes ``index.html``, ``report.md`` and a CSV file a table into a folder.
 
     Args:
-        runs: from :func:`~mmitp.report.read.read_run`; the dense one first, if there is one.
+        runs: from :func:`~mmitp.report.read.read_run`; the dense one first, if there is one. Those of one name are
+            named by the folders above, too.
         out: the folder.
         title: of the page.
         shape: (H, W) of the input that dense networks are counted and timed at; by default a pruned run's.
@@ -49,11 +51,12 @@ def write_report(
         The files, the page first.
 
     Raises:
-        ValueError: no run, two of one name, or the folder cannot be written.
+        ValueError: no run, one folder twice, or the folder cannot be written.
     """
-    names = [run.name for run in runs]
-    if not runs or len(set(names)) != len(names):
-        raise ValueError(f"a report needs runs in folders of different names, got {names}")
+    if not runs:
+        raise ValueError("a report needs a run: give its work folder")
+    names = told_apart([run.folder for run in runs])
+    runs = [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
     folder = Path(out)
     check_writable(folder / "index.html")
     own = [input_shape(run, trust) for run in runs]

@@ -245,6 +245,13 @@ def test_runs_of_similar_names_have_a_table_each(tmp_path):
     assert sorted(table.splitlines()[1].split(",")[0] for table in tables) == sorted(f"of {name}" for name in names)
 
 
+def test_runs_of_one_name_are_told_apart_by_the_folders_above(tmp_path):
+    config = CONFIG.replace('"mmitp.MaskedModel", of="mmdet.Toy"', '"TinyNet"')
+    folders = [by_hand(tmp_path / name, [line(1, 1)], config) for name in ("a/run", "b/run", "b/dense")]
+    _, report, *_ = write_report([read_run(folder) for folder in folders], tmp_path / "out", timing=False, samples=0)
+    assert "| a/run | b/run | dense |" in report.read_text()
+
+
 def test_a_work_folder_is_no_difference_and_its_name_stays_where_it_means_something_else(tmp_path, monkeypatch):
     (tmp_path / "work_dirs").mkdir()
     config = CONFIG.replace('"mmitp.MaskedModel", of="mmdet.Toy"', '"TinyNet"')
@@ -381,7 +388,7 @@ def test_names_are_escaped(tmp_path):
     assert "a&lt;b&gt;&amp;c" in page
     assert "d\\|e" in files[1].read_text()
     assert all(re.fullmatch(r"[\w.-]+", file.name) for file in files)
-    with pytest.raises(ValueError, match="folders of different names"):
+    with pytest.raises(ValueError, match=r"a<b>&c is given twice"):
         write_report([runs[0], runs[0]], tmp_path / "out")
 
 
