@@ -62,7 +62,7 @@ def write_report(
     own = [input_shape(run, trust) for run in runs]
     common = shape or next((known for known in own if known), None)
     shapes = [shape or known or common for known in own]
-    sizes: list[Sizes] = [sizes_of(run, at) for run, at in zip(runs, shapes, strict=True)]
+    sizes: list[Sizes] = [sizes_of(*each) for each in zip(runs, shapes, own, strict=True)]
     timings: list[Timing | None] = [
         time_run(run, at, rounds) if timing and at else None for run, at in zip(runs, shapes, strict=True)
     ]
@@ -78,10 +78,14 @@ def write_report(
         versions_table(runs),
     ]
     remarks = [f"{run.name}: {remark}" for run in runs for remark in run.remarks]
-    # What a freeze noted is of the run's own size, whatever size is asked for.
-    counted = [(known if run.frozen else None) or at for run, known, at in zip(runs, own, shapes, strict=True)]
+    counted = [size.shape for size in sizes]
     if len(set(counted)) > 1:
         remarks.append(f"operations are stated for different input sizes: {_each(names, counted)}")
+    elif shape and counted[0] != shape:
+        remarks.append(
+            f"operations are stated for {_each(names, counted)}, as the freeze noted them: "
+            "no slimmed network is there to be counted at --shape"
+        )
     if timing and common is None:
         remarks.append("nothing was timed: no run says which input size it is for (--shape H W)")
     heading = title or "Runs side by side: " * (len(runs) > 1) + ", ".join(names)

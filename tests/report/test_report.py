@@ -269,6 +269,19 @@ def test_a_work_folder_is_no_difference_and_its_name_stays_where_it_means_someth
     assert "train_set='data/train'" in shown
 
 
+def test_a_frozen_run_is_counted_anew_at_the_size_that_is_asked_for(folders, tmp_path):
+    run = read_run(folders[1])
+    stem, body = (layer["out_kept"] for layer in run.frozen["layers"][:2])
+    files = write_report([run], tmp_path / "a", shape=(16, 16), timing=False, samples=0)
+    overview = cells(next(file for file in files if file.name == "overview.csv").read_text())
+    assert overview["operations, MACs, dense"] == [f"{256 * 9 * (3 * 8 + 8 * 8) + 16:,}"]
+    assert overview["operations, MACs, kept"][0].split()[0] == f"{256 * 9 * (3 * stem + stem * body) + 2 * body:,}"
+    assert "operations are stated" not in files[0].read_text()
+    run.slim_config = None
+    page = write_report([run], tmp_path / "b", shape=(16, 16), timing=False, samples=0)[0].read_text()
+    assert "operations are stated for 8x8, as the freeze noted them: no slimmed network is there" in page
+
+
 @pytest.mark.parametrize("asked", [None, (32, 32)])
 def test_runs_of_different_input_sizes_are_told_of(tmp_path, asked):
     config = CONFIG.replace("mmdet.Toy", "TinyNet")
