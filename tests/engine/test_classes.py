@@ -168,6 +168,53 @@ def test_what_is_wrong_with_an_annotation_file_is_said(
     assert "it holds a list" in refused(f"[{whole}]")
 
 
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("fork", "cup", "plate"), r"label 0 is 'cup' by .*train\.json and 'fork' by .*val\.json: mmdet numbers"),
+        (("cup", "fork"), r"label 1 is 'plate' by .*train\.json and 'fork' by .*val\.json"),
+        (("cup", "plate"), r"label 2 is 'fork' by .*train\.json and no class by .*val\.json"),
+        (("cup", "plate", "fork", "other"), None),
+    ],
+)
+def test_labels_that_mean_other_classes_in_the_validation_are_refused(
+    cfg: Config, names: tuple[str, ...], says: str | None, tmp_path: Path
+) -> None:
+    annotations(tmp_path / "val.json", names)
+    cfg.val_dataloader = copy.deepcopy(cfg.train_dataloader)
+    cfg.val_dataloader.dataset.update(ann_file="val.json", test_mode=True)
+    cfg.val_evaluator = dict(type="CocoMetric", ann_file=str(tmp_path / "val.json"), metric="bbox")
+    cfg.val_cfg = dict(type="ValLoop")
+    runner = build_runner(cfg)
+    runner.val_loop  # noqa: B018 - builds it
+    if says is None:
+        runner.call_hook("before_train")
+    else:
+        with pytest.raises(ValueError, match=says):
+            runner.call_hook("before_train")
+
+
+def test_joined_data_sets_have_one_order_of_classes(cfg: Config, tmp_path: Path) -> None:
+    annotations(tmp_path / "more.json", ("plate", "cup"))
+    datasets = [cfg.train_dataloader.dataset, dict(cfg.train_dataloader.dataset, ann_file="more.json")]
+    cfg.train_dataloader.dataset = dict(type="ConcatDataset", datasets=datasets)
+    with pytest.raises(ValueError, match=r"label 0 is 'cup' by .*train\.json and 'plate' by .*more\.json"):
+        build_runner(cfg).train()
+
+
+def test_a_test_file_of_another_order_is_told_of(cfg: Config, tmp_path: Path) -> None:
+    annotations(tmp_path / "train.json", ("fork", "cup", "plate"))
+    cfg.test_dataloader = copy.deepcopy(cfg.train_dataloader)
+    cfg.test_evaluator, cfg.test_cfg = dict(type="CocoMetric", ann_file=str(tmp_path / "train.json")), {}
+    runner = build_runner(cfg)
+    runner.test_loop  # noqa: B018 - builds it
+    runner.call_hook("before_test")
+    (log,) = Path(cfg.work_dir).glob("*/*.log")
+    assert "train.json has the classes in the order fork, cup, plate, metainfo.classes is cup, plate, fork" in (
+        log.read_text()
+    )
+
+
 @pytest.mark.parametrize("part", ["dataset", "metric"])
 @pytest.mark.parametrize("key", ["images", "categories"])
 def test_two_images_or_classes_of_one_id_are_refused(
