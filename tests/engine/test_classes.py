@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from mmengine import Config
-from mmengine.registry import DATASETS, METRICS, MODELS, DefaultScope, init_default_scope
+from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS, DefaultScope, init_default_scope
+from PIL import Image
 
 sys.path.append(str(Path(__file__).parent))
 from toy_detectors import RETINANET
 
 import mmitp  # noqa: F401
+from mmitp import compat
 from mmitp.commands.train import main
 from mmitp.engine.classes import heads
 from mmitp.engine.cli import command
@@ -285,6 +287,32 @@ def test_an_image_that_cannot_be_read_is_named(
     assert str(image) in lines[-1]
     assert ("No such file" if content is None else "cannot be read as an image") in lines[-1]
     assert not any("Traceback" in line for line in lines)
+
+
+def test_an_image_that_lies_on_its_side_is_refused_and_a_scaled_one_told_of(
+    cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compat, "_scaled", [])
+    picture = Image.new("RGB", (64, 48))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # it was taken with the camera on its side
+    path = str(tmp_path / "photo.jpg")
+    picture.save(path, exif=exif)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        load = TRANSFORMS.build(dict(type="LoadImageFromFile"))
+        stored = TRANSFORMS.build(dict(type="LoadImageFromFile", color_type="color_ignore_orientation"))
+    upright, lying = dict(height=64, width=48), dict(height=48, width=64)
+    for transform, right, wrong in ((load, upright, lying), (stored, lying, upright)):
+        assert transform(dict(img_path=path, **right))["img_shape"] == (right["height"], right["width"])
+        assert transform(dict(img_path=path))["img_shape"] == (right["height"], right["width"])
+        with pytest.raises(ValueError, match=rf"{path} is {right['width']} pixels wide and .* have an EXIF note"):
+            transform(dict(img_path=path, **wrong))
+    assert caplog.text == ""
+    for _ in range(2):
+        load(dict(img_path=path, height=128, width=96))
+    assert (
+        caplog.text.count("photo.jpg is 48 pixels wide and 64 high as it is read, and its annotations are for 96") == 1
+    )
 
 
 def test_heads_of_two_stages_count_and_those_of_proposals_do_not() -> None:
