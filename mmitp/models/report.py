@@ -17,7 +17,7 @@ from mmitp.engine.cli import UserError
 from mmitp.engine.config import enter_scope, require_keys
 from mmitp.engine.example import image_channels
 from mmitp.engine.input_shape import first_image_shape, input_shape
-from mmitp.models.slim_config import drop_pretrained, is_masked, is_type
+from mmitp.models.slim_config import FURTHER, drop_pretrained, is_masked, is_type
 from mmitp.pruning.rng import kept_rng
 from mmitp.pruning.small_steps import SmallSteps
 
@@ -42,7 +42,7 @@ def build_masked(cfg: Config, linear: bool = False) -> nn.Module:
     if is_type(model, "SlimModel"):
         raise UserError(
             "this is a slimmed network's config, and such a network gets no masks: give the config that it was trained "
-            "with (mmitp test, export and report take this one)"
+            f"with (mmitp test, export and report take this one); {FURTHER}"
         )
     if not is_masked(model):
         model = dict(model, type="mmitp.MaskedModel", of=model.type)
