@@ -101,13 +101,16 @@ def more_outputs(model: nn.Module, classes: Sequence[str]) -> list[str]:
 
 
 def missing_names(dataset: Any) -> list[str]:
-    """Which classes of a data set in COCO's format its annotation file does not have: mmdet leaves these boxes out.
+    """Which classes of a data set in COCO's format its annotation file does not have, and of which one in Pascal VOC's
+    no box is there: mmdet leaves out boxes of other names.
 
     Raises:
         ValueError: it has none of them.
     """
     found = []
     for part in _parts(dataset):
+        if any(kind.__name__ == "XMLDataset" for kind in type(part).__mro__):
+            found += _without_boxes(part)
         classes, ids = (getattr(part, "metainfo", None) or {}).get("classes", ()), getattr(part, "cat_ids", None)
         if not isinstance(ids, list) or len(ids) >= len(classes):
             continue
@@ -125,6 +128,26 @@ def missing_names(dataset: Any) -> list[str]:
             raise ValueError(text)
         found.append(text)
     return found
+
+
+def _without_boxes(dataset: Any) -> list[str]:
+    """Classes of which a data set has no box; every name may be in its files, or none.
+
+    Raises:
+        ValueError: it has no box at all.
+    """
+    classes = dataset.metainfo["classes"]
+    there = {box["bbox_label"] for i in range(len(dataset)) for box in dataset.get_data_info(i)["instances"]}
+    lost = [name for label, name in enumerate(classes) if label not in there]
+    if not lost:
+        return []
+    text = (
+        f"no box of {dataset.ann_file} is of class {', '.join(map(repr, lost))}, which metainfo.classes names: the "
+        "names in the XML files have to be equal, capitals too; boxes of other names are left out"
+    )
+    if not there:
+        raise ValueError(text)
+    return [text]
 
 
 def label_names(dataset: Any) -> dict[str, list[str]]:

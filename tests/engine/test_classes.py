@@ -111,6 +111,33 @@ def test_an_annotation_file_with_none_of_the_names_is_refused(cfg: Config, tmp_p
         build_runner(cfg).train()
 
 
+def test_names_that_no_xml_file_has_are_told_of(
+    cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pascal VOC's format: boxes of other names are left out by mmdet without a word."""
+    box = "<bndbox><xmin>5</xmin><ymin>5</ymin><xmax>34</xmax><ymax>34</ymax></bndbox>"
+    size = "<size><width>64</width><height>64</height></size>"
+    (tmp_path / "train.txt").write_text("0\n1\n")
+    data = dict(type="VOCDataset", img_subdir="", ann_subdir="", data_prefix=dict(sub_data_root=""))
+    cfg.train_dataloader.dataset.update(data, ann_file="train.txt")
+
+    def write(*names: str) -> None:
+        objects = "".join(f"<object><name>{name}</name>{box}</object>" for name in names)
+        for i in range(2):
+            (tmp_path / f"{i}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+            (tmp_path / f"{i}.jpg").write_bytes((tmp_path / f"{i}.png").read_bytes())
+
+    write("cup", "plate", "Fork")
+    assert "train.txt is of class 'fork', which metainfo.classes names" in said(cfg)
+    write("Cup", "Plate", "Fork")
+    with pytest.raises(ValueError, match=r"no box of .*train\.txt is of class 'cup', 'plate', 'fork'"):
+        build_runner(cfg).train()
+    cfg.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=True)
+    with pytest.raises(SystemExit, match="2"):
+        command(lambda argv: build_runner(cfg).train() and None)([])
+    assert "train.txt cannot be built: no image is left in it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("lost", ["categories", "images"])
 def test_a_broken_annotation_file_is_named(
     cfg: Config, lost: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
