@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmengine.dist import is_main_process
 from mmengine.fileio import load
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
 from mmitp.engine.attack import unwrap
+from mmitp.engine.results import check_writable
 
 #: mmpretrain's head, mmdet's of one stage and of two
 HEAD = re.compile(r"head|(.*\.)?bbox_head(\.\d+)?")
@@ -30,14 +32,17 @@ class ClassCheck(Hook):
     priority = "HIGHEST"
 
     def before_run(self, runner: Runner) -> None:
-        """Refuses a metric in COCO's format that would fail on the tested data, or judge it by other images.
+        """Refuses a metric in COCO's format that would fail on the tested data, or judge it by other images, and one
+        whose results cannot be written at the end.
 
         Raises:
-            ValueError: names the annotation file.
+            ValueError: names the annotation file, or the file to write.
         """
         for loop in (runner._val_loop, runner._test_loop):
             dataset = getattr(getattr(loop, "dataloader", None), "dataset", None)
             for metric in getattr(getattr(loop, "evaluator", None), "metrics", ()):
+                if isinstance(prefix := getattr(metric, "outfile_prefix", None), str) and is_main_process():
+                    check_writable(f"{prefix}.json")
                 if problem := unfit_metric(dataset, metric):
                     raise ValueError(problem)
 

@@ -300,6 +300,18 @@ def test_a_metric_that_does_not_fit_the_data_is_refused_before_the_first_step(
     assert runner.iter == 0
 
 
+def test_results_that_cannot_be_written_are_found_before_the_first_step(cfg: Config, tmp_path: Path) -> None:
+    cfg.val_dataloader = copy.deepcopy(cfg.train_dataloader)
+    cfg.val_dataloader.dataset.test_mode = True
+    prefix = f"{tmp_path}/train.json/results"  # a file is no folder
+    cfg.val_evaluator = dict(type="CocoMetric", ann_file=f"{tmp_path}/train.json", outfile_prefix=prefix)
+    cfg.val_cfg = dict(type="ValLoop")
+    runner = build_runner(cfg)
+    with pytest.raises(ValueError, match=f"{tmp_path}/train.json"):
+        runner.train()
+    assert runner.iter == 0
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("content", [b"", b"<html>", None])
 def test_an_image_that_cannot_be_read_is_named(
