@@ -186,8 +186,10 @@ def shifted(trained: Mapping[str, list[str]], tested: Mapping[str, list[str]]) -
 
     A class that a training file lacks is learnt from the others, if it is the last one; a test needs all.
     """
-    longest = max(trained, key=lambda file: len(trained[file]), default=None)
-    for file, names in {**trained, **tested}.items() if longest is not None else ():
+    if not trained:
+        return ""
+    longest = max(trained, key=lambda file: len(trained[file]))
+    for file, names in {**trained, **tested}.items():
         for label, name in enumerate(trained[longest]):
             here = names[label] if label < len(names) else None
             if here != name and (here is not None or file in tested):
