@@ -27,7 +27,11 @@ only when a module named here is imported later, or has been before:
 ``mmengine.dist.utils``, ``mmengine.model.wrappers.distributed``
     Distributed training without CUDA: gloo is the backend, and the wrapper gets no device numbers.
 ``mmcv.transforms.loading``
-    An image that cannot be read is named in the error, also where it has no bytes.
+    An image that cannot be read is named in the error, also where it has no bytes. One that is read lying on its side,
+    by its EXIF note, with annotations for the picture as it is stored (or the other way round), is refused; one of
+    another size than its annotations say is told of.
+``mmdet.datasets.api_wrappers.coco_api``
+    An annotation file in which two images or two classes have one id is refused: pycocotools mixes them up.
 ``mmdet.models.dense_heads.ssd_head``
     SSD's head lacks an attribute that mmdet's shared inference code reads.
 
@@ -50,6 +54,8 @@ logger = logging.getLogger("mmitp")
 
 _EXT = "mmcv._ext"
 _said: set[str] = set()
+#: the first image of another size than its annotations are for
+_scaled: list[str] = []
 
 
 def _say(message: str) -> None:
@@ -439,7 +445,7 @@ def _mend_loading(module: ModuleType) -> None:
     @functools.wraps(original)
     def transform(self: Any, results: dict[str, Any]) -> Any:
         try:
-            return original(self, results)
+            loaded = original(self, results)
         except OSError:  # names the file
             raise
         except Exception as error:
@@ -448,8 +454,51 @@ def _mend_loading(module: ModuleType) -> None:
                 f"{results.get('img_path')} cannot be read as an image, it is damaged or none ({said}): mend it, or "
                 "take it out of the data set"
             ) from error
+        if loaded is not None:
+            _compare_size(loaded)
+        return loaded
 
     module.LoadImageFromFile.transform = transform
+
+
+def _compare_size(loaded: dict[str, Any]) -> None:
+    """Compares an image with the size that its annotations are for, where they say it.
+
+    Raises:
+        ValueError: the two are turned against each other.
+    """
+    said, found = (loaded.get("height"), loaded.get("width")), loaded["img"].shape[:2]
+    if None in said or said == found:
+        return
+    sizes = (
+        f"{loaded.get('img_path')} is {found[1]} pixels wide and {found[0]} high as it is read, and its annotations "
+        f"are for {said[1]} and {said[0]}"
+    )
+    if said == found[::-1]:
+        raise ValueError(
+            f"{sizes}: photos that are stored lying on their side have an EXIF note, by which they are turned upright. "
+            "If the boxes are for the upright picture, correct width and height in the annotations; if they are for "
+            "the picture as it is stored, LoadImageFromFile(color_type='color_ignore_orientation') reads it so"
+        )
+    if not _scaled:
+        _scaled.append(sizes)
+        logger.warning(
+            "%s: if pictures were scaled, their boxes have to be scaled, too. (Said of the first one.)", sizes
+        )
+
+
+def _mend_coco_api(module: ModuleType) -> None:
+    original = module.COCO.__init__
+
+    @functools.wraps(original)
+    def __init__(self: Any, annotation_file: Any = None) -> None:
+        from mmitp.engine.coco_file import mixed_up
+
+        original(self, annotation_file)
+        if fault := mixed_up(self.dataset):
+            raise ValueError(f"{annotation_file}: {fault}")
+
+    module.COCO.__init__ = __init__
 
 
 _AFTER: dict[str, Callable[[ModuleType], None]] = {
@@ -464,6 +513,7 @@ _AFTER: dict[str, Callable[[ModuleType], None]] = {
     "mmengine.dist.utils": _mend_dist,
     "mmengine.model.wrappers.distributed": _mend_ddp,
     "mmcv.transforms.loading": _mend_loading,
+    "mmdet.datasets.api_wrappers.coco_api": _mend_coco_api,
     "mmdet.models.dense_heads.ssd_head": _mend_ssd,
 }
 

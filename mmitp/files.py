@@ -1,11 +1,13 @@
-"""Files that are there whole or not at all. Only the standard library is imported here."""
+"""Files that are there whole or not at all, and names of folders. Only the standard library is imported here."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
-__all__ = ["write_whole"]
+__all__ = ["told_apart", "write_whole"]
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes | memoryview | str, durable: bool = True) -> None:
@@ -42,3 +44,26 @@ def write_whole(path: str | os.PathLike[str], content: bytes | memoryview | str,
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def told_apart(folders: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """A short name for each folder: its own, with those above it where others are called so too.
+
+    Raises:
+        ValueError: one folder is given twice.
+
+    Example:
+        >>> told_apart(["first/pruned", "second/pruned", "second/dense"])
+        ['first/pruned', 'second/pruned', 'dense']
+    """
+    parts = [Path(folder).resolve().parts for folder in folders]
+    for place, folder in zip(parts, folders, strict=True):
+        if parts.count(place) > 1:
+            raise ValueError(f"{folder} is given twice: give every folder once")
+    names = []
+    for place in parts:
+        depth = 1
+        while sum(other[-depth:] == place[-depth:] for other in parts) > 1:
+            depth += 1
+        names.append("/".join(place[-depth:]))
+    return names

@@ -7,7 +7,6 @@ The signs are those of the paper's supplement (S1) and of its talk's slides (S2)
 of the learning rate, another b), or that the run has not got there.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 
 from mmitp.engine.cli import add_out, command, parser
@@ -22,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from mmitp.engine.results import check_writable
     from mmitp.engine.signs import check_signs, read_run
+    from mmitp.files import told_apart
     from mmitp.visualization import plot_hw_losses
 
     if args.out:
@@ -30,9 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out and len({run.unit for run in runs}) > 1:
         units = ", ".join(f"{run.name}: {run.unit}s" for run in runs)
         raise ValueError(f"one picture has one axis of time, and these windows count differently ({units})")
-    names = Counter(run.name for run in runs)
-    for run, folder in zip(runs, args.work_dirs, strict=True):
-        run.name = run.name if names[run.name] == 1 else str(folder)
+    for run, name in zip(runs, told_apart(args.work_dirs), strict=True):
+        run.name = name
     for run in runs:
         print(f"{run.name}: psi* {run.target:g}, b {run.b}, window {run.begin:g} to {run.end:g}, M from {run.init:g}")
         for sign in check_signs(run):

@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=positive,
         nargs=2,
         metavar=("H", "W"),
-        help="input size; by default PruneHook's input_shape, else the training pipeline's if it is fixed, else 224 "
-        "224 for classifiers and 320 320 for detectors",
+        help="input size; by default PruneHook's input_shape, else the training pipeline's if it is fixed, else the "
+        "first training image's, else 224 224 for classifiers and 320 320 for detectors",
     )
     options.add_argument("--batch", type=positive, default=1)
     options.add_argument("--threads", type=positive, help="threads of torch (CPU)")
@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = build_masked(cfg).to(device)
     except ValueError as error:
         raise UserError(f"{args.config}: {error}") from error
-    shape = tuple(args.shape or stated_shape(cfg, model))
+    shape, source = stated_shape(cfg, model, args.shape)
+    if source:
+        print(f"{shape[0]}x{shape[1]} is {source}", flush=True)
     example = blank_example(model, shape, batch=args.batch)
     table = measure_latency(model, example, args.threads, report=lambda line: print(line, flush=True))
     run = provenance(config=args.config, device=device_of(model))

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs=2,
         metavar=("H", "W"),
         help="input size, best that of the training; by default PruneHook's input_shape, else the training pipeline's "
-        "if it is fixed, else 224 224 for classifiers and 320 320 for detectors",
+        "if it is fixed, else the first training image's, else 224 224 for classifiers and 320 320 for detectors",
     )
     options.add_argument("--check", action="store_true", help="train, mask, freeze, slim and compare")
     options.add_argument("--linear", action="store_true", help="mask linear layers too (transformers, ConvNeXt)")
@@ -50,9 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         hint = "" if args.linear or isinstance(error, UserError) else "; see --linear"
         raise UserError(f"{args.config}: {error}{hint}") from error
-    shape = tuple(args.shape or stated_shape(cfg, model))
+    shape, source = stated_shape(cfg, model, args.shape)
     example = blank_example(model, shape)
     print(f"{type(model).__name__} of {args.config} at {shape[0]}x{shape[1]}, batch 1")
+    if source:
+        print(f"{shape[0]}x{shape[1]} is {source}")
     second = second_example(model, shape)
     more = [] if second is None else [second]
     budget = MacBudget(model, example, more_examples=more)

@@ -9,13 +9,14 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from mmengine.runner.checkpoint import _load_checkpoint
 from torch import Tensor, nn
 
 from mmitp.engine.finite import diverged
 from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.engine.safe_load import data_only
+from mmitp.models.slim_config import FURTHER
 from mmitp.pruning import masked_layers
 from mmitp.values import is_count, is_size
 
@@ -171,3 +172,39 @@ class FitHook(Hook):
                 f"{path} carries masks, but {config} builds a network without: give the config it was trained with"
             )
         load_fitting(model, state, path, config, extra=True)
+
+
+class StartCheck(Hook):
+    """Stops a training whose ``load_from`` is another network's; the Runner leaves at random what does not fit.
+
+    Heads for other classes are no reason, nor is a checkpoint of a part of the network. Comes last, as
+    :class:`FitHook`.
+    """
+
+    priority = "LOWEST"
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Raises ``ValueError`` where nothing fits, where more shapes differ than agree, or for a slimmed network's
+        weights in a wider one."""
+        if not isinstance(runner._train_loop, BaseLoop) or getattr(runner, "_resume", False):
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        own = model.state_dict()
+        state = {key: value for key, value in weights_of_checkpoint(checkpoint, model).items() if value.dim()}
+        shared = [key for key in state if key in own]
+        other = [key for key in shared if state[key].shape != own[key].shape]
+        gathers = any(key not in own and key.endswith((".in_index", ".out_index")) for key in state)
+        small = bool(other) and (gathers or "macs" in checkpoint.get("meta", {}).get("mmitp", {}))
+        if shared and not small and 2 * len(other) <= len(shared):
+            return
+        start = f"load_from: {runner._load_from} does not fit {runner.cfg.filename or 'the config'}: "
+        if not shared:
+            first, named = next(iter(state), None), next(iter(own), None)
+            raise ValueError(f"{start}no name in it is one of the network's (it has {first!r}, the network {named!r})")
+        start += (
+            f"{len(other)} of the {len(shared)} tensors that both have are of other shapes ({other[0]!r} is "
+            f"{tuple(state[other[0]].shape)} there and {tuple(own[other[0]].shape)} here) and would stay random. "
+        )
+        if small:
+            raise ValueError(f"{start}It is a smaller network's: train that on by the config.py beside it; {FURTHER}")
+        raise ValueError(f"{start}Give weights of this network, or leave load_from out")

@@ -1,6 +1,7 @@
 """Classes of the data and of the network: too few outputs end in an index error, missing names lose boxes silently.
 
-The same for the annotation file that a metric judges by.
+Labels that mean one class in training and another in the validation give wrong figures. The same for the annotation
+file that a metric judges by.
 """
 
 from __future__ import annotations
@@ -8,15 +9,18 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmengine.dist import is_main_process
+from mmengine.fileio import load
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
 from mmitp.engine.attack import unwrap
+from mmitp.engine.results import check_writable
 
 #: mmpretrain's head, mmdet's of one stage and of two
 HEAD = re.compile(r"head|(.*\.)?bbox_head(\.\d+)?")
@@ -28,22 +32,26 @@ class ClassCheck(Hook):
     priority = "HIGHEST"
 
     def before_run(self, runner: Runner) -> None:
-        """Refuses a metric in COCO's format that would fail on the tested data, or judge it by other images.
+        """Refuses a metric in COCO's format that would fail on the tested data, or judge it by other images, and one
+        whose results cannot be written at the end.
 
         Raises:
-            ValueError: names the annotation file.
+            ValueError: names the annotation file, or the file to write.
         """
         for loop in (runner._val_loop, runner._test_loop):
             dataset = getattr(getattr(loop, "dataloader", None), "dataset", None)
             for metric in getattr(getattr(loop, "evaluator", None), "metrics", ()):
+                if isinstance(prefix := getattr(metric, "outfile_prefix", None), str) and is_main_process():
+                    check_writable(f"{prefix}.json")
                 if problem := unfit_metric(dataset, metric):
                     raise ValueError(problem)
 
     def before_train(self, runner: Runner) -> None:
-        """Refuses fewer outputs than classes, and names that no annotation has; tells of more outputs.
+        """Refuses fewer outputs than classes, names that no annotation has, and labels that mean other classes in
+        the validation; tells of more outputs.
 
         Raises:
-            ValueError: names the key and what it should be.
+            ValueError: names the key and what it should be, or the annotation files.
         """
         dataset = getattr(getattr(runner.train_loop, "dataloader", None), "dataset", None)
         classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
@@ -53,6 +61,19 @@ class ClassCheck(Hook):
             raise ValueError(problems[0])
         for told in [*more_outputs(unwrap(runner.model), classes), *missing_names(dataset)]:
             runner.logger.warning(told)
+        if problem := shifted(label_names(dataset), tested_names(runner._val_loop)):
+            raise ValueError(problem)
+
+    def before_test(self, runner: Runner) -> None:
+        """Tells of labels that mean other classes than metainfo says; the training's files may not be there."""
+        for file, names in tested_names(runner.test_loop).items():
+            classes = [str(name) for name in runner.test_loop.dataloader.dataset.metainfo.get("classes") or names]
+            if names != classes:
+                runner.logger.warning(
+                    f"{file} has the classes in the order {', '.join(names)}, metainfo.classes is "
+                    f"{', '.join(classes)}: labels are numbered in the file's order, so the figures are right only if "
+                    "the network was trained with a file of the same order"
+                )
 
 
 def heads(model: nn.Module) -> dict[str, int]:
@@ -85,13 +106,16 @@ def more_outputs(model: nn.Module, classes: Sequence[str]) -> list[str]:
 
 
 def missing_names(dataset: Any) -> list[str]:
-    """Which classes of a data set in COCO's format its annotation file does not have: mmdet leaves these boxes out.
+    """Which classes of a data set in COCO's format its annotation file does not have, and of which one in Pascal VOC's
+    no box is there: mmdet leaves out boxes of other names.
 
     Raises:
         ValueError: it has none of them.
     """
     found = []
     for part in _parts(dataset):
+        if any(kind.__name__ == "XMLDataset" for kind in type(part).__mro__):
+            found += _without_boxes(part)
         classes, ids = (getattr(part, "metainfo", None) or {}).get("classes", ()), getattr(part, "cat_ids", None)
         if not isinstance(ids, list) or len(ids) >= len(classes):
             continue
@@ -109,6 +133,72 @@ def missing_names(dataset: Any) -> list[str]:
             raise ValueError(text)
         found.append(text)
     return found
+
+
+def _without_boxes(dataset: Any) -> list[str]:
+    """Classes of which a data set has no box; every name may be in its files, or none.
+
+    Raises:
+        ValueError: it has no box at all.
+    """
+    classes = dataset.metainfo["classes"]
+    there = {box["bbox_label"] for i in range(len(dataset)) for box in dataset.get_data_info(i)["instances"]}
+    lost = [name for label, name in enumerate(classes) if label not in there]
+    if not lost:
+        return []
+    text = (
+        f"no box of {dataset.ann_file} is of class {', '.join(map(repr, lost))}, which metainfo.classes names: the "
+        "names in the XML files have to be equal, capitals too; boxes of other names are left out"
+    )
+    if not there:
+        raise ValueError(text)
+    return [text]
+
+
+def label_names(dataset: Any) -> dict[str, list[str]]:
+    """What the labels 0, 1, ... of data sets in COCO's format are called, by annotation file.
+
+    mmdet numbers the chosen classes in the order of the file's categories, whatever the order of ``metainfo.classes``.
+    """
+    found = {}
+    for part in _parts(dataset):
+        if isinstance(ids := getattr(part, "cat_ids", None), list):
+            content = load(part.ann_file, file_format="json", backend_args=getattr(part, "backend_args", None))
+            names = {category["id"]: str(category["name"]) for category in content["categories"]}
+            found[str(part.ann_file)] = [names[i] for i in ids]
+    return found
+
+
+def tested_names(loop: Any) -> dict[str, list[str]]:
+    """:func:`label_names` of what a loop tests on, and of what its metrics judge by."""
+    dataset = getattr(getattr(loop, "dataloader", None), "dataset", None)
+    found = label_names(dataset)
+    for metric in getattr(getattr(loop, "evaluator", None), "metrics", ()):
+        api, meta = getattr(metric, "_coco_api", None), getattr(dataset, "metainfo", None) or {}
+        if api is not None and found and "classes" in meta:
+            ids = api.get_cat_ids(cat_names=list(meta["classes"]))
+            found[f"the ann_file of {type(metric).__name__}"] = [str(api.cats[i]["name"]) for i in ids]
+    return found
+
+
+def shifted(trained: Mapping[str, list[str]], tested: Mapping[str, list[str]]) -> str:
+    """Which label means one class in one annotation file and another in another; an empty text where none does.
+
+    A class that a training file lacks is learnt from the others, if it is the last one; a test needs all.
+    """
+    if not trained:
+        return ""
+    longest = max(trained, key=lambda file: len(trained[file]))
+    for file, names in {**trained, **tested}.items():
+        for label, name in enumerate(trained[longest]):
+            here = names[label] if label < len(names) else None
+            if here != name and (here is not None or file in tested):
+                return (
+                    f"label {label} is {name!r} by {longest} and {repr(here) if here else 'no class'} by {file}: mmdet "
+                    "numbers the classes in the order of a file's categories. List the same categories in the same "
+                    "order in all annotation files, also those without boxes"
+                )
+    return ""
 
 
 def unfit_metric(dataset: Any, metric: Any) -> str:

@@ -301,6 +301,11 @@ def _text(error: BaseException) -> str:
         return said
     if built.file.endswith(".json") and (why := fault(built.file, built.classes)):
         said = why
+    elif "need at least one array to concatenate" in said:  # numpy's, as mmengine joins what is left
+        said = (
+            "no image is left in it: those without boxes of metainfo.classes are left out where filter_cfg says so "
+            "(names have to be equal, capitals too), and those below its min_size"
+        )
     else:
         said = f"{type(error).__name__}: {said}"
     return f"the config's {built.kind!r}{of} cannot be built: {said}"

@@ -48,6 +48,29 @@ def fault(path: str, classes: Sequence[str] | None = None) -> str:
     return _nothing_left(entries, classes)
 
 
+def mixed_up(content: Mapping[str, Any]) -> str:
+    """Which two images or categories have one id, or an empty text.
+
+    pycocotools keeps the last of them alone: the first image is not there, and its boxes are the other one's. The same
+    entry twice does no harm.
+
+    Args:
+        content: of an annotation file.
+    """
+    for key, name in (("images", "file_name"), ("categories", "name")):
+        seen: dict[Any, Any] = {}
+        for entry in content.get(key) or ():
+            other = seen.setdefault(entry["id"], entry)
+            if other.get(name) != entry.get(name):
+                what = "images" if key == "images" else "classes"
+                return (
+                    f"{key} has the id {entry['id']!r} twice, {other.get(name)} and {entry.get(name)}: the {what} and "
+                    f"their boxes would be mixed up. Give every one of the {key} an id of its own, and the annotations "
+                    "the same ids (files that were joined have to be numbered anew)"
+                )
+    return ""
+
+
 def _nothing_left(entries: Mapping[str, list[Any]], classes: Sequence[str] | None) -> str:
     """Why no image would be left to train on."""
     images, boxes, categories = (entries[key] for key in ("images", "annotations", "categories"))

@@ -43,11 +43,12 @@ def _readers(node: Any) -> Iterator[Mapping[str, Any]]:
         wrapped = [node[key] for key in ("dataset", "datasets", "metrics") if isinstance(node.get(key), (dict, list))]
         if wrapped:
             yield from _readers(wrapped)
-        elif not node.get("backend_args") and not _fetches(node):
+        elif not node.get("backend_args") and not fetches(node):
             yield node
 
 
-def _fetches(node: Mapping[str, Any]) -> bool:
+def fetches(node: Mapping[str, Any]) -> bool:
+    """Whether a data set of a config downloads what is missing."""
     kind = node.get("type")
     name = kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", "")
     return name in _FETCHING and node.get("download", True)

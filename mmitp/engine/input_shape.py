@@ -1,12 +1,24 @@
-"""The size of the images that a config trains on, as far as the config alone tells it."""
+"""The size of the images that a config trains on: as far as the config alone tells it, else as its data do."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmengine import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS
+from torch import nn
+
+from mmitp.engine.config import enter_scope
+from mmitp.engine.data_paths import check_data, fetches
+from mmitp.engine.example import example_inputs
 from mmitp.models.config_text import type_name
 from mmitp.models.slim_config import prune_hook_of
+from mmitp.pruning.rng import kept_rng
 
 #: transforms that give every image one size, and the argument that says which
 _FIXED = {
@@ -27,7 +39,7 @@ _WIDTH_FIRST = {"Pad", "Resize", "ScaleShiftCrop"}
 _CIFAR = (32, 32)
 
 
-def input_shape(cfg: Mapping[str, Any], default: tuple[int, int]) -> tuple[int, int]:
+def input_shape(cfg: Mapping[str, Any], default: tuple[int, int] | None = None) -> tuple[int, int] | None:
     """Height and width that a config's operations are to be stated for, in pixels.
 
     That of its ``PruneHook``, else what the last transform of the training pipeline that gives every image one size
@@ -56,9 +68,37 @@ def input_shape(cfg: Mapping[str, Any], default: tuple[int, int]) -> tuple[int, 
     return default
 
 
-def _datasets(node: Any) -> Iterator[Mapping[str, Any]]:
+@kept_rng(seed=0)
+def first_image_shape(cfg: Config, model: nn.Module) -> tuple[int, int] | None:
+    """Height and width of a config's first training image as the model gets it, in a batch of one.
+
+    ``PruneHook`` takes the size of the first batch, too, where nothing states one. Nothing is downloaded for it.
+
+    Args:
+        cfg: a config.
+        model: the config's model, whose data preprocessor may pad.
+
+    Returns:
+        The size in pixels, or None where no training data are there, or they cannot be read.
+    """
+    loader = copy.deepcopy(cfg.get("train_dataloader") or {})
+    for node in _datasets(loader.get("dataset")):
+        if fetches(node):
+            node["download"] = False
+    try:
+        check_data(Config(dict(train_dataloader=loader)), ("train_dataloader",))
+        enter_scope(cfg)
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+            batch = pseudo_collate([DATASETS.build(loader["dataset"])[0]])
+        height, width = example_inputs(model, batch)["inputs"].shape[-2:]
+    except Exception:  # any kind: data sets and transforms are anybody's code
+        return None
+    return height, width
+
+
+def _datasets(node: Any) -> Iterator[dict[str, Any]]:
     """A data set and those that it wraps, the outermost first: its transforms come last."""
-    if isinstance(node, Mapping):
+    if isinstance(node, dict):
         yield node
         for inner in (node.get("dataset"), *(node.get("datasets") or [])):
             yield from _datasets(inner)

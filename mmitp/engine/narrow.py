@@ -39,6 +39,7 @@ class NarrowReport:
         config: path of the control's config.
         start: what it starts from, in words.
         shape: (H, W) that ``macs`` and ``macs_dense`` are stated for.
+        shape_from: how the size is known, where nobody states it.
         macs_dense, macs: multiply-accumulates of the dense network and of the control.
         params_dense, params: their parameters.
     """
@@ -46,6 +47,7 @@ class NarrowReport:
     config: str
     start: str
     shape: tuple[int, int]
+    shape_from: str
     macs_dense: int
     macs: int
     params_dense: int
@@ -53,6 +55,8 @@ class NarrowReport:
 
     def text(self) -> str:
         sizes = sizes_text(self.shape, (self.macs_dense, self.macs), (self.params_dense, self.params))
+        if self.shape_from:
+            sizes += f"\n{self.shape[0]}x{self.shape[1]} is {self.shape_from}"
         return f"{sizes}\nit starts from {self.start}\n{self.config}"
 
 
@@ -107,7 +111,7 @@ def narrow_control(
             "--cfg-options with the PruneHook's cost='macs', and --target with what its pruned network kept"
         )
     masked, pretrained = _masked_config(cfg, keep_pretrained=weights is None and not scratch)
-    model, example, more, size = _built(masked, pretrained, shape)
+    model, example, more, size, shape_from = _built(masked, pretrained, shape)
     drawn = _load(model, weights, cfg.filename, trust) if weights is not None else []
     model.eval()
     budget = MacBudget(model, example, cost=cost, more_examples=more)
@@ -141,6 +145,7 @@ def narrow_control(
         paths[0],
         start,
         size,
+        shape_from,
         budget.dense_macs,
         budget.kept_macs(),
         budget.dense_params,
@@ -179,15 +184,15 @@ def _masked_config(cfg: Config, keep_pretrained: bool) -> tuple[Config, bool]:
 @kept_rng(seed=0)
 def _built(
     cfg: Config, pretrained: bool, shape: Sequence[int] | None
-) -> tuple[nn.Module, dict[str, Any], list[dict[str, Any]], tuple[int, int]]:
-    """The masked model, its example input, further ones, and the size of the first."""
+) -> tuple[nn.Module, dict[str, Any], list[dict[str, Any]], tuple[int, int], str]:
+    """The masked model, its example input, further ones, and the size of the first and how it is known."""
     model = build_model(cfg)
     if pretrained and hasattr(model, "init_weights"):
         model.init_weights()  # type: ignore[operator]
-    height, width = shape or stated_shape(cfg, model)
-    example = blank_example(model, (height, width))
-    second = second_example(model, (height, width), example["inputs"].shape[1])
-    return model, example, [] if second is None else [second], (height, width)
+    size, shape_from = stated_shape(cfg, model, shape)
+    example = blank_example(model, size)
+    second = second_example(model, size, example["inputs"].shape[1])
+    return model, example, [] if second is None else [second], size, shape_from
 
 
 def _load(model: nn.Module, path: str, config: str | None, trust: bool) -> list[str]:

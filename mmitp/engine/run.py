@@ -11,6 +11,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+from mmitp.engine.checkpoint import StartCheck
 from mmitp.engine.classes import ClassCheck
 from mmitp.engine.ranks import bound_waiting
 from mmitp.engine.resume import ScheduleCheck, settle_start
@@ -24,7 +25,8 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
     (:mod:`mmitp.engine.unfinished`), reads checkpoints as data, writes them whole, and deletes old ones after new ones
     are safe (:mod:`mmitp.engine.saving`). No process waits for another longer than its time-out
     (:mod:`mmitp.engine.ranks`). Training begins with a look at the classes of data and network
-    (:mod:`mmitp.engine.classes`).
+    (:mod:`mmitp.engine.classes`), and weights of another network to start from are refused
+    (:class:`~mmitp.engine.checkpoint.StartCheck`).
 
     Args:
         cfg: the config; ``load_from`` becomes the checkpoint that a run with ``resume`` alone goes on from.
@@ -39,6 +41,7 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
     runner = protect(RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg), trust)
     runner.register_hook(ClassCheck())
     runner.register_hook(ScheduleCheck())
+    runner.register_hook(StartCheck())
     return runner
 
 

@@ -15,6 +15,7 @@ from mmitp.pruning.graph import record_graph
 from mmitp.registry import MODELS
 
 from . import dcn, mmcv_layers  # noqa: F401  make their layers known to the core
+from .slim_config import FURTHER, is_type
 
 
 @MODELS.register_module(name="MaskedConv2d")
@@ -49,9 +50,11 @@ def MaskedModel(of: str, prune: dict[str, Any] | None = None, **model: Any) -> n
         **model: the original model config.
 
     Raises:
-        ValueError: ``mask_model`` finds nothing to mask, ``prune`` has an unknown key or ``share``, or masks are to be
-            shared and the model does not run on an image of the shape.
+        ValueError: ``mask_model`` finds nothing to mask, ``prune`` has an unknown key or ``share``, masks are to be
+            shared and the model does not run on an image of the shape, or ``of`` is a slimmed network.
     """
+    if is_type(dict(type=of), "SlimModel"):
+        raise ValueError(f"model.of is a slimmed network's, which gets no masks; {FURTHER}")
     built = ROOT_MODELS.build(dict(type=of, **model))
     options = dict(prune or {})
     share, shape = options.pop("share", None), options.pop("shape", (64, 64))

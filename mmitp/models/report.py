@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch import nn
 from mmitp.engine.cli import UserError
 from mmitp.engine.config import enter_scope, require_keys
 from mmitp.engine.example import image_channels
-from mmitp.engine.input_shape import input_shape
-from mmitp.models.slim_config import drop_pretrained, is_masked, is_type
+from mmitp.engine.input_shape import first_image_shape, input_shape
+from mmitp.models.slim_config import FURTHER, drop_pretrained, is_masked, is_type
 from mmitp.pruning.rng import kept_rng
 from mmitp.pruning.small_steps import SmallSteps
 
@@ -41,7 +42,7 @@ def build_masked(cfg: Config, linear: bool = False) -> nn.Module:
     if is_type(model, "SlimModel"):
         raise UserError(
             "this is a slimmed network's config, and such a network gets no masks: give the config that it was trained "
-            "with (mmitp test, export and report take this one)"
+            f"with (mmitp test, export and report take this one); {FURTHER}"
         )
     if not is_masked(model):
         model = dict(model, type="mmitp.MaskedModel", of=model.type)
@@ -62,10 +63,26 @@ def is_detector(model: nn.Module) -> bool:
     return hasattr(model, "add_pred_to_datasample")
 
 
-def stated_shape(cfg: Config, model: nn.Module) -> tuple[int, int]:
-    """Height and width that a config's operations are stated for; 320x320 for detectors and 224x224 for other models
-    where it says none (:func:`mmitp.engine.input_shape.input_shape`)."""
-    return input_shape(cfg, (320, 320) if is_detector(model) else (224, 224))
+def stated_shape(cfg: Config, model: nn.Module, asked: Sequence[int] | None = None) -> tuple[tuple[int, int], str]:
+    """Height and width that a config's operations are stated for, and how they are known where nobody states them.
+
+    Args:
+        cfg: the config.
+        model: its model.
+        asked: a size to take in any case.
+
+    Returns:
+        What is asked for or what the config states (:func:`mmitp.engine.input_shape.input_shape`), with an empty text;
+        else the size of the first training image; else 320x320 for detectors and 224x224 for other models.
+    """
+    if asked is not None:
+        return (asked[0], asked[1]), ""
+    if stated := input_shape(cfg):
+        return stated, ""
+    if found := first_image_shape(cfg, model):
+        return found, "the size of the first training image, for the config fixes none; --shape H W gives another"
+    default = (320, 320) if is_detector(model) else (224, 224)
+    return default, "assumed: the config fixes no size, and no training image could be read; --shape H W gives another"
 
 
 def random_batch(model: nn.Module, shape: tuple[int, int], batch: int, generator: torch.Generator) -> dict[str, Any]:

@@ -19,6 +19,12 @@ from mmitp.registry import MODELS
 from . import dcn  # noqa: F401  registers the deformable convolution with the core
 from .config_text import config_text, type_name
 
+#: what to do where a slimmed network cannot get masks
+FURTHER = (
+    "to prune further, start from a checkpoint with masks (of a run with slim_at_end=False, from after its window), by "
+    "that run's config with a lower target"
+)
+
 
 @MODELS.register_module()
 def SlimModel(of: str, slim: dict[str, Any], **model: Any) -> nn.Module:  # noqa: N802  a registry type

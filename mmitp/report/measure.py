@@ -32,12 +32,13 @@ Shape = tuple[int, int]
 
 @dataclass
 class Sizes:
-    """Operations and parameters, dense and kept; None where they are not known."""
+    """Operations at an input of ``shape`` and parameters, dense and kept; None where they are not known."""
 
     macs_dense: int | None = None
     macs_kept: int | None = None
     params_dense: int | None = None
     params_kept: int | None = None
+    shape: Shape | None = None
 
 
 @dataclass
@@ -95,16 +96,24 @@ def deployed_model(run: RunRecord) -> nn.Module:
     return dense_model(run.cfg if run.slim_config is None else Config.fromfile(str(run.slim_config)))
 
 
-def sizes_of(run: RunRecord, shape: Shape | None) -> Sizes:
-    """Of a frozen run what the freeze noted, of another what is counted on an image of ``shape``."""
+def sizes_of(run: RunRecord, shape: Shape | None, own: Shape | None = None) -> Sizes:
+    """Of a frozen run what the freeze noted, of another what is counted on an image of ``shape``.
+
+    A frozen run is counted anew for another size than its ``own``, if its slimmed network is there.
+    """
     if run.frozen is not None:
-        return Sizes(**{key: run.frozen.get(key) for key in vars(Sizes())})
+        noted = {key: run.frozen.get(key) for key in ("macs_dense", "macs_kept", "params_dense", "params_kept")}
+        if shape is not None and own not in (None, shape) and run.slim_config is not None:
+            for key, network in (("macs_dense", dense_model(run.cfg)), ("macs_kept", deployed_model(run))):
+                noted[key] = counted_macs(network, blank_example(network, shape))
+            own = shape
+        return Sizes(**noted, shape=own or shape)
     model = dense_model(run.cfg)
     params = sum(p.numel() for p in model.parameters())
     macs = counted_macs(model, blank_example(model, shape)) if shape else None
     if run.small:  # how large the dense network is, its config does not say
-        return Sizes(macs_kept=macs, params_kept=params)
-    return Sizes(macs, None if run.pruned else macs, params, None if run.pruned else params)
+        return Sizes(macs_kept=macs, params_kept=params, shape=shape)
+    return Sizes(macs, None if run.pruned else macs, params, None if run.pruned else params, shape)
 
 
 def time_run(run: RunRecord, shape: Shape, rounds: int | None = None) -> Timing:

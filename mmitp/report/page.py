@@ -6,6 +6,7 @@ import difflib
 import itertools
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from mmitp.engine.results import check_writable
-from mmitp.files import write_whole
+from mmitp.files import told_apart, write_whole
 from mmitp.report.measure import Sample, Sizes, Timing, input_shape, sample_detections, sizes_of, time_run
 from mmitp.report.read import RunRecord
 from mmitp.report.svg import Line, bar, line_chart
@@ -36,7 +37,8 @@ def write_report(
     """Writes ``index.html``, ``report.md`` and a CSV file a table into a folder.
 
     Args:
-        runs: from :func:`~mmitp.report.read.read_run`; the dense one first, if there is one.
+        runs: from :func:`~mmitp.report.read.read_run`; the dense one first, if there is one. Those of one name are
+            named by the folders above, too.
         out: the folder.
         title: of the page.
         shape: (H, W) of the input that dense networks are counted and timed at; by default a pruned run's.
@@ -49,17 +51,18 @@ def write_report(
         The files, the page first.
 
     Raises:
-        ValueError: no run, two of one name, or the folder cannot be written.
+        ValueError: no run, one folder twice, or the folder cannot be written.
     """
-    names = [run.name for run in runs]
-    if not runs or len(set(names)) != len(names):
-        raise ValueError(f"a report needs runs in folders of different names, got {names}")
+    if not runs:
+        raise ValueError("a report needs a run: give its work folder")
+    names = told_apart([run.folder for run in runs])
+    runs = [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
     folder = Path(out)
     check_writable(folder / "index.html")
     own = [input_shape(run, trust) for run in runs]
     common = shape or next((known for known in own if known), None)
     shapes = [shape or known or common for known in own]
-    sizes: list[Sizes] = [sizes_of(run, at) for run, at in zip(runs, shapes, strict=True)]
+    sizes: list[Sizes] = [sizes_of(*each) for each in zip(runs, shapes, own, strict=True)]
     timings: list[Timing | None] = [
         time_run(run, at, rounds) if timing and at else None for run, at in zip(runs, shapes, strict=True)
     ]
@@ -75,10 +78,14 @@ def write_report(
         versions_table(runs),
     ]
     remarks = [f"{run.name}: {remark}" for run in runs for remark in run.remarks]
-    # What a freeze noted is of the run's own size, whatever size is asked for.
-    counted = [(known if run.frozen else None) or at for run, known, at in zip(runs, own, shapes, strict=True)]
+    counted = [size.shape for size in sizes]
     if len(set(counted)) > 1:
         remarks.append(f"operations are stated for different input sizes: {_each(names, counted)}")
+    elif shape and counted[0] != shape:
+        remarks.append(
+            f"operations are stated for {_each(names, counted)}, as the freeze noted them: "
+            "no slimmed network is there to be counted at --shape"
+        )
     if timing and common is None:
         remarks.append("nothing was timed: no run says which input size it is for (--shape H W)")
     heading = title or "Runs side by side: " * (len(runs) > 1) + ", ".join(names)

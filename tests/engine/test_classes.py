@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from mmengine import Config
-from mmengine.registry import DATASETS, MODELS, DefaultScope, init_default_scope
+from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS, DefaultScope, init_default_scope
+from PIL import Image
 
 sys.path.append(str(Path(__file__).parent))
 from toy_detectors import RETINANET
 
 import mmitp  # noqa: F401
+from mmitp import compat
 from mmitp.commands.train import main
 from mmitp.engine.classes import heads
 from mmitp.engine.cli import command
@@ -109,6 +111,33 @@ def test_an_annotation_file_with_none_of_the_names_is_refused(cfg: Config, tmp_p
         build_runner(cfg).train()
 
 
+def test_names_that_no_xml_file_has_are_told_of(
+    cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pascal VOC's format: boxes of other names are left out by mmdet without a word."""
+    box = "<bndbox><xmin>5</xmin><ymin>5</ymin><xmax>34</xmax><ymax>34</ymax></bndbox>"
+    size = "<size><width>64</width><height>64</height></size>"
+    (tmp_path / "train.txt").write_text("0\n1\n")
+    data = dict(type="VOCDataset", img_subdir="", ann_subdir="", data_prefix=dict(sub_data_root=""))
+    cfg.train_dataloader.dataset.update(data, ann_file="train.txt")
+
+    def write(*names: str) -> None:
+        objects = "".join(f"<object><name>{name}</name>{box}</object>" for name in names)
+        for i in range(2):
+            (tmp_path / f"{i}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+            (tmp_path / f"{i}.jpg").write_bytes((tmp_path / f"{i}.png").read_bytes())
+
+    write("cup", "plate", "Fork")
+    assert "train.txt is of class 'fork', which metainfo.classes names" in said(cfg)
+    write("Cup", "Plate", "Fork")
+    with pytest.raises(ValueError, match=r"no box of .*train\.txt is of class 'cup', 'plate', 'fork'"):
+        build_runner(cfg).train()
+    cfg.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=True)
+    with pytest.raises(SystemExit, match="2"):
+        command(lambda argv: build_runner(cfg).train() and None)([])
+    assert "train.txt cannot be built: no image is left in it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("lost", ["categories", "images"])
 def test_a_broken_annotation_file_is_named(
     cfg: Config, lost: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -168,6 +197,80 @@ def test_what_is_wrong_with_an_annotation_file_is_said(
     assert "it holds a list" in refused(f"[{whole}]")
 
 
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("fork", "cup", "plate"), r"label 0 is 'cup' by .*train\.json and 'fork' by .*val\.json: mmdet numbers"),
+        (("cup", "fork"), r"label 1 is 'plate' by .*train\.json and 'fork' by .*val\.json"),
+        (("cup", "plate"), r"label 2 is 'fork' by .*train\.json and no class by .*val\.json"),
+        (("cup", "plate", "fork", "other"), None),
+    ],
+)
+def test_labels_that_mean_other_classes_in_the_validation_are_refused(
+    cfg: Config, names: tuple[str, ...], says: str | None, tmp_path: Path
+) -> None:
+    annotations(tmp_path / "val.json", names)
+    cfg.val_dataloader = copy.deepcopy(cfg.train_dataloader)
+    cfg.val_dataloader.dataset.update(ann_file="val.json", test_mode=True)
+    cfg.val_evaluator = dict(type="CocoMetric", ann_file=str(tmp_path / "val.json"), metric="bbox")
+    cfg.val_cfg = dict(type="ValLoop")
+    runner = build_runner(cfg)
+    runner.val_loop  # noqa: B018 - builds it
+    if says is None:
+        runner.call_hook("before_train")
+    else:
+        with pytest.raises(ValueError, match=says):
+            runner.call_hook("before_train")
+
+
+def test_joined_data_sets_have_one_order_of_classes(cfg: Config, tmp_path: Path) -> None:
+    annotations(tmp_path / "more.json", ("plate", "cup"))
+    datasets = [cfg.train_dataloader.dataset, dict(cfg.train_dataloader.dataset, ann_file="more.json")]
+    cfg.train_dataloader.dataset = dict(type="ConcatDataset", datasets=datasets)
+    with pytest.raises(ValueError, match=r"label 0 is 'cup' by .*train\.json and 'plate' by .*more\.json"):
+        build_runner(cfg).train()
+
+
+def test_a_test_file_of_another_order_is_told_of(cfg: Config, tmp_path: Path) -> None:
+    annotations(tmp_path / "train.json", ("fork", "cup", "plate"))
+    cfg.test_dataloader = copy.deepcopy(cfg.train_dataloader)
+    cfg.test_evaluator, cfg.test_cfg = dict(type="CocoMetric", ann_file=str(tmp_path / "train.json")), {}
+    runner = build_runner(cfg)
+    runner.test_loop  # noqa: B018 - builds it
+    runner.call_hook("before_test")
+    (log,) = Path(cfg.work_dir).glob("*/*.log")
+    assert "train.json has the classes in the order fork, cup, plate, metainfo.classes is cup, plate, fork" in (
+        log.read_text()
+    )
+
+
+@pytest.mark.parametrize("part", ["dataset", "metric"])
+@pytest.mark.parametrize("key", ["images", "categories"])
+def test_two_images_or_classes_of_one_id_are_refused(
+    cfg: Config, key: str, part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pycocotools keeps the last of them, with the boxes of both."""
+    file = tmp_path / "train.json"
+
+    def build(argv: Any) -> None:
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            if part == "dataset":
+                assert len(DATASETS.build(copy.deepcopy(cfg.train_dataloader.dataset))) == 2
+            else:
+                METRICS.build(dict(type="CocoMetric", ann_file=str(file)))
+
+    content = json.loads(file.read_text())
+    content[key].append(copy.deepcopy(content[key][1]))
+    file.write_text(json.dumps(content))
+    build(None)  # the same entry twice
+    content[key][1].update(file_name="2.png", name="spoon")
+    file.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="2"):
+        command(build)([])
+    names = "2.png and 1.png" if key == "images" else "spoon and plate"
+    assert f"{file}: {key} has the id 1 twice, {names}: the " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("change", ["crowd", "ids", "names"])
 def test_a_metric_that_does_not_fit_the_data_is_refused_before_the_first_step(
     cfg: Config, change: str, tmp_path: Path
@@ -197,6 +300,18 @@ def test_a_metric_that_does_not_fit_the_data_is_refused_before_the_first_step(
     assert runner.iter == 0
 
 
+def test_results_that_cannot_be_written_are_found_before_the_first_step(cfg: Config, tmp_path: Path) -> None:
+    cfg.val_dataloader = copy.deepcopy(cfg.train_dataloader)
+    cfg.val_dataloader.dataset.test_mode = True
+    prefix = f"{tmp_path}/train.json/results"  # a file is no folder
+    cfg.val_evaluator = dict(type="CocoMetric", ann_file=f"{tmp_path}/train.json", outfile_prefix=prefix)
+    cfg.val_cfg = dict(type="ValLoop")
+    runner = build_runner(cfg)
+    with pytest.raises(ValueError, match=f"{tmp_path}/train.json"):
+        runner.train()
+    assert runner.iter == 0
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("content", [b"", b"<html>", None])
 def test_an_image_that_cannot_be_read_is_named(
@@ -211,6 +326,32 @@ def test_an_image_that_cannot_be_read_is_named(
     assert str(image) in lines[-1]
     assert ("No such file" if content is None else "cannot be read as an image") in lines[-1]
     assert not any("Traceback" in line for line in lines)
+
+
+def test_an_image_that_lies_on_its_side_is_refused_and_a_scaled_one_told_of(
+    cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compat, "_scaled", [])
+    picture = Image.new("RGB", (64, 48))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # it was taken with the camera on its side
+    path = str(tmp_path / "photo.jpg")
+    picture.save(path, exif=exif)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        load = TRANSFORMS.build(dict(type="LoadImageFromFile"))
+        stored = TRANSFORMS.build(dict(type="LoadImageFromFile", color_type="color_ignore_orientation"))
+    upright, lying = dict(height=64, width=48), dict(height=48, width=64)
+    for transform, right, wrong in ((load, upright, lying), (stored, lying, upright)):
+        assert transform(dict(img_path=path, **right))["img_shape"] == (right["height"], right["width"])
+        assert transform(dict(img_path=path))["img_shape"] == (right["height"], right["width"])
+        with pytest.raises(ValueError, match=rf"{path} is {right['width']} pixels wide and .* have an EXIF note"):
+            transform(dict(img_path=path, **wrong))
+    assert caplog.text == ""
+    for _ in range(2):
+        load(dict(img_path=path, height=128, width=96))
+    assert (
+        caplog.text.count("photo.jpg is 48 pixels wide and 64 high as it is read, and its annotations are for 96") == 1
+    )
 
 
 def test_heads_of_two_stages_count_and_those_of_proposals_do_not() -> None:

@@ -45,6 +45,12 @@ def test_it_is_the_pruned_configs_network_built_narrower_and_it_trains(tmp_path:
     assert runner.iter == 10
 
 
+def test_operations_are_counted_at_the_size_of_the_data_where_the_config_states_none(tmp_path: Path) -> None:
+    report = narrow_control(config(tmp_path), str(tmp_path / "control"))
+    assert (report.shape, report.macs_dense) == ((8, 8), macs(8, 8))
+    assert "\n8x8 is the size of the first training image" in report.text()
+
+
 @pytest.mark.parametrize("given", ["load_from", "weights"])
 def test_it_starts_from_the_largest_channels_of_the_weights_that_the_run_starts_from(
     given: str, tmp_path: Path

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
+from mmengine import Config
 from mmengine.model import PretrainedInit
 
 from mmitp.datasets.transforms import ScaleShiftCrop
@@ -12,6 +16,7 @@ from mmitp.engine.config import load_config
 from mmitp.engine.hooks import PruneHook
 from mmitp.engine.input_shape import input_shape
 from mmitp.models.masked import MaskedModel
+from mmitp.models.report import build_masked, stated_shape
 from mmitp.models.slim_config import drop_pretrained, is_masked, prune_hook_of
 
 DEFAULT = (224, 224)
@@ -97,3 +102,23 @@ def test_a_wrappers_transforms_come_after_those_of_the_data_set_inside() -> None
 )
 def test_packaged_configs(name: str, shape: tuple[int, int]) -> None:
     assert input_shape(load_config(name), DEFAULT) == shape
+
+
+def test_the_size_comes_from_the_data_else_it_is_said_that_it_is_assumed(tmp_path: Path) -> None:
+    name = "mmpretrain::resnet/resnet18_8xb16_cifar10"
+    pipeline = [dict(type="LoadImageFromFile"), dict(type="PackInputs")]
+    data = dict(type="CustomDataset", data_root=str(tmp_path), pipeline=pipeline)
+    cfg = load_config(name)
+    cfg.train_dataloader = Config(dict(dataset=data))
+    model = build_masked(cfg)
+    shape, source = stated_shape(cfg, model)
+    assert (shape, source.partition(":")[0]) == ((224, 224), "assumed")  # no images are there
+    (tmp_path / "a").mkdir()
+    cv2.imwrite(str(tmp_path / "a/0.png"), np.zeros((20, 28, 3), np.uint8))
+    shape, source = stated_shape(cfg, model)
+    assert (shape, source.partition(",")[0]) == ((20, 28), "the size of the first training image")
+    assert stated_shape(cfg, model, [16, 24]) == ((16, 24), "")
+    assert stated_shape(load_config(name), model) == ((32, 32), "")
+    cfg.train_dataloader.dataset = dict(type="MNIST", data_root=str(tmp_path / "none"), pipeline=pipeline[1:])
+    assert stated_shape(cfg, model)[0] == (224, 224)
+    assert not (tmp_path / "none").exists()  # nothing was fetched

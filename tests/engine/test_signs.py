@@ -185,9 +185,10 @@ def test_runs_of_one_name_are_told_apart_and_the_axis_names_its_unit(tmp_path, c
     picture = tmp_path / "l.svg"
     assert main([*map(str, folders), "--out", str(picture)]) == 0
     out = capsys.readouterr().out
-    assert all(f"{folder}: psi* 0.2" in out for folder in folders)
+    names = ["a/_run $1$ ü", "b/_run $1$ ü"]
+    assert [row.partition(":")[0] for row in out.splitlines() if ": psi* 0.2" in row] == names
     text = picture.read_text()
-    assert all(f"<!-- {folder} -->" in text for folder in folders)
+    assert all(f"<!-- {name} -->" in text for name in names)
     assert "<!-- epoch -->" in text
     config = folders[0] / "a" / "vis_data" / "config.py"
     config.write_text(config.read_text().replace("begin=2, end=8", "begin=200, end=800, by_epoch=False"))

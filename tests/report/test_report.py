@@ -245,6 +245,13 @@ def test_runs_of_similar_names_have_a_table_each(tmp_path):
     assert sorted(table.splitlines()[1].split(",")[0] for table in tables) == sorted(f"of {name}" for name in names)
 
 
+def test_runs_of_one_name_are_told_apart_by_the_folders_above(tmp_path):
+    config = CONFIG.replace('"mmitp.MaskedModel", of="mmdet.Toy"', '"TinyNet"')
+    folders = [by_hand(tmp_path / name, [line(1, 1)], config) for name in ("a/run", "b/run", "b/dense")]
+    _, report, *_ = write_report([read_run(folder) for folder in folders], tmp_path / "out", timing=False, samples=0)
+    assert "| a/run | b/run | dense |" in report.read_text()
+
+
 def test_a_work_folder_is_no_difference_and_its_name_stays_where_it_means_something_else(tmp_path, monkeypatch):
     (tmp_path / "work_dirs").mkdir()
     config = CONFIG.replace('"mmitp.MaskedModel", of="mmdet.Toy"', '"TinyNet"')
@@ -260,6 +267,19 @@ def test_a_work_folder_is_no_difference_and_its_name_stays_where_it_means_someth
     assert "load_from='./epoch_1.pth'" in shown
     assert "split='train'" in shown
     assert "train_set='data/train'" in shown
+
+
+def test_a_frozen_run_is_counted_anew_at_the_size_that_is_asked_for(folders, tmp_path):
+    run = read_run(folders[1])
+    stem, body = (layer["out_kept"] for layer in run.frozen["layers"][:2])
+    files = write_report([run], tmp_path / "a", shape=(16, 16), timing=False, samples=0)
+    overview = cells(next(file for file in files if file.name == "overview.csv").read_text())
+    assert overview["operations, MACs, dense"] == [f"{256 * 9 * (3 * 8 + 8 * 8) + 16:,}"]
+    assert overview["operations, MACs, kept"][0].split()[0] == f"{256 * 9 * (3 * stem + stem * body) + 2 * body:,}"
+    assert "operations are stated" not in files[0].read_text()
+    run.slim_config = None
+    page = write_report([run], tmp_path / "b", shape=(16, 16), timing=False, samples=0)[0].read_text()
+    assert "operations are stated for 8x8, as the freeze noted them: no slimmed network is there" in page
 
 
 @pytest.mark.parametrize("asked", [None, (32, 32)])
@@ -381,7 +401,7 @@ def test_names_are_escaped(tmp_path):
     assert "a&lt;b&gt;&amp;c" in page
     assert "d\\|e" in files[1].read_text()
     assert all(re.fullmatch(r"[\w.-]+", file.name) for file in files)
-    with pytest.raises(ValueError, match="folders of different names"):
+    with pytest.raises(ValueError, match=r"a<b>&c is given twice"):
         write_report([runs[0], runs[0]], tmp_path / "out")
 
 

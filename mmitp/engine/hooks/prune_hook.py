@@ -26,7 +26,7 @@ from mmitp.engine.surgery import require_same_training, require_slimmable, slim_
 from mmitp.engine.window import RunLength, check_window, fit_window, is_part
 from mmitp.files import write_whole
 from mmitp.models.config_text import config_text
-from mmitp.models.slim_config import is_masked, slim_config
+from mmitp.models.slim_config import FURTHER, is_masked, slim_config
 from mmitp.pruning import MacBudget, MaskedLayer, SlimPlan, masked_layers
 from mmitp.pruning.cost import Cost, make_cost
 from mmitp.pruning.freeze import NotFinite
@@ -619,7 +619,7 @@ class PruneHook(Hook):
             if isinstance(runner._train_loop, BaseLoop) and not resume:
                 raise ValueError(
                     "load_from names a checkpoint of a slimmed network, which fits no masked one: resume it, or train "
-                    "on with the slim/config.py beside it"
+                    f"on with the slim/config.py beside it; {FURTHER}"
                 )
             # Before EMA's hook loads its copy, and before the Runner loads model and optimizer.
             self._become(runner, SlimPlan.from_spec(slim["spec"]), slim)
