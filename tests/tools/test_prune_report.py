@@ -179,6 +179,28 @@ def test_a_small_step_is_a_thousandth_of_the_tensors_length() -> None:
     assert lost.tolist() == [1, 1]
 
 
+TASKS = """
+_base_ = ["mmpretrain::resnet/resnet18_8xb16_cifar10.py"]
+heads = dict(color=dict(type="LinearClsHead", num_classes=2), shape=dict(type="LinearClsHead", num_classes=7))
+model = dict(
+    backbone=dict(stem_channels=8, base_channels=8),
+    head=dict(_delete_=True, type="MultiTaskHead", task_heads=heads, in_channels=64),
+)
+"""
+
+
+def test_check_gives_every_task_of_a_multi_task_head_a_label(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "tasks.py").write_text(TASKS)
+    assert run(str(tmp_path / "tasks.py"), "--shape", "32", "32", "--linear", "--check") == 0
+    assert capsys.readouterr().out.endswith("passed\n")
+    model = build_masked(load_config(str(tmp_path / "tasks.py")))
+    samples = random_batch(model, (32, 32), 40, torch.Generator().manual_seed(0))["data_samples"]
+    assert {sample.color.gt_label.item() for sample in samples} == set(range(2))
+    assert {sample.shape.gt_label.item() for sample in samples} == set(range(7))
+
+
 def test_check_of_a_model_that_cannot_train_says_so(
     run: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
