@@ -257,6 +257,27 @@ def test_check_of_a_model_with_batches_of_its_own_says_so(
     assert "own.py: --check trains on random images" in capsys.readouterr().err
 
 
+class Silent(OwnBatches):
+    """It refuses to train without a word."""
+
+    def forward(self, inputs: torch.Tensor, data_samples: object = None, mode: str = "tensor") -> object:
+        if mode == "loss":
+            raise AssertionError
+        return super().forward(inputs, data_samples, mode)
+
+
+def test_an_error_without_a_text_is_told_by_its_line(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS._module_dict, "Silent", Silent)
+    (tmp_path / "own.py").write_text("model = dict(type='Silent')")
+    with pytest.raises(SystemExit, match="2"):
+        run(str(tmp_path / "own.py"), "--shape", "8", "8", "--check")
+    said = capsys.readouterr().err
+    assert "Silent does not: AssertionError: raise AssertionError in forward of " in said
+    assert "test_prune_report.py" in said
+
+
 def test_a_slimmed_networks_config_is_called_one(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
