@@ -10,6 +10,7 @@ agree; outputs at a second image size too, where the model takes one. It fails a
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # any kind: the model's own code
         if raised_by_us(error):
             raise
-        said = " ".join(f"{type(error).__name__}: {error}".split())
+        *_, line = traceback.extract_tb(error.__traceback__)
+        text = str(error) or f"{line.line} in {line.name} of {line.filename}"
+        said = " ".join(f"{type(error).__name__}: {text}".split())
         raise UserError(
             f"{args.config}: --check trains on random images with labels or boxes, as mmpretrain's and mmdet's models "
             f"take them, and {type(model).__name__} does not: {said[:300]}. What can be pruned is listed without it, "

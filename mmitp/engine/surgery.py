@@ -79,7 +79,7 @@ def require_same_training(model: nn.Module, example_inputs: Any, batch: Any) -> 
         data = masked.data_preprocessor(copy.deepcopy(batch), True)  # type: ignore[operator]
         randomize_masks(masked, 0.5, torch.Generator().manual_seed(0))
         plan = plan_live(masked, example_inputs, MacBudget(masked, example_inputs))
-        small = copy.deepcopy(masked)
+        small = copy_of(masked)
         shrink_live(small, plan)
         problem = _difference(masked, small, data)
         doubt = torch.tensor(float(bool(problem)), device=next(model.parameters()).device)

@@ -89,14 +89,11 @@ def random_batch(model: nn.Module, shape: tuple[int, int], batch: int, generator
     """Noise images (uint8, as loaders give them) with valid labels: classes, or boxes with masks and a semantic map."""
     channels = image_channels(model, shape)
     images = [torch.randint(256, (channels, *shape), dtype=torch.uint8, generator=generator) for _ in range(batch)]
-    classes = min(
-        (n for m in model.modules() if isinstance(n := getattr(m, "num_classes", None), int) and n > 0), default=1
-    )
     if is_detector(model):
         masks = any("mask_head" in name for name, _ in model.named_modules())
-        samples = [_boxes(shape, classes, generator, i, masks) for i in range(batch)]
+        samples = [_boxes(shape, _classes(model), generator, i, masks) for i in range(batch)]
     else:
-        samples = [_label(shape, classes, generator) for _ in range(batch)]
+        samples = [_label(model, shape, generator) for _ in range(batch)]
     return dict(inputs=images, data_samples=samples)
 
 
@@ -129,10 +126,23 @@ def train_on_noise(model: nn.Module, shape: tuple[int, int], iterations: int = 3
     return losses
 
 
-def _label(shape: tuple[int, int], classes: int, generator: torch.Generator) -> Any:
-    from mmpretrain.structures import DataSample
+def _classes(module: nn.Module) -> int:
+    """How many classes all parts of a module know."""
+    found = (getattr(part, "num_classes", None) for part in module.modules())
+    return min((n for n in found if isinstance(n, int) and n > 0), default=1)
 
-    label = int(torch.randint(classes, (), generator=generator))
+
+def _label(model: nn.Module, shape: tuple[int, int], generator: torch.Generator) -> Any:
+    """A label, or with mmpretrain's MultiTaskHead one for each task."""
+    from mmpretrain.structures import DataSample, MultiTaskDataSample
+
+    tasks = getattr(getattr(model, "head", model), "task_heads", None)
+    if tasks is not None:
+        sample = MultiTaskDataSample()
+        for name, head in tasks.items():
+            sample.set_field(_label(head, shape, generator), name)
+        return sample
+    label = int(torch.randint(_classes(model), (), generator=generator))
     return DataSample(metainfo=dict(img_shape=shape, ori_shape=shape)).set_gt_label(label)
 
 

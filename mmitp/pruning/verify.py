@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import CellType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -74,9 +75,45 @@ def copy_of(model: nn.Module) -> nn.Module:
     """``copy.deepcopy`` of a model that may hold tensors of a graph, whose values are copied.
 
     Weight and spectral normalisation by hooks keep the weight of the last pass, and users' code keeps feature maps.
+    Functions that modules keep (mmpretrain's MultiTaskHead wraps the losses of its heads, users wrap ``forward``) work
+    on the copy, too: ``copy.deepcopy`` leaves them with the model's own modules.
     """
     held = [t for module in model.modules() for t in tensors_in(vars(module), depth=3) if not t.is_leaf]
-    return copy.deepcopy(model, {id(t): t.detach().clone() for t in held})
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in held}
+    copied_model = copy.deepcopy(model, memo)
+    for module in copied_model.modules():
+        tables: list[dict[Any, Any]] = [vars(module), module._forward_pre_hooks, module._forward_hooks]
+        for kept in tables:
+            for name, value in kept.items():
+                if isinstance(value, FunctionType):
+                    kept[name] = _of_copy(value, memo)
+    return copied_model
+
+
+def _of_copy(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """The function with the copies of a model's modules in place of those that it closes over.
+
+    Args:
+        function: kept by a module.
+        memo: of ``copy.deepcopy``: the id of what was copied -> its copy. Functions are added.
+    """
+    if id(function) in memo or function.__closure__ is None:
+        return memo.get(id(function), function)
+    cells = tuple(CellType() for _ in function.__closure__)
+    new = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
+    new.__kwdefaults__, new.__dict__ = function.__kwdefaults__, dict(function.__dict__)
+    memo[id(function)] = new  # first: it may close over itself
+    for cell, old in zip(cells, function.__closure__, strict=True):
+        if old == CellType():  # a name without a value as yet
+            continue
+        value = old.cell_contents
+        if isinstance(value, FunctionType):
+            cell.cell_contents = _of_copy(value, memo)
+        elif id(getattr(value, "__self__", value)) in memo:  # a module or a method of one
+            cell.cell_contents = copy.deepcopy(value, memo)
+        else:
+            cell.cell_contents = value
+    return new
 
 
 @contextmanager

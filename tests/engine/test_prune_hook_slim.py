@@ -35,11 +35,13 @@ class Residual(toy.Toy):
         for layer in masked_layers(self).values():
             layer.prune_mask.data = layer.prune_mask.data.float()
 
-    def forward(self, inputs, data_samples=None, mode="tensor"):
+    def features(self, inputs):
         inputs = inputs.to(self.stem.weight.dtype)
         x = self.norm(self.stem(inputs)).relu()
-        x = (x + self.norm2(self.body2(self.body(x).relu()))).relu()
-        x = self.fc(x.mean((2, 3)))
+        return (x + self.norm2(self.body2(self.body(x).relu()))).relu().mean((2, 3))
+
+    def forward(self, inputs, data_samples=None, mode="tensor"):
+        x = self.fc(self.features(inputs))
         if mode == "tensor":
             return x
         if mode == "loss":
@@ -53,6 +55,32 @@ class Levels(Residual):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.levels = nn.ModuleList([self.body, self.body2])
+
+
+class Head(nn.Module):
+    """Wraps its own loss, as mmpretrain's MultiTaskHead does to the heads of its tasks."""
+
+    def __init__(self, fc):
+        super().__init__()
+        self.fc = fc
+        loss = self.loss
+        self.loss = lambda *args: loss(*args)
+
+    def loss(self, x, labels):
+        return dict(loss=nn.functional.cross_entropy(self.fc(x), labels))
+
+
+class Wrapped(Residual):
+    """Trains by its head's wrapped loss."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.head = Head(self.fc)
+
+    def forward(self, inputs, data_samples=None, mode="tensor"):
+        if mode == "loss":
+            return self.head.loss(self.features(inputs), data_samples)
+        return super().forward(inputs, data_samples, mode)
 
 
 class Losses(Hook):
@@ -106,6 +134,14 @@ def test_losses_after_the_freeze_follow_the_masked_continuation(tmp_path, optim,
     params = {p for group in runner.optim_wrapper.optimizer.param_groups for p in group["params"]}
     assert params == set(runner.model.parameters())
     assert set(runner.optim_wrapper.optimizer.state) <= params
+
+
+def test_a_head_that_wraps_its_loss_is_slimmed_with_the_rest(tmp_path):
+    """Copies that are compared at the start took the loss of the network's own head: layers of two widths met."""
+    _, _, expected = run(tmp_path / "masked", False, torch.float64, make=Wrapped)
+    runner, _, losses = run(tmp_path / "slim", True, torch.float64, make=Wrapped)
+    assert losses == pytest.approx(expected, rel=1e-10)
+    assert runner.model.head.fc.weight.shape[1] < 8
 
 
 @pytest.mark.parametrize("update_buffers", [False, True])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmitp.pruning import MacBudget, fold_norms, mask_model, masked_layers, randomize_masks, slim
 from mmitp.pruning.verify import (
     compare,
+    copy_of,
     difference,
     doubled,
     eval_mode,
@@ -205,3 +206,46 @@ def test_doubling_keeps_containers() -> None:
     out = doubled(dict(x=Pair(torch.ones(1), [torch.ones(1, dtype=torch.int64)])))
     assert isinstance(out["x"], Pair)
     assert (out["x"].a.dtype, out["x"].b[0].dtype) == (torch.float64, torch.int64)
+
+
+class Wrapping(nn.Module):
+    """Keeps functions that close over its own layers, a stranger, themselves and a name without a value."""
+
+    def __init__(self, stranger: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(2, 2), nn.Linear(2, 2)
+        inner, forward = self.inner, self.outer.forward
+
+        def count(n: int) -> int:
+            return n and 1 + count(n - 1)
+
+        def twice(x: Tensor, *, times: int = 2) -> Tensor:
+            return times * forward(x) + count(3)
+
+        self.outer.forward = lambda x: twice(x) + inner(x) + stranger(x)  # type: ignore[method-assign]
+        self.outer.register_forward_hook(lambda module, args, out: out * inner.weight.sum())
+        self.empty = lambda: nothing
+        if not inner:
+            nothing = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(x)
+
+
+def test_functions_that_a_copied_module_keeps_work_on_the_copy() -> None:
+    torch.manual_seed(0)
+    stranger = nn.Linear(2, 2)
+    model, x = Wrapping(stranger), torch.randn(3, 2)
+    copied = copy_of(model)
+    before = model(x)
+    assert torch.equal(copied(x), before)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(copied(x), before)
+    copied(x).sum().backward()
+    assert all(p.grad is not None for p in copied.parameters())
+    assert all(p.grad is None for p in model.parameters())
+    assert stranger.weight.grad is not None  # it is none of the model's and stays what it was
+    with pytest.raises(NameError):
+        copied.empty()

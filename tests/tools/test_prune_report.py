@@ -179,6 +179,28 @@ def test_a_small_step_is_a_thousandth_of_the_tensors_length() -> None:
     assert lost.tolist() == [1, 1]
 
 
+TASKS = """
+_base_ = ["mmpretrain::resnet/resnet18_8xb16_cifar10.py"]
+heads = dict(color=dict(type="LinearClsHead", num_classes=2), shape=dict(type="LinearClsHead", num_classes=7))
+model = dict(
+    backbone=dict(stem_channels=8, base_channels=8),
+    head=dict(_delete_=True, type="MultiTaskHead", task_heads=heads, in_channels=64),
+)
+"""
+
+
+def test_check_gives_every_task_of_a_multi_task_head_a_label(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "tasks.py").write_text(TASKS)
+    assert run(str(tmp_path / "tasks.py"), "--shape", "32", "32", "--linear", "--check") == 0
+    assert capsys.readouterr().out.endswith("passed\n")
+    model = build_masked(load_config(str(tmp_path / "tasks.py")))
+    samples = random_batch(model, (32, 32), 40, torch.Generator().manual_seed(0))["data_samples"]
+    assert {sample.color.gt_label.item() for sample in samples} == set(range(2))
+    assert {sample.shape.gt_label.item() for sample in samples} == set(range(7))
+
+
 def test_check_of_a_model_that_cannot_train_says_so(
     run: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,6 +255,27 @@ def test_check_of_a_model_with_batches_of_its_own_says_so(
     with pytest.raises(SystemExit, match="2"):
         run(str(tmp_path / "own.py"), "--shape", "8", "8", "--check")
     assert "own.py: --check trains on random images" in capsys.readouterr().err
+
+
+class Silent(OwnBatches):
+    """It refuses to train without a word."""
+
+    def forward(self, inputs: torch.Tensor, data_samples: object = None, mode: str = "tensor") -> object:
+        if mode == "loss":
+            raise AssertionError
+        return super().forward(inputs, data_samples, mode)
+
+
+def test_an_error_without_a_text_is_told_by_its_line(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS._module_dict, "Silent", Silent)
+    (tmp_path / "own.py").write_text("model = dict(type='Silent')")
+    with pytest.raises(SystemExit, match="2"):
+        run(str(tmp_path / "own.py"), "--shape", "8", "8", "--check")
+    said = capsys.readouterr().err
+    assert "Silent does not: AssertionError: raise AssertionError in forward of " in said
+    assert "test_prune_report.py" in said
 
 
 def test_a_slimmed_networks_config_is_called_one(
