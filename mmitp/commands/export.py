@@ -1,6 +1,6 @@
 """Export a checkpoint for other runtimes, and check the file against torch.
 
-    mmitp export CONFIG CHECKPOINT --out FILE [--shape H W] [--batch N]
+    mmitp export CONFIG CHECKPOINT --out FILE [--shape H W] [--batch N] [--gather]
 
 FILE ends in .onnx, .pt2 (torch.export) or .pt (TorchScript). Dense, masked (slimmed on the way) and slimmed networks of
 classifiers and CenterNet, deformable convolutions included; other single-stage detectors with their head's raw outputs;
@@ -24,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--shape", type=positive, nargs=2, metavar=("H", "W"), help="input size; default: the training's"
     )
     options.add_argument("--batch", type=positive, metavar="N", help="fixed batch size; default: any")
+    options.add_argument(
+        "--gather", action="store_true", help="keep gathers: fewer operations, slower where tried, unknown to ncnn"
+    )
     add_trust(options)
     args = options.parse_args(argv)
     needs_out(options, args)
@@ -34,4 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     check_writable(args.out)
     cfg = load_config(args.config, args.cfg_options)
-    print(export_checkpoint(cfg, args.checkpoint, args.out, args.shape, args.batch, trust=args.trust).text())
+    report = export_checkpoint(
+        cfg, args.checkpoint, args.out, args.shape, args.batch, trust=args.trust, gathers=args.gather
+    )
+    print(report.text())

@@ -22,7 +22,8 @@ from mmitp.engine.example import blank_example, image_channels
 from mmitp.engine.hooks.prune_hook import STATE_KEY
 from mmitp.engine.results import keep_inputs
 from mmitp.files import write_whole
-from mmitp.pruning import MacBudget, SlimPlan, apply_plan, masked_layers
+from mmitp.pruning import MacBudget, SlimPlan, apply_plan, fold_norms, masked_layers, without_gathers
+from mmitp.pruning.check import counted_macs
 from mmitp.pruning.progressive import restore_cut
 from mmitp.pruning.slim import slim_with_plan
 from mmitp.pruning.verify import relative_gap, tensors_in
@@ -122,6 +123,7 @@ def export_checkpoint(
     shape: Sequence[int] | None = None,
     batch: int | None = None,
     trust: bool = False,
+    gathers: bool = False,
 ) -> ExportReport:
     """Exports a dense, masked or slimmed network and checks the file against torch.
 
@@ -135,6 +137,8 @@ def export_checkpoint(
         shape: (H, W) in pixels of the input; by default that of the training's budget.
         batch: fixed batch size; by default any.
         trust: also read a checkpoint that may run code.
+        gathers: keep a slimmed network's gathers and scatters. By default products of zeros and ones take their place
+            (:func:`mmitp.pruning.without_gathers`): more operations, in less time in every runtime that was tried.
 
     Raises:
         ValueError: the ending is none of these, the file is the checkpoint itself, the packages for ONNX are missing,
@@ -171,15 +175,20 @@ def export_checkpoint(
         model, _ = slim_with_plan(model, example, budget)
         how = f"{cfg.model.of}, slimmed: {budget.kept_macs():,} of {budget.dense_macs:,} MACs at {height}x{width}"
     network = RawOutputs(model, (height, width), channels).eval()
+    written, problem = _for_runtimes(model, example, gathers)
+    if problem:
+        warning += f"warning: the file is not as quick as it could be: {problem}\n"
+    if (added := counted_macs(written, example) - counted_macs(model, example)) > 0:
+        how += f"; products in place of gathers are {added:,} more"
     try:
-        content, run = writers[ending](network, batch, cfg)
+        content, run = writers[ending](RawOutputs(written, (height, width), channels).eval(), batch, cfg)
     except (RuntimeError, TypeError, NotImplementedError, torch.onnx.errors.OnnxExporterError) as error:
         raise ValueError(f"{how} cannot be exported as {ending}: {error}") from error
     difference = max(_difference(network, run, n) for n in ((batch,) if batch else (1, 3)))
     if not difference <= TOLERANCE:
         raise RuntimeError(f"{out} would differ from torch by {difference:.3g} of an output's largest value")
     write_whole(out, content)
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for p in written.parameters())
     return ExportReport(
         file=out,
         size=len(content),
@@ -192,6 +201,20 @@ def export_checkpoint(
         warning=warning,
         channels=network.channels,
     )
+
+
+def _for_runtimes(model: nn.Module, example: Any, gathers: bool) -> tuple[nn.Module, str]:
+    """The network with its norms folded, without gathers unless they are wanted, and what stood in the way of that.
+
+    Exporters fold norms too, but for those that a scatter parts from their convolution.
+    """
+    problems = []
+    for step in [fold_norms] if gathers else [fold_norms, without_gathers]:
+        try:
+            model = step(model, example)
+        except RuntimeError as error:  # the file is right all the same
+            problems.append(str(error))
+    return model, "; ".join(problems)
 
 
 def _example(network: RawOutputs, n: int) -> Tensor:

@@ -10,8 +10,9 @@ it. *Coupled* channels stand in one place of tensors that the model's code adds 
 dependency group); a tensor of the slimmed network keeps them all while one of them is needed. Channels that the same
 mask entries keep have one *reader set*.
 
-For deployment: :func:`slim` and then, if at all, :func:`fold_norms`. Where a masked network goes to code that reads its
-weights (fusion, re-parameterisation, converters), :func:`fold_masks` comes first.
+For deployment: :func:`slim`, then, if at all, :func:`fold_norms`, and :func:`without_gathers` for runtimes that cannot
+gather. Where a masked network goes to code that reads its weights (fusion, re-parameterisation, converters),
+:func:`fold_masks` comes first.
 """
 
 from .budget import LayerRow, MacBudget
@@ -20,6 +21,7 @@ from .deploy import fold_norms
 from .distill import distillation_loss, open_masks
 from .freeze import freeze_masks, project
 from .freeze_report import FreezeReport
+from .gatherless import without_gathers
 from .graph import register_op
 from .layers import (
     MaskedConv2d,
@@ -61,4 +63,5 @@ __all__ = [
     "register_op",
     "share_masks",
     "slim",
+    "without_gathers",
 ]

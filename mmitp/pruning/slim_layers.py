@@ -52,6 +52,9 @@ def gather(x: Tensor, dim: int, index: Tensor) -> Tensor:
 
 def scatter(x: Tensor, dim: int, index: Tensor, width: int) -> Tensor:
     """``x`` at the positions ``index`` of a tensor of ``width`` channels, zeros elsewhere, in the layout of ``x``."""
+    if not torch.jit.is_scripting():
+        if torch.onnx.is_in_onnx_export() and torch.jit.is_tracing():
+            return _gather_into_places(x, dim, index, width)
     if _channels_last(x):
         rows = x.permute(0, 2, 3, 1)
         out = x.new_zeros([rows.shape[0], rows.shape[1], rows.shape[2], width])
@@ -59,6 +62,17 @@ def scatter(x: Tensor, dim: int, index: Tensor, width: int) -> Tensor:
     shape = list(x.shape)
     shape[dim] = width
     return x.new_zeros(shape).index_copy_(dim, index, x)
+
+
+def _gather_into_places(x: Tensor, dim: int, index: Tensor, width: int) -> Tensor:
+    """:func:`scatter` for ONNX: one ``Gather``, with the first computed channel where nobody reads.
+
+    ``index_copy_`` would be eight operators, ``ScatterElements`` among them, which is slow or missing in runtimes.
+    """
+    places = [0] * width
+    for i, place in enumerate(index.tolist()):
+        places[place] = i
+    return x.index_select(dim, torch.tensor(places, device=x.device))
 
 
 def _everywhere(index: Tensor, rows: Tensor) -> Tensor:

@@ -335,3 +335,21 @@ def test_a_file_without_weights_is_told_from_one_without_masks(content: dict, te
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=f"other.pth holds no weights, for it lacks state_dict: .*{text}"):
         slim_checkpoint(classifier(), str(tmp_path / "other.pth"), str(tmp_path / "slim"), (32, 32))
+
+
+@needs_onnx
+def test_gathers_and_scatters_are_operators_that_runtimes_have(tmp_path: Path) -> None:
+    import onnx
+
+    checkpoint = save(detector(False), tmp_path / "m.pth", 3)
+    kinds = {}
+    for gathers in (True, False):
+        out = str(tmp_path / f"{gathers}.onnx")
+        report = export_checkpoint(detector(False), checkpoint, out, (64, 96), batch=1, gathers=gathers)
+        assert report.difference <= 1e-4
+        onnx.utils.extract_model(out, out + "_maps.onnx", ["images"], ["heatmap", "wh", "offset"])
+        kinds[gathers] = {node.op_type for node in onnx.load(out + "_maps.onnx").graph.node}
+    plain = {"Conv", "ConvTranspose", "Relu", "Add", "Concat", "MaxPool", "Sigmoid"}
+    assert kinds[True] - plain - {"Constant", "Identity", "Cast"} == {"Gather"}
+    assert kinds[False] - plain <= {"Constant", "Identity", "Cast"}
+    assert "MACs at 64x96; products in place of gathers are " in report.how

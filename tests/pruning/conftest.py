@@ -21,8 +21,10 @@ from mmitp.pruning import (
     masked_layers,
     randomize_masks,
     share_masks,
+    without_gathers,
 )
 from mmitp.pruning.slim import slim_with_plan
+from mmitp.pruning.slim_layers import SlimLayer
 from mmitp.pruning.verify import call_model, tensors_in
 
 aten = torch.ops.aten
@@ -110,6 +112,13 @@ def prove(
             folded = copy.deepcopy(dense)
             folded.load_state_dict(fold_masks(copy.deepcopy(model)).state_dict())
             assert relative_gap(expected, call_model(folded, inputs)) <= 1e-5
+        if seed == 0:
+            whole = without_gathers(small, inputs)
+            left = [m for m in whole.modules() if isinstance(m, SlimLayer) and not m.empty]
+            assert not any(m.in_index is not None or m.out_index is not None for m in left)
+            assert counted_macs(whole, inputs) + extra >= budget.kept_macs()
+            with torch.no_grad():
+                assert relative_gap(expected, call_model(whole, inputs)) <= 1e-5
     return budget
 
 
