@@ -275,7 +275,8 @@ def measure(networks: Sequence[Network], made: Sequence[Made], rounds: int) -> l
             ratio = statistics.median(a / b for a, b in zip(times[i, runtime], times[0, runtime], strict=True))
             cells.append(f"{statistics.median(times[i, runtime]):.1f} ({ratio:.2f})")
         gap = max(one.gap.values())
-        rows.append([network.name if i == 0 else "", network.row, one.macs / made[0].macs, *cells, f"{gap:.0e}"])
+        ops = round(one.macs / made[0].macs, 4)
+        rows.append([network.name if i == 0 else "", network.row, ops, *cells, f"{gap:.0e}"])
         print(rows[-1], flush=True)
     return rows
 

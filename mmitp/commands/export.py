@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     options.add_argument("--batch", type=positive, metavar="N", help="fixed batch size; default: any")
     options.add_argument(
-        "--gather", action="store_true", help="keep gathers: fewer operations, slower where tried, unknown to ncnn"
+        "--gather", action="store_true", help="keep gathers: fewer operations, but some runtimes (ncnn) have none"
     )
     add_trust(options)
     args = options.parse_args(argv)

@@ -138,7 +138,8 @@ def export_checkpoint(
         batch: fixed batch size; by default any.
         trust: also read a checkpoint that may run code.
         gathers: keep a slimmed network's gathers and scatters. By default products of zeros and ones take their place
-            (:func:`mmitp.pruning.without_gathers`): more operations, in less time in every runtime that was tried.
+            (:func:`mmitp.pruning.without_gathers`): more operations in about as much time, and right in runtimes that
+            cannot gather.
 
     Raises:
         ValueError: the ending is none of these, the file is the checkpoint itself, the packages for ONNX are missing,

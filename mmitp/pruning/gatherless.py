@@ -33,7 +33,7 @@ def without_gathers(model: nn.Module, example_inputs: Any) -> nn.Module:
     A layer that gathers its input channels gets a product of zeros and ones before it, or zeros in its weight for what
     it does not read, whichever is fewer multiplications on the example; where it scatters its outputs, after it. Both
     cost operations that :func:`~mmitp.pruning.slim` had saved: do it for runtimes that cannot gather, or where it is
-    quicker by the clock. The copy computes what the model computes (checked here on the example).
+    the quicker one. The copy computes what the model computes (checked here on the example).
 
     Args:
         model: slimmed network; one without gathers stays as it is.
