@@ -189,7 +189,7 @@ def export_checkpoint(
     if not difference <= TOLERANCE:
         raise RuntimeError(f"{out} would differ from torch by {difference:.3g} of an output's largest value")
     write_whole(out, content)
-    parameters = sum(p.numel() for p in written.parameters())
+    parameters = sum(p.numel() for p in model.parameters())
     return ExportReport(
         file=out,
         size=len(content),
