@@ -308,7 +308,8 @@ def declared() -> list[Run]:
 def longer(run: Run, times: int) -> Run:
     """The run in so many times its epochs, its window with it."""
     name = f"{run.name.removesuffix(f'_s{run.seed}')}_x{times}_s{run.seed}"
-    return replace(run, name=name, args=(*run.args, "--times", str(times)), times=times)
+    row = run.row.replace("window of half an epoch", f"window of {times / 2:g} epochs")
+    return replace(run, name=name, row=row, args=(*run.args, "--times", str(times)), times=times)
 
 
 def macs_of(widths: tuple[int, int, int], classes: int = 10) -> int:
