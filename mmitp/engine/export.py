@@ -180,7 +180,7 @@ def export_checkpoint(
     if problem:
         warning += f"warning: the file is not as quick as it could be: {problem}\n"
     if (added := counted_macs(written, example) - counted_macs(model, example)) > 0:
-        how += f"; products in place of gathers are {added:,} more"
+        how += f"; products in place of gathers add {added:,} MACs"
     try:
         content, run = writers[ending](RawOutputs(written, (height, width), channels).eval(), batch, cfg)
     except (RuntimeError, TypeError, NotImplementedError, torch.onnx.errors.OnnxExporterError) as error:
