@@ -67,7 +67,7 @@ def scatter(x: Tensor, dim: int, index: Tensor, width: int) -> Tensor:
 def _gather_into_places(x: Tensor, dim: int, index: Tensor, width: int) -> Tensor:
     """:func:`scatter` for ONNX: one ``Gather``, with the first computed channel where nobody reads.
 
-    ``index_copy_`` would be eight operators, ``ScatterElements`` among them, which is slow or missing in runtimes.
+    ``index_copy_`` would be eight operators, ``ScatterElements`` among them, which some runtimes lack.
     """
     places = [0] * width
     for i, place in enumerate(index.tolist()):
